@@ -1,0 +1,62 @@
+# One command each: `make run` serves, `make test` tests. Everything else is here too.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Exact versions for everything that is installed, build tools included.
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-gpu check format proto bench settings demo image-test
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+run: $(VENV)/.runtime ## install what is needed and serve the demo model
+	@exec $(BIN)/dat-serve
+
+test: $(VENV)/.dev ## install what is needed and run the tests
+	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.dev ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: $(VENV)/.dev ## lint, types, generated files up to date
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(MAKE) --no-print-directory proto settings
+	git diff --exit-code -- service/pb README.md
+	shellcheck .ci/run deploy/*.sh
+
+format: $(VENV)/.dev ## format and fix the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+proto: $(VENV)/.dev ## regenerate the gRPC stubs
+	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto/dat/v1 \
+		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/dat.proto
+
+settings: $(VENV)/.dev ## regenerate the table of settings in README.md
+	$(BIN)/python -m service.settings README.md
+
+bench: $(VENV)/.dev ## measure the engine and the server, results in bench/results
+	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.server
+
+demo: $(VENV)/.dev ## train the demo model anew and measure it
+	$(BIN)/python -m demo.train
+	$(BIN)/python -m demo.evaluate
+
+image-test: ## build the container image and run it, without a Docker engine
+	bash deploy/image_test.sh

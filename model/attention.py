@@ -1,0 +1,312 @@
+"""Deformable attention of DAT and DAT++, for inference.
+
+Feature maps are channels-last tokens `(B, H, W, C)`. Positions are `(y, x)` in the coordinates
+of `grid_sample` with `align_corners=True`: -1 and +1 are the centres of the first and the last
+cell. They stay in float32 whatever the dtype of the features.
+
+The projections are folded (see `checkpoint.py`): queries come out scaled by `head_dim ** -0.5`;
+keys have no bias, which softmax cannot see; the bias of the values is part of `proj`.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import DatConfig
+
+
+class Attended(NamedTuple):
+    """What an attention layer returns.
+
+    Attributes:
+        tokens: `(B, H, W, C)`.
+        sampling_locations: `(B, G, Hk, Wk, 2)`, (y, x), or `None` from local attention.
+    """
+
+    tokens: Tensor
+    sampling_locations: Tensor | None
+
+
+class Projected(NamedTuple):
+    """Queries, keys and values `(B, heads, N, head_dim)` with the bias `(B, heads, HW, Ns)`."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
+    sampling_locations: Tensor
+
+
+def grid_positions(rows: Tensor, columns: Tensor) -> Tensor:
+    """`(H, W, 2)` of (y, x) from the positions of the rows `(H,)` and the columns `(W,)`."""
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+
+
+def sample_features(tokens: Tensor, locations: Tensor) -> Tensor:
+    """Read a feature map at learned positions, bilinearly and with zeros outside.
+
+    The same as `grid_sample(..., mode="bilinear", padding_mode="zeros", align_corners=True)`
+    of each group, read from channels-last tokens by one weighted gather.
+
+    Args:
+        tokens: `(B, H, W, C)`.
+        locations: `(B, G, Hk, Wk, 2)`, (y, x); group `g` reads channels `[g*C/G, (g+1)*C/G)`.
+
+    Returns:
+        `(B, Hk * Wk, C)`, in float32 or wider.
+    """
+    B, H, W, C = tokens.shape
+    G = locations.shape[1]
+    rows, row_weights = _corners(locations[..., 0], H)  # (B, G, Hk, Wk, 2)
+    columns, column_weights = _corners(locations[..., 1], W)
+    image = torch.arange(B, device=tokens.device).view(B, 1, 1, 1, 1, 1)
+    group = torch.arange(G, device=tokens.device).view(1, G, 1, 1, 1, 1)
+    cell = (image * H + rows.unsqueeze(-1)) * W + columns.unsqueeze(-2)
+    weights = row_weights.unsqueeze(-1) * column_weights.unsqueeze(-2)
+    return F.embedding_bag(
+        _points_first(cell * G + group),
+        tokens.to(locations.dtype).reshape(B * H * W * G, C // G),
+        per_sample_weights=_points_first(weights),
+        mode="sum",
+    ).view(B, -1, C)
+
+
+def _corners(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two cells around each position along one axis, and their weights; zero outside."""
+    cell = (position + 1) * ((size - 1) / 2)
+    first = cell.floor()
+    both = torch.stack((first, first + 1), -1)
+    weights = (1 - (cell.unsqueeze(-1) - both).abs()) * ((both >= 0) & (both < size))
+    return both.clamp(0, size - 1).long(), weights
+
+
+def _points_first(corners: Tensor) -> Tensor:
+    """`(B, G, Hk, Wk, 2, 2)` to `(B * Hk * Wk * G, 4)`: the groups of a point lie together."""
+    return corners.permute(0, 2, 3, 1, 4, 5).reshape(-1, 4)
+
+
+def relative_position_bias(
+    table: Tensor, query_rows: Tensor, query_columns: Tensor, locations: Tensor
+) -> Tensor:
+    """Continuous relative position bias: the table read at halved displacements.
+
+    The displacement of query `i` from key `n` is `(query_i - location_n) / 2`, with the
+    location of the group that owns the head; outside the table the bias is zero.
+
+    Args:
+        table: `(heads, TH, TW)`.
+        query_rows: `(H,)`, positions of the rows of queries.
+        query_columns: `(W,)`.
+        locations: `(B, G, Hk, Wk, 2)`, (y, x).
+
+    Returns:
+        `(B, heads, H * W, Hk * Wk)`.
+    """
+    B, G, Hk, Wk, _ = locations.shape
+    heads, TH, TW = table.shape
+    H, W, Ns = len(query_rows), len(query_columns), Hk * Wk
+    y, x = locations.reshape(B * G, 1, 1, Ns, 2).unbind(-1)
+    dy = (query_rows.view(1, H, 1, 1) - y) * 0.5
+    dx = (query_columns.view(1, 1, W, 1) - x) * 0.5
+    displacement_xy = torch.stack(
+        (dx.expand(-1, H, -1, -1), dy.expand(-1, -1, W, -1)), -1
+    )  # (B * G, H, W, Ns, 2)
+    tables = table.to(locations.dtype).view(1, G, heads // G, TH, TW).expand(B, -1, -1, -1, -1)
+    bias = F.grid_sample(
+        tables.reshape(B * G, heads // G, TH, TW),
+        displacement_xy.view(B * G, H * W, Ns, 2),
+        align_corners=True,
+    )
+    return bias.view(B, heads, H * W, Ns)
+
+
+def relative_position_bias_by_slices(
+    table: Tensor, size: tuple[int, int], locations: Tensor
+) -> Tensor:
+    """`relative_position_bias` for DAT++ at the size for which its table was made.
+
+    There one step between queries is one step in the table, so the queries of a key share the
+    fractional part: the bias of a key is one `(H + 1, W + 1)` slice of the table, interpolated
+    once along each axis.
+
+    Args:
+        table: `(heads, 2 * H - 1, 2 * W - 1)`.
+        size: `(H, W)` of the map of queries.
+        locations: `(B, G, Hk, Wk, 2)`, (y, x), inside [-1, 1].
+
+    Returns:
+        `(B, heads, H * W, Hk * Wk)`.
+    """
+    B, G, Hk, Wk, _ = locations.shape
+    heads = table.shape[0]
+    (H, W), Ns = size, Hk * Wk
+    y, x = locations.reshape(B, G, Ns, 2).unbind(-1)
+    # Row of the table for query row 0; rounding must not push it below the table.
+    row = ((1 - y) * ((H - 1) / 2)).clamp(0, H - 1)
+    column = ((1 - x) * ((W - 1) / 2)).clamp(0, W - 1)
+    first_row, first_column = row.floor(), column.floor()
+    # The extra row and column are read with weight 0 alone.
+    padded = F.pad(table.to(locations.dtype), (0, 1, 0, 1))
+    slices = padded.unfold(1, H + 1, 1).unfold(2, W + 1, 1)  # (heads, H, W, H + 1, W + 1)
+    group = torch.arange(G, device=table.device).view(1, G, 1)
+    taken = slices.unflatten(0, (G, heads // G))[
+        group, :, first_row.long(), first_column.long()
+    ]  # (B, G, Ns, heads / G, H + 1, W + 1)
+    taken = torch.lerp(taken[..., :-1, :], taken[..., 1:, :], _per_slice(row - first_row))
+    taken = torch.lerp(taken[..., :-1], taken[..., 1:], _per_slice(column - first_column))
+    return (
+        taken.reshape(B, G, Ns, heads // G, H * W)
+        .permute(0, 1, 3, 4, 2)
+        .reshape(B, heads, H * W, Ns)
+    )
+
+
+def _per_slice(weight: Tensor) -> Tensor:
+    return weight[..., None, None, None]
+
+
+class DeformableAttention(nn.Module):
+    """Deformable multi-head attention of DAT (arXiv:2201.00520, section 3.2).
+
+    Queries ask keys and values that are sampled at learned positions: the reference points of
+    a regular grid, each moved by an offset that a small network reads off the queries. The
+    positions of a group are shared by all queries of its heads.
+
+    Attributes:
+        reference_points: `(Hk, Wk, 2)`, (y, x), float32.
+    """
+
+    reference_points: Tensor
+    query_rows: Tensor
+    query_columns: Tensor
+    reach: Tensor
+
+    def __init__(self, config: DatConfig, stage: int) -> None:
+        super().__init__()
+        spec = config.stages[stage]
+        self.heads, self.offset_groups = spec.heads, spec.offset_groups
+        self.offset_stride = spec.offset_stride
+        self.size = config.map_size(stage)
+        channels = spec.dim // spec.offset_groups
+        self.q = nn.Linear(spec.dim, spec.dim)
+        self.kv = nn.Linear(spec.dim, 2 * spec.dim, bias=False)
+        self.proj = nn.Linear(spec.dim, spec.dim)
+        kernel = spec.offset_kernel
+        self.offset_conv = nn.Conv2d(
+            channels, channels, kernel, spec.offset_stride, kernel // 2, groups=channels
+        )
+        self.offset_norm = nn.LayerNorm(channels)
+        self.offset_proj = nn.Linear(channels, 2, bias=False)
+        table_height, table_width = config.map_size(stage, (config.table_size, config.table_size))
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros(spec.heads, 2 * table_height - 1, 2 * table_width - 1)
+        )
+        # Odd kernels with half their size as padding: Hk = ceil(H / stride).
+        key_size = [-(-side // spec.offset_stride) for side in self.size]
+        self.register_buffer(
+            "reference_points",
+            grid_positions(*map(self.reference_axis, key_size)),
+            persistent=False,
+        )
+        self.register_buffer(
+            "reach", config.offset_range_factor / torch.tensor(key_size), persistent=False
+        )
+        for name, side in zip(("query_rows", "query_columns"), self.size, strict=True):
+            self.register_buffer(name, self.query_axis(side), persistent=False)
+
+    @staticmethod
+    def reference_axis(size: int) -> Tensor:
+        """Positions `(size,)` of the reference points along one axis: inside (-1, 1), symmetric."""
+        return (torch.arange(size, dtype=torch.float64) + 0.5).mul(2 / size).sub(1).float()
+
+    @staticmethod
+    def query_axis(size: int) -> Tensor:
+        """Positions `(size,)` of the queries along one axis, as the bias sees them."""
+        return DeformableAttention.reference_axis(size)
+
+    def move(self, offsets: Tensor) -> Tensor:
+        """Sampling locations from raw offsets, both `(B, G, Hk, Wk, 2)`.
+
+        A point moves at most `offset_range_factor` cells of the key grid and may leave the map.
+        """
+        return self.reference_points + offsets.tanh() * self.reach
+
+    def bias(self, locations: Tensor) -> Tensor:
+        """Bias `(B, heads, HW, Ns)` of keys at the locations `(B, G, Hk, Wk, 2)`."""
+        return relative_position_bias(
+            self.relative_position_bias_table, self.query_rows, self.query_columns, locations
+        )
+
+    def project(self, tokens: Tensor) -> Projected:
+        """All that attention needs, from the normed tokens `(B, H, W, C)`."""
+        B, H, W, C = tokens.shape
+        q = self.q(tokens)
+        locations = self.move(self._offsets(q))
+        sampled = sample_features(tokens, locations).to(tokens.dtype)
+        keys, values = self.kv(sampled).view(B, -1, 2, self.heads, C // self.heads).unbind(2)
+        return Projected(
+            q.view(B, H * W, self.heads, -1).transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            self.bias(locations).to(tokens.dtype),
+            locations,
+        )
+
+    def forward(self, tokens: Tensor) -> Attended:
+        """Attend from the normed tokens `(B, H, W, C)`."""
+        queries, keys, values, bias, locations = self.project(tokens)
+        attended = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
+        return Attended(self.proj(attended.transpose(1, 2).reshape(tokens.shape)), locations)
+
+    def attention_weights(self, tokens: Tensor) -> Tensor:
+        """Softmax `(B, heads, HW, Ns)` of the forward pass over the same tokens."""
+        queries, keys, _, bias, _ = self.project(tokens)
+        return (queries @ keys.transpose(-1, -2) + bias).softmax(-1)
+
+    def _offsets(self, q: Tensor) -> Tensor:
+        """Raw offsets `(B, G, Hk, Wk, 2)`, (y, x), from the queries `(B, H, W, C)`."""
+        G = self.offset_groups
+        # All groups share one network: its depthwise kernels repeat along the channels.
+        mixed = F.conv2d(
+            q.permute(0, 3, 1, 2),
+            self.offset_conv.weight.repeat(G, 1, 1, 1),
+            self.offset_conv.bias.repeat(G) if self.offset_conv.bias is not None else None,
+            stride=self.offset_stride,
+            padding=self.offset_conv.padding,
+            groups=q.shape[-1],
+        )
+        per_group = mixed.permute(0, 2, 3, 1).unflatten(-1, (G, -1))  # (B, Hk, Wk, G, C / G)
+        offsets: Tensor = self.offset_proj(F.gelu(self.offset_norm(per_group)))
+        return offsets.permute(0, 3, 1, 2, 4).to(self.reference_points.dtype)
+
+
+class DeformableAttentionPP(DeformableAttention):
+    """Deformable attention of DAT++ (arXiv:2309.01430): unbounded offsets, clamped positions."""
+
+    @staticmethod
+    def reference_axis(size: int) -> Tensor:
+        """Positions `(size,)` of the reference points: the checkpoints' own grid.
+
+        It lies half a cell towards the end of the axis, where it leaves [-1, 1].
+        """
+        return (torch.arange(size, dtype=torch.float64) + 0.5).mul(2 / (size - 1)).sub(1).float()
+
+    @staticmethod
+    def query_axis(size: int) -> Tensor:
+        """Positions `(size,)` of the queries: the centres of the cells."""
+        return torch.linspace(-1, 1, size, dtype=torch.float64).float()
+
+    def move(self, offsets: Tensor) -> Tensor:
+        """Sampling locations inside [-1, 1] from raw offsets, both `(B, G, Hk, Wk, 2)`."""
+        return (self.reference_points + offsets).clamp(-1, 1)
+
+    def bias(self, locations: Tensor) -> Tensor:
+        """Bias `(B, heads, HW, Ns)` of keys at the locations `(B, G, Hk, Wk, 2)`."""
+        H, W = self.size
+        if self.relative_position_bias_table.shape[1:] == (2 * H - 1, 2 * W - 1):
+            return relative_position_bias_by_slices(
+                self.relative_position_bias_table, self.size, locations
+            )
+        return super().bias(locations)

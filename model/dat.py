@@ -1,0 +1,263 @@
+"""DAT and DAT++ classifiers for inference: stem, four stages, head, in the order of the papers.
+
+DAT: arXiv:2201.00520 (CVPR 2022); DAT++: arXiv:2309.01430. Numbers are those of the official
+code (github.com/LeapLabTHU/DAT), checked by the golden cases in `tests/golden`. Dropout and drop
+path do nothing at inference and are not here. `forward` creates nothing from host values and
+depends on no data, so it can be captured in a CUDA graph.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import checkpoint
+from model.attention import Attended, DeformableAttention, DeformableAttentionPP
+from model.config import VARIANTS, DatConfig
+from model.local_attention import NeighborhoodAttention, WindowAttention
+
+
+class Explained(NamedTuple):
+    """Logits with the sampling locations of the same forward pass.
+
+    Attributes:
+        logits: `(B, num_classes)`.
+        sampling_locations: for each of `DAT.deformable_layers`, `(B, G, Hk, Wk, 2)`, (y, x), in
+            the coordinates of `model.attention`.
+    """
+
+    logits: Tensor
+    sampling_locations: tuple[Tensor, ...]
+
+
+class DeformableLayer(NamedTuple):
+    """Where a deformable attention sits: stage and block count from 0."""
+
+    stage: int
+    block: int
+    attention: DeformableAttention
+
+
+class DAT(nn.Module):
+    """A DAT or DAT++ classifier.
+
+    Attributes:
+        config: what it is made of.
+        deformable_layers: the deformable attentions, in the order of the forward pass.
+    """
+
+    def __init__(self, config: DatConfig) -> None:
+        super().__init__()
+        self.config = config
+        dims = [stage.dim for stage in config.stages]
+        self.stem = make_stem(config)
+        self.stages = nn.ModuleList(Stage(config, index) for index in range(len(dims)))
+        down = (2, 2, 0) if config.family == "dat" else (3, 2, 1)
+        self.downsamples = nn.ModuleList(
+            ConvNorm(before, after, *down, bias=False) for before, after in pairwise(dims)
+        )
+        self.norm = nn.LayerNorm(dims[-1])
+        self.head = nn.Linear(dims[-1], config.num_classes)
+        self.deformable_layers = list(self._deformable_layers())
+        self.register_load_state_dict_pre_hook(_fold_official)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(B, num_classes)` of normalised images `(B, 3, H, W)`."""
+        return self.forward_explained(images).logits
+
+    def forward_explained(self, images: Tensor) -> Explained:
+        """Logits and sampling locations of normalised images `(B, 3, H, W)`.
+
+        Raises:
+            ValueError: the images are not of the size the model was built for.
+        """
+        if images.shape[1:] != (3, *self.config.image_size):
+            raise ValueError(
+                f"{self.config.name} was built for images (B, 3, {self.config.image_size[0]}, "
+                f"{self.config.image_size[1]}); got {tuple(images.shape)}"
+            )
+        locations: list[Tensor] = []
+        tokens = self.stem(channels_last_tokens(images))
+        for index, stage in enumerate(self.stages):
+            if index:
+                tokens = self.downsamples[index - 1](tokens)
+            tokens, stage_locations = stage(tokens)
+            locations += stage_locations
+        pooled = self.norm(tokens).mean((1, 2))
+        return Explained(self.head(pooled), tuple(locations))
+
+    def _deformable_layers(self) -> Iterator[DeformableLayer]:
+        for index, stage in enumerate(self.stages):
+            assert isinstance(stage, Stage)
+            for position, block in enumerate(stage.blocks):
+                assert isinstance(block, Block)
+                if isinstance(block.attention, DeformableAttention):
+                    yield DeformableLayer(index, position, block.attention)
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Cast the parameters for a forward pass in `dtype`, in place.
+
+        Geometry and position tables keep their type: positions in half precision would be off
+        by whole pixels.
+        """
+        for name, parameter in self.named_parameters():
+            if not name.endswith("relative_position_bias_table"):
+                parameter.data = parameter.data.to(dtype)
+        return self
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution."""
+
+    def __init__(self, config: DatConfig, index: int) -> None:
+        super().__init__()
+        block = Block if config.family == "dat" else BlockPP
+        self.blocks = nn.ModuleList(
+            block(config, index, kind) for kind in config.stages[index].blocks
+        )
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """New tokens `(B, H, W, C)` and the sampling locations of the deformable blocks."""
+        locations = []
+        for block in self.blocks:
+            tokens, moved = block(tokens)
+            if moved is not None:
+                locations.append(moved)
+        return tokens, locations
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block of DAT."""
+
+    def __init__(self, config: DatConfig, stage: int, kind: str) -> None:
+        super().__init__()
+        dim = config.stages[stage].dim
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = make_attention(config, stage, kind)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim)
+
+    def forward(self, tokens: Tensor) -> Attended:
+        """New tokens `(B, H, W, C)`, and sampling locations from a deformable block."""
+        attended, locations = self.attention(self.norm1(tokens))
+        tokens = tokens + attended
+        return Attended(tokens + self.mlp(self.norm2(tokens)), locations)
+
+
+class BlockPP(Block):
+    """A block of DAT++: a local perception unit before it, a convolution inside its MLP."""
+
+    def __init__(self, config: DatConfig, stage: int, kind: str) -> None:
+        super().__init__(config, stage, kind)
+        dim = config.stages[stage].dim
+        # The residual around the unit is folded into the centre tap of its kernel.
+        self.lpu = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.mlp = ConvMlp(dim)
+
+    def forward(self, tokens: Tensor) -> Attended:
+        """New tokens `(B, H, W, C)`, and sampling locations from a deformable block."""
+        return super().forward(convolve(self.lpu, tokens))
+
+
+def make_attention(config: DatConfig, stage: int, kind: str) -> nn.Module:
+    """The attention of a block, by its letter in `StageConfig.blocks`."""
+    if kind == "D":
+        deformable = DeformableAttention if config.family == "dat" else DeformableAttentionPP
+        return deformable(config, stage)
+    if kind == "N":
+        return NeighborhoodAttention(config, stage)
+    return WindowAttention(config, stage, shifted=kind == "S")
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens `(B, H, W, C)` to the same shape."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class ConvMlp(Mlp):
+    """The MLP of DAT++: a depthwise convolution with a residual before the GELU."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        # The residual is folded into the centre tap.
+        self.dwconv = nn.Conv2d(4 * dim, 4 * dim, 3, padding=1, groups=4 * dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens `(B, H, W, C)` to the same shape."""
+        return self.fc2(F.gelu(convolve(self.dwconv, self.fc1(tokens))))
+
+
+class ConvNorm(nn.Module):
+    """A convolution and a LayerNorm over channels, on tokens."""
+
+    def __init__(
+        self, before: int, after: int, kernel: int, stride: int, padding: int, *, bias: bool
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, kernel, stride, padding, bias=bias)
+        self.norm = nn.LayerNorm(after)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens `(B, H, W, before)` to `(B, H', W', after)`."""
+        return self.norm(convolve(self.conv, tokens))
+
+
+def make_stem(config: DatConfig) -> nn.Sequential:
+    """Tokens `(B, H, W, 3)` to the map of the first stage.
+
+    DAT cuts patches of 4x4 pixels; DAT++ has two overlapping convolutions.
+    """
+    dim = config.stages[0].dim
+    if config.family == "dat":
+        return nn.Sequential(ConvNorm(3, dim, 4, 4, 0, bias=True))
+    return nn.Sequential(
+        ConvNorm(3, dim // 2, 3, 2, 1, bias=True),
+        nn.GELU(),
+        ConvNorm(dim // 2, dim, 3, 2, 1, bias=True),
+    )
+
+
+def channels_last_tokens(images: Tensor) -> Tensor:
+    """`(B, C, H, W)` to contiguous `(B, H, W, C)`."""
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
+def convolve(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
+    """Apply a convolution to tokens `(B, H, W, C)` without leaving the channels-last layout."""
+    return conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _fold_official(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    assert isinstance(module, DAT)
+    if checkpoint.is_official(state):
+        folded = checkpoint.fold_official(state, module.config)
+        state.clear()
+        state.update(folded)
+
+
+def create_model(name: str, **changes: Any) -> DAT:
+    """Build a published variant in evaluation mode, with parameters not yet loaded.
+
+    Args:
+        name: a key of `model.config.VARIANTS`.
+        **changes: fields of `DatConfig` that differ, such as `num_classes` or `image_size`.
+
+    Raises:
+        KeyError: no such variant; the message lists those there are.
+        ValueError: a size that the variant cannot take.
+    """
+    if name not in VARIANTS:
+        raise KeyError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
+    return DAT(replace(VARIANTS[name], **changes)).eval()

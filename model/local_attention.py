@@ -1,0 +1,236 @@
+"""Local attention: windows of DAT, neighbourhoods of DAT++.
+
+Windows are those of Swin (arXiv:2103.14030), neighbourhoods those of NAT (arXiv:2204.07143) as
+NATTEN 0.14.6 computes them.
+
+Both work on channels-last tokens `(B, H, W, C)`, cut the map into tiles of queries by a fixed
+index, and attend inside each tile with one additive bias that holds the relative position bias
+and the mask. Queries come out of `qkv` scaled by `head_dim ** -0.5` (see `checkpoint.py`).
+
+The bias depends on parameters only: in evaluation mode it is laid out once, when parameters are
+loaded or the mode is set. In training mode it is laid out in every call.
+"""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import Attended
+from model.config import DatConfig
+
+OUTSIDE_WINDOW = -100.0  # the checkpoints' own mask between regions of a shifted window
+
+
+class LocalAttention(nn.Module):
+    """What windows and neighbourhoods share; subclasses lay out tiles and bias.
+
+    Attributes:
+        laid_out_bias: `(tiles or 1, heads, queries, keys)`, float32, or `None` in training mode.
+    """
+
+    laid_out_bias: Tensor | None
+
+    def __init__(self, config: DatConfig, stage: int) -> None:
+        super().__init__()
+        spec = config.stages[stage]
+        self.heads = spec.heads
+        self.qkv = nn.Linear(spec.dim, 3 * spec.dim)
+        self.proj = nn.Linear(spec.dim, spec.dim)
+        self.register_buffer("laid_out_bias", None, persistent=False)
+        self.register_load_state_dict_post_hook(_lay_out_again)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode and lay out the bias for it."""
+        super().train(mode)
+        with torch.no_grad():
+            self.laid_out_bias = None if mode else self.lay_out_bias()
+        return self
+
+    def lay_out_bias(self) -> Tensor:
+        """Bias and mask of every tile, `(tiles or 1, heads, queries, keys)`."""
+        raise NotImplementedError
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend inside tiles.
+
+        Args:
+            queries: `(B, tiles, N, C)`.
+            keys: `(B, tiles, M, C)`.
+            values: `(B, tiles, M, C)`.
+
+        Returns:
+            `(B, tiles * N, C)`.
+        """
+        B, tiles, _, C = queries.shape
+        bias = self.lay_out_bias() if self.laid_out_bias is None else self.laid_out_bias
+        if len(bias) > 1:
+            bias = bias.expand(B, *bias.shape).flatten(0, 1)
+        q, k, v = (
+            part.reshape(B * tiles, -1, self.heads, C // self.heads).transpose(1, 2)
+            for part in (queries, keys, values)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=1.0)
+        return attended.transpose(1, 2).reshape(B, -1, C)
+
+
+def _lay_out_again(module: nn.Module, _: object) -> None:
+    module.train(module.training)
+
+
+class WindowAttention(LocalAttention):
+    """Attention inside windows, shifted or not (`S`, `L` of DAT).
+
+    The shift is `ceil(window / 2)`, one cell more than Swin's for odd windows.
+    """
+
+    order: Tensor
+    place: Tensor
+    relative_position_index: Tensor
+    mask: Tensor
+
+    def __init__(self, config: DatConfig, stage: int, *, shifted: bool) -> None:
+        super().__init__(config, stage)
+        H, W = config.map_size(stage)
+        window = self.window = config.window
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window - 1) ** 2, self.heads)
+        )
+        shift = (window + 1) // 2 if shifted else 0
+        cells = torch.arange(H * W).view(H, W).roll((-shift, -shift), (0, 1))
+        order = _windows(cells, window).flatten()
+        y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        y, x = y.flatten(), x.flatten()
+        dy, dx = (axis[:, None] - axis + window - 1 for axis in (y, x))  # query minus key
+        for name, value in {
+            "order": order,
+            "place": order.argsort(),
+            "relative_position_index": dy * (2 * window - 1) + dx,
+            "mask": _shift_mask(H, W, window, shift) if shifted else torch.zeros(1, 1, 1),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def lay_out_bias(self) -> Tensor:
+        """Bias and mask, `(windows or 1, heads, window ** 2, window ** 2)`."""
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        return bias + self.mask.unsqueeze(1)
+
+    def forward(self, tokens: Tensor) -> Attended:
+        """Attend from the normed tokens `(B, H, W, C)`."""
+        B, _, _, C = tokens.shape
+        in_windows = tokens.flatten(1, 2).index_select(1, self.order)
+        qkv = self.qkv(in_windows).view(B, -1, self.window**2, 3 * C)
+        attended = self.attend(*qkv.split(C, -1))
+        return Attended(self.proj(attended).index_select(1, self.place).view(tokens.shape), None)
+
+
+class NeighborhoodAttention(LocalAttention):
+    """Attention of every query to the neighbourhood around it (`N` of DAT++).
+
+    At a border the neighbourhood moves inwards, so every query has `window ** 2` real keys. A
+    map with a side under `window` is padded with zero tokens first, which take part as keys.
+    Queries are taken in square tiles, each with the union of its neighbourhoods as keys.
+    """
+
+    query_index: Tensor
+    key_index: Tensor
+    place: Tensor
+    table_index: Tensor
+    mask: Tensor
+
+    def __init__(self, config: DatConfig, stage: int) -> None:
+        super().__init__(config, stage)
+        window = config.window
+        self.size = config.map_size(stage)
+        H, W = self.padded = max(self.size[0], window), max(self.size[1], window)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros(self.heads, 2 * window - 1, 2 * window - 1)
+        )
+        rows, columns = _AxisTiles(H, window), _AxisTiles(W, window)
+        tile = rows.tile[:, None] * len(columns.queries) + columns.tile
+        slot = rows.slot[:, None] * window + columns.slot
+        place = tile * window**2 + slot
+        inside = _cross(rows.inside, columns.inside, torch.logical_and)
+        table_index = _cross(rows.displacement * (2 * window - 1), columns.displacement, torch.add)
+        for name, value in {
+            "query_index": _cross(rows.queries * W, columns.queries, torch.add),
+            "key_index": _cross(rows.keys * W, columns.keys, torch.add),
+            "place": place[: self.size[0], : self.size[1]].flatten(),
+            "table_index": table_index.where(inside, 0),
+            "mask": torch.zeros(inside.shape).masked_fill(~inside, -torch.inf),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def lay_out_bias(self) -> Tensor:
+        """Bias and mask, `(tiles, heads, queries, keys)`."""
+        bias = self.relative_position_bias_table.flatten(1)[
+            :, self.table_index
+        ]  # (heads, tiles, queries, keys)
+        return bias.transpose(0, 1) + self.mask.unsqueeze(1)
+
+    def forward(self, tokens: Tensor) -> Attended:
+        """Attend from the normed tokens `(B, H, W, C)`."""
+        B, H, W, C = tokens.shape
+        (PH, PW), tiles = self.padded, len(self.query_index)
+        if (PH, PW) != (H, W):
+            tokens = F.pad(tokens, (0, 0, 0, PW - W, 0, PH - H))
+        q, kv = self.qkv(tokens.flatten(1, 2)).split((C, 2 * C), -1)
+        queries = q.index_select(1, self.query_index.flatten()).view(B, tiles, -1, C)
+        keys_values = kv.index_select(1, self.key_index.flatten()).view(B, tiles, -1, 2 * C)
+        attended = self.attend(queries, *keys_values.split(C, -1))
+        placed = attended.index_select(1, self.place)
+        return Attended(self.proj(placed).view(B, H, W, C), None)
+
+
+class _AxisTiles:
+    """Tiles of queries along one axis, with the keys that their neighbourhoods reach.
+
+    Attributes:
+        queries: `(tiles, window)`, cells; the last tile overlaps the one before it where the
+            axis is no multiple of the window.
+        tile: `(size,)`, the tile that answers for a cell.
+        slot: `(size,)`, its place among the queries of that tile.
+        keys: `(tiles, 2 * window - 1)`, cells.
+        displacement: `(tiles, window, 2 * window - 1)`, key minus query plus `window - 1`.
+        inside: of the same shape, whether the key is in the neighbourhood of the query.
+    """
+
+    def __init__(self, size: int, window: int) -> None:
+        reach, last = window // 2, size - window
+        first = torch.arange(0, size, window).clamp(max=last)
+        self.queries = first[:, None] + torch.arange(window)
+        cells = torch.arange(size)
+        self.tile = cells // window
+        self.slot = cells - first[self.tile]
+        keys = (first - reach).clamp(0, last)[:, None] + torch.arange(2 * window - 1)
+        start = (self.queries - reach).clamp(0, last)[..., None]
+        self.inside = (keys[:, None] >= start) & (keys[:, None] < start + window)
+        self.displacement = keys[:, None] - self.queries[..., None] + window - 1
+        self.keys = keys.clamp(max=size - 1)
+
+
+def _cross(rows: Tensor, columns: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Combine `(t, n, ...)` of the rows with `(u, m, ...)` of the columns to `(t*u, n*m, ...)`."""
+    shape = [a * b for a, b in zip(rows.shape, columns.shape, strict=True)]
+    for axis in range(rows.ndim):
+        rows, columns = rows.unsqueeze(2 * axis + 1), columns.unsqueeze(2 * axis)
+    return combine(rows, columns).reshape(shape)
+
+
+def _windows(cells: Tensor, window: int) -> Tensor:
+    """`(H, W)` cut into `(windows, window ** 2)`."""
+    H, W = cells.shape
+    cut = cells.view(H // window, window, W // window, window)
+    return cut.transpose(1, 2).reshape(-1, window**2)
+
+
+def _shift_mask(H: int, W: int, window: int, shift: int) -> Tensor:
+    """Mask `(windows, window ** 2, window ** 2)` between parts that the shift brought together."""
+    row, column = (
+        torch.bucketize(torch.arange(side), torch.tensor([side - window, side - shift]), right=True)
+        for side in (H, W)
+    )
+    region = _windows(row[:, None] * 3 + column, window)
+    return torch.where(region[:, :, None] == region[:, None], 0.0, OUTSIDE_WINDOW)

@@ -1,0 +1,73 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import VARIANTS
+from model.checkpoint import official_shapes
+from tests import recipe
+from tests.server import RunningServer, start_server
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-dir", type=Path, default=GOLDEN, help="golden cases of the official models"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_file" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--golden-dir")
+        files = sorted(f for f in folder.glob("*.npz") if f.stem != "preprocess")
+        assert files, f"no golden cases in {folder}"
+        metafunc.parametrize("golden_file", files, ids=lambda f: f.stem, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr:
+        return
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device; `make test-gpu` insists"))
+
+
+def official_state(name: str, seed: int = 0, **changes: object) -> dict[str, torch.Tensor]:
+    """Recipe weights of a variant under the official names."""
+    from dataclasses import replace
+
+    config = replace(VARIANTS[name], **changes)  # type: ignore[arg-type]
+    return {
+        key: torch.from_numpy(recipe.tensor(key, shape, seed))
+        for key, shape in official_shapes(config).items()
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`dat_tiny_224` with recipe weights in the form of the official checkpoints."""
+    path: Path = tmp_path_factory.mktemp("checkpoint") / "dat_tiny_in1k_224.pth"
+    torch.save({"model": official_state("dat_tiny_224"), "epoch": 300}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """The server as `make run` starts it, with the demo model."""
+    with start_server() as running:
+        yield running
+
+
+@pytest.fixture
+def slow_server(tiny_checkpoint: Path) -> Iterator[RunningServer]:
+    """A server of its own that takes tens of milliseconds an image, one at a time."""
+    with start_server(
+        DAT_MODEL__NAME="dat_tiny_224",
+        DAT_MODEL__CHECKPOINT=tiny_checkpoint,
+        DAT_BATCHING__MAX_BATCH=1,
+        DAT_BATCHING__QUEUE_LIMIT=8,
+        DAT_LIMITS__MAX_IMAGES=8,
+    ) as running:
+        yield running
