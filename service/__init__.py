@@ -1,0 +1,1 @@
+"""The DAT inference service: transports over one core, one batcher, one engine."""

@@ -1,0 +1,174 @@
+"""Every way a request can fail, with the status each transport shows.
+
+ServiceError
+├── InvalidRequest        the request itself cannot be understood
+│   ├── InvalidOption         an option is unknown or out of range
+│   ├── NoImages              a request without an image
+│   └── TooManyImages         more images than one request may hold
+├── UnknownModel          no model of that name is served here
+├── UnsupportedMediaType  the body is of a kind this server does not read
+├── InvalidImage          the bytes are not a usable image
+├── ImageTooLarge         too many bytes or pixels
+├── Overloaded            the queue is full; retry later
+├── DeadlineExceeded      the answer would come too late
+├── Cancelled             the caller left
+├── NotReady              this replica is starting; retry elsewhere
+│   └── Draining              this replica is leaving; retry elsewhere
+└── EngineFailed          our fault; the cause is in the log, not in the reply
+
+The message of every class here is safe to show to a caller.
+"""
+
+from http import HTTPStatus
+from typing import ClassVar, Literal
+
+from grpc import StatusCode
+
+Outcome = Literal["ok", "client_error", "rejected", "timeout", "cancelled", "server_error"]
+DecodeFailure = Literal[
+    "empty", "unsupported", "truncated", "corrupt", "bad_base64", "too_large", "too_many_pixels"
+]
+
+
+class ServiceError(Exception):
+    """Base of all failures a caller may see.
+
+    Attributes:
+        code: the stable name of the failure that clients may match on.
+        http_status: what HTTP shows.
+        grpc_code: what gRPC shows.
+        outcome: the label under which the request is counted.
+        retry_after_s: when a retry may succeed, in seconds; `None` where a retry cannot help.
+    """
+
+    code: ClassVar[str]
+    http_status: ClassVar[int]
+    grpc_code: ClassVar[StatusCode]
+    outcome: ClassVar[Outcome] = "client_error"
+    retry_after_s: float | None = None
+
+
+class InvalidRequest(ServiceError):
+    """The request cannot be understood: malformed JSON, multipart or base64."""
+
+    code = "invalid_request"
+    http_status = HTTPStatus.BAD_REQUEST
+    grpc_code = StatusCode.INVALID_ARGUMENT
+
+
+class InvalidOption(InvalidRequest):
+    """An option is unknown, repeated or out of range."""
+
+    code = "invalid_option"
+
+
+class NoImages(InvalidRequest):
+    """A request that holds no image."""
+
+    code = "no_images"
+
+
+class TooManyImages(InvalidRequest):
+    """More images than one request may hold."""
+
+    code = "too_many_images"
+
+
+class UnknownModel(ServiceError):
+    """No model of that name is served here."""
+
+    code = "unknown_model"
+    http_status = HTTPStatus.NOT_FOUND
+    grpc_code = StatusCode.NOT_FOUND
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is of a kind this server does not read (HTTP only)."""
+
+    code = "unsupported_media_type"
+    http_status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    grpc_code = StatusCode.INVALID_ARGUMENT
+
+
+class InvalidImage(ServiceError):
+    """The bytes are not a usable image."""
+
+    code = "invalid_image"
+    http_status = HTTPStatus.BAD_REQUEST
+    grpc_code = StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, reason: DecodeFailure, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ImageTooLarge(ServiceError):
+    """Too many bytes or pixels; HTTP has its own word for it, so the two codes differ."""
+
+    code = "image_too_large"
+    http_status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    grpc_code = StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, reason: DecodeFailure, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Overloaded(ServiceError):
+    """The queue is at its limit.
+
+    Attributes:
+        retry_after_s: the time in which the queue is expected to have room, in seconds.
+    """
+
+    code = "overloaded"
+    http_status = HTTPStatus.TOO_MANY_REQUESTS
+    grpc_code = StatusCode.RESOURCE_EXHAUSTED
+    outcome = "rejected"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer would come too late; the image was dropped."""
+
+    code = "deadline_exceeded"
+    http_status = HTTPStatus.GATEWAY_TIMEOUT
+    grpc_code = StatusCode.DEADLINE_EXCEEDED
+    outcome = "timeout"
+
+
+class Cancelled(ServiceError):
+    """The caller left before the answer; nobody reads this one."""
+
+    code = "cancelled"
+    http_status = 499  # nginx's word for it, and the canonical pair of CANCELLED
+    grpc_code = StatusCode.CANCELLED
+    outcome = "cancelled"
+
+
+class NotReady(ServiceError):
+    """This replica does not admit work yet."""
+
+    code = "not_ready"
+    http_status = HTTPStatus.SERVICE_UNAVAILABLE
+    grpc_code = StatusCode.UNAVAILABLE
+    outcome = "rejected"
+    retry_after_s = 1.0
+
+
+class Draining(NotReady):
+    """This replica is leaving and admits no more work."""
+
+    code = "draining"
+
+
+class EngineFailed(ServiceError):
+    """The batch failed on the device; the cause is only in the log."""
+
+    code = "engine_failed"
+    http_status = HTTPStatus.INTERNAL_SERVER_ERROR
+    grpc_code = StatusCode.INTERNAL
+    outcome = "server_error"

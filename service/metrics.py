@@ -1,0 +1,232 @@
+"""Every Prometheus instrument of the server.
+
+Names, labels and buckets follow one rule: an application prefix, base units, bounded labels,
+and every label combination present from the start. Images are counted, not requests, wherever
+the queue or the device is meant.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from time import perf_counter
+from typing import Literal, get_args
+
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from service.errors import Cancelled, DecodeFailure, EngineFailed, Outcome, ServiceError
+
+Protocol = Literal["http", "grpc", "stream"]
+Stage = Literal["decode", "queue", "compute", "postprocess"]
+Rejection = Literal["queue_full", "draining", "not_ready"]
+Trigger = Literal["full", "idle"]
+LoadPhase = Literal["read", "build", "warmup"]
+
+_REQUEST_SECONDS = (
+    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25,
+    0.5, 1, 2.5, 5, 10,
+)  # fmt: skip
+_STAGE_SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5,
+    1, 2.5,
+)  # fmt: skip
+_BODY_BYTES = tuple(float(1024 * 4**n) for n in range(9))
+_LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+
+class Metrics:
+    """The instruments of one replica that serves one model.
+
+    Children are bound once, so that counting costs no look-up by label.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, *, model: str, model_version: str, capacity: int
+    ) -> None:
+        self.registry = registry
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+
+        requests = Counter(
+            "dat_requests",
+            "Requests by how they ended.",
+            ["model", "version", "task", "protocol", "outcome"],
+            registry=registry,
+        )
+        self._requests = {
+            (protocol, outcome): requests.labels(
+                model, model_version, "classify", protocol, outcome
+            )
+            for protocol in get_args(Protocol)
+            for outcome in get_args(Outcome)
+        }
+        self.responses = Counter(
+            "dat_responses",
+            "Responses by the code that the protocol showed.",
+            ["protocol", "code"],
+            registry=registry,
+        )
+        rejected = Counter(
+            "dat_requests_rejected",
+            "Requests refused because of the replica's state.",
+            ["reason"],
+            registry=registry,
+        )
+        self.rejected = {reason: rejected.labels(reason) for reason in get_args(Rejection)}
+        duration = Histogram(
+            "dat_request_duration_seconds",
+            "From the head of a request to its answer.",
+            ["model", "protocol"],
+            buckets=_REQUEST_SECONDS,
+            registry=registry,
+        )
+        in_flight = Gauge(
+            "dat_requests_in_flight",
+            "Requests received and not yet answered.",
+            ["model", "protocol"],
+            registry=registry,
+        )
+        self._duration = {p: duration.labels(model, p) for p in get_args(Protocol)}
+        self._in_flight = {p: in_flight.labels(model, p) for p in get_args(Protocol)}
+        body = Histogram(
+            "dat_request_body_bytes",
+            "Size of request bodies and messages.",
+            ["protocol"],
+            buckets=_BODY_BYTES,
+            registry=registry,
+        )
+        self.body_bytes = {p: body.labels(p) for p in get_args(Protocol)}
+
+        stage = Histogram(
+            "dat_stage_duration_seconds",
+            "Time of one image in each stage; compute is that of its whole batch.",
+            ["model", "stage"],
+            buckets=_STAGE_SECONDS,
+            registry=registry,
+        )
+        self.stage = {name: stage.labels(model, name) for name in get_args(Stage)}
+        self.images = Counter(
+            "dat_images", "Images classified.", ["model", "task"], registry=registry
+        ).labels(model, "classify")
+        self.explained = Counter(
+            "dat_explain_requests",
+            "Requests that asked where the model looked.",
+            ["model", "kind"],
+            registry=registry,
+        ).labels(model, "points")
+        decode_errors = Counter(
+            "dat_image_decode_errors",
+            "Images that could not be decoded.",
+            ["reason"],
+            registry=registry,
+        )
+        self.decode_errors = {r: decode_errors.labels(r) for r in get_args(DecodeFailure)}
+
+        batches = Counter(
+            "dat_batches",
+            "Batches by why they left: full, or the device was idle.",
+            ["model", "trigger"],
+            registry=registry,
+        )
+        self.batches = {trigger: batches.labels(model, trigger) for trigger in get_args(Trigger)}
+        self.batch_size = Histogram(
+            "dat_batch_size",
+            "Images in a batch, without padding.",
+            ["model"],
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=registry,
+        ).labels(model)
+        batch_images = Counter(
+            "dat_batch_images",
+            "Rows that the device computed: images, and padding up to the bucket.",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.real_rows = batch_images.labels(model, "real")
+        self.padding_rows = batch_images.labels(model, "padding")
+        replays = Counter(
+            "dat_graph_replays",
+            "Batches run by replaying a captured graph, or eagerly.",
+            ["model", "mode"],
+            registry=registry,
+        )
+        self.replays = {mode: replays.labels(model, mode) for mode in ("graph", "eager")}
+        self.busy_seconds = Counter(
+            "dat_device_busy_seconds",
+            "Time in which the device had a batch; its rate is the saturation.",
+            ["model"],
+            registry=registry,
+        ).labels(model)
+
+        self.waiting = Gauge(
+            "dat_requests_waiting",
+            "Images admitted and not yet on the device.",
+            ["model"],
+            registry=registry,
+        ).labels(model)
+        self.running = Gauge(
+            "dat_requests_running", "Images on the device.", ["model"], registry=registry
+        ).labels(model)
+        Gauge(
+            "dat_queue_capacity_requests",
+            "Most images admitted and not yet on the device.",
+            ["model"],
+            registry=registry,
+        ).labels(model).set(capacity)
+        self.wait_estimate = Gauge(
+            "dat_queue_wait_estimate_seconds",
+            "Time in which the images that wait now will have reached the device.",
+            ["model"],
+            registry=registry,
+        ).labels(model)
+
+        self.ready = Gauge(
+            "dat_model_ready", "1 when warmed up.", ["model", "version"], registry=registry
+        ).labels(model, model_version)
+        load = Gauge(
+            "dat_model_load_duration_seconds",
+            "Time of each phase of loading.",
+            ["model", "phase"],
+            registry=registry,
+        )
+        self.load_seconds = {phase: load.labels(model, phase) for phase in get_args(LoadPhase)}
+        self.draining = Gauge(
+            "dat_draining", "1 from the signal to leave until the end.", registry=registry
+        )
+        self.event_loop_lag = Histogram(
+            "dat_event_loop_lag_seconds",
+            "How late the event loop woke a timer.",
+            buckets=_LAG_SECONDS,
+            registry=registry,
+        )
+        Gauge(
+            "dat_build_info",
+            "What this replica is made of.",
+            ["version", "torch", "cuda"],
+            registry=registry,
+        ).labels(version("dat-serve"), torch.__version__, torch.version.cuda or "none").set(1)
+
+    @contextmanager
+    def request(self, protocol: Protocol) -> Iterator[None]:
+        """Count one request, its time and its outcome, whatever the outcome is."""
+        start = perf_counter()
+        outcome: Outcome = "ok"
+        self._in_flight[protocol].inc()
+        try:
+            yield
+        except ServiceError as error:
+            outcome = error.outcome
+            raise
+        except Exception:
+            outcome = EngineFailed.outcome
+            raise
+        except BaseException:  # gRPC cancels the handler's task when the caller leaves
+            outcome = Cancelled.outcome
+            raise
+        finally:
+            self._in_flight[protocol].dec()
+            self._requests[protocol, outcome].inc()
+            self._duration[protocol].observe(perf_counter() - start)

@@ -1,0 +1,207 @@
+"""Every setting of the server, read once from the environment.
+
+A group is a nested model: `DAT_BATCHING__MAX_BATCH` is `Settings.batching.max_batch`.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "DAT_"
+
+
+class Model(BaseModel, frozen=True, extra="forbid"):
+    """What is served."""
+
+    name: str = Field(
+        "dat_nano",
+        description="`dat_nano`, or a published variant such as `dat_tiny_224`; requests and "
+        "metrics use the same name.",
+    )
+    version: str = Field("1", min_length=1, description="Version shown in every answer.")
+    checkpoint: Path | None = Field(
+        None,
+        description="Weights: an official `.pth` or this repository's `.safetensors`; "
+        "the demo model needs none.",
+    )
+    labels: Path | None = Field(
+        None,
+        description="Class names, a JSON list in order of the class index; without it those "
+        "stored in the checkpoint, or ImageNet's for 1000 classes.",
+    )
+
+
+class Engine(BaseModel, frozen=True, extra="forbid"):
+    """The device and how it computes."""
+
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the features; `auto`: float32 on CPU, bfloat16 on CUDA."
+    )
+    threads: int = Field(
+        0, ge=0, description="CPU threads of one forward pass; 0: one for each core."
+    )
+
+
+class Batching(BaseModel, frozen=True, extra="forbid"):
+    """The queue and the batches that leave it."""
+
+    max_batch: int = Field(
+        0, ge=0, le=1024, description="Most images in one batch; 0: 8 on CPU, 64 on CUDA."
+    )
+    buckets: tuple[int, ...] = Field(
+        (),
+        description="Batch sizes the device runs, as a JSON list; a batch is padded to the next "
+        "one. Empty: every size on CPU, where padding costs; powers of two on CUDA.",
+    )
+    queue_limit: int = Field(
+        256, gt=0, description="Images admitted and not yet on the device; beyond it 429."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Batching":
+        if self.buckets and (min(self.buckets) < 1 or len(set(self.buckets)) < len(self.buckets)):
+            raise ValueError("buckets must be distinct positive sizes")
+        if self.buckets and self.max_batch not in (0, max(self.buckets)):
+            raise ValueError("max_batch must equal the largest bucket")
+        return self
+
+
+class Limits(BaseModel, frozen=True, extra="forbid"):
+    """What one request may hold."""
+
+    max_image_bytes: int = Field(
+        16 * 2**20, gt=0, description="Largest encoded image, bytes; beyond it 413."
+    )
+    max_body_bytes: int = Field(
+        64 * 2**20,
+        gt=0,
+        description="Largest request body or gRPC message, bytes; beyond it 413.",
+    )
+    max_pixels: int = Field(
+        64_000_000,
+        gt=0,
+        description="Most pixels of an image, read from its header before decoding.",
+    )
+    max_images: int = Field(32, gt=0, description="Most images in one request.")
+    decode_threads: int = Field(
+        0, ge=0, description="Threads that decode and resize images; 0: one for each core."
+    )
+    default_timeout_s: float = Field(
+        30.0, gt=0, description="Deadline of a request that names none, seconds."
+    )
+
+
+class Server(BaseModel, frozen=True, extra="forbid"):
+    """Addresses and the end of life."""
+
+    host: str = Field("0.0.0.0", description="Address of all three ports.")  # noqa: S104
+    http_port: int = Field(8000, ge=0, le=65535, description="HTTP; 0 picks a free port.")
+    grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC; 0 picks a free port.")
+    metrics_port: int = Field(8002, ge=0, le=65535, description="Metrics; 0 picks a free port.")
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        description="How long after SIGTERM requests are still admitted, readiness already off, "
+        "so that load balancers notice; seconds.",
+    )
+    drain_grace_s: float = Field(
+        30.0, gt=0, description="How long in-flight requests may take after that, seconds."
+    )
+
+
+class Log(BaseModel, frozen=True, extra="forbid"):
+    """Log lines on standard output."""
+
+    format: Literal["console", "json"] = Field("console", description="For people or machines.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity shown."
+    )
+
+
+class Settings(BaseSettings):
+    """All settings; the environment is read when it is made.
+
+    Raises:
+        pydantic.ValidationError: a value is out of its range, a variable of the prefix is
+            unknown, or two settings contradict each other.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True)
+
+    model: Model = Model()
+    engine: Engine = Engine()
+    batching: Batching = Batching()
+    limits: Limits = Limits()
+    server: Server = Server()
+    log: Log = Log()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_variable(cls, values: object) -> object:
+        # pydantic-settings ignores variables that name no field, so a misspelt group would be.
+        known = set(variables())
+        unknown = sorted(
+            name
+            for name in os.environ
+            if name.upper().startswith(PREFIX) and name.upper() not in known
+        )
+        if unknown:
+            raise ValueError(f"unknown setting {', '.join(unknown)}; see the settings in README.md")
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.limits.max_images > self.batching.queue_limit:
+            raise ValueError(
+                "limits.max_images must not exceed batching.queue_limit, or a full request "
+                "could never be admitted"
+            )
+        if self.limits.max_image_bytes > self.limits.max_body_bytes:
+            raise ValueError("limits.max_image_bytes must not exceed limits.max_body_bytes")
+        return self
+
+
+def variables() -> dict[str, tuple[type[BaseModel], str]]:
+    """Every environment variable with the group and the field that it sets."""
+    groups = {name: field.annotation for name, field in Settings.model_fields.items()}
+    return {
+        f"{PREFIX}{name}__{field}".upper(): (group, field)
+        for name, group in groups.items()
+        if isinstance(group, type) and issubclass(group, BaseModel)
+        for field in group.model_fields
+    }
+
+
+def table() -> str:
+    """The settings as a Markdown table for README.md."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for variable, (group, field) in variables().items():
+        info = group.model_fields[field]
+        default = info.default if info.default not in (None, "", ()) else ""
+        rows.append(
+            f"| `{variable}` | {f'`{default}`' if default != '' else ''} | {info.description} |"
+        )
+    return "\n".join(rows)
+
+
+_TABLE_START, _TABLE_END = "<!-- settings -->\n", "\n<!-- /settings -->"
+
+
+def write_table(path: Path) -> None:
+    """Replace the table between the markers of a Markdown file."""
+    before, rest = path.read_text("utf-8").split(_TABLE_START)
+    _, after = rest.split(_TABLE_END)
+    path.write_text(f"{before}{_TABLE_START}{table()}{_TABLE_END}{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    write_table(Path(sys.argv[1]))

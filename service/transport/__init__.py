@@ -1,0 +1,1 @@
+"""Translations between the wire and the core; nothing is decided here."""

@@ -1,0 +1,259 @@
+"""HTTP: bytes to `Classifier` and back, nothing else."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Sequence
+from http import HTTPStatus
+from math import ceil
+from time import perf_counter
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.classifier import Classification, Classifier
+from service.errors import Cancelled, ImageTooLarge, ServiceError
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.settings import Limits
+from service.transport.schema import (
+    ClassifyAnswer,
+    ClassifyJson,
+    ClassifyOptions,
+    ErrorAnswer,
+    ErrorBody,
+    error_body,
+)
+from service.transport.uploads import RAW_TYPES, read_body
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def create_app(
+    classifier: Classifier, lifecycle: Lifecycle, limits: Limits, metrics: Metrics, version: str
+) -> FastAPI:
+    """The HTTP interface over one core."""
+    app = FastAPI(
+        title="DAT Serve",
+        version=version,
+        description="Classifies images with DAT vision models, and says where the model looked.",
+    )
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
+    app.add_middleware(RequestContext, metrics=metrics)
+
+    @app.post(
+        "/v1/classify",
+        response_model=ClassifyAnswer,
+        response_model_exclude_none=True,
+        responses=_ERRORS,
+        openapi_extra=_classify_request(),
+        tags=["classify"],
+        summary="Classify the images of one request",
+    )
+    async def classify(request: Request) -> Response:
+        """Takes one image as the body, one or many as multipart files, or as base64 in JSON.
+
+        With one image, its failure is the status of the answer. With several, the status is
+        200 and every image has its own. `Server-Timing` has the longest time in each stage.
+        """
+        with metrics.request("http"):
+            body = await read_body(request, limits)
+            metrics.body_bytes["http"].observe(body.size)
+            outcomes = await _unless_disconnected(
+                request, classifier.classify(body.uploads, body.options)
+            )
+            answer = ClassifyAnswer.of(classifier, outcomes, request_id(request))
+            return Response(
+                answer.model_dump_json(exclude_none=True),
+                media_type="application/json",
+                headers=_server_timing(outcomes),
+            )
+
+    @app.get("/health/live", tags=["health"], summary="Whether the process should go on")
+    async def live() -> JSONResponse:
+        """Fails when only a restart can help."""
+        return _health(lifecycle.live)
+
+    @app.get("/health/ready", tags=["health"], summary="Whether to send requests here")
+    async def ready() -> JSONResponse:
+        """Holds from the end of warm-up to the signal to leave."""
+        return _health(lifecycle.ready)
+
+    @app.get("/health/startup", tags=["health"], summary="Whether start-up is over")
+    async def startup() -> JSONResponse:
+        """Holds from the end of warm-up on."""
+        return _health(lifecycle.started)
+
+    return app
+
+
+def request_id(request: Request) -> str:
+    """The id that `RequestContext` gave the request."""
+    return str(request.state.request_id)
+
+
+class RequestContext:
+    """Gives every request an id, echoes it, counts the response and logs one line."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._responses = metrics.responses
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        identity = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = identity
+        start, status = perf_counter(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+                MutableHeaders(scope=message)["x-request-id"] = identity
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._responses.labels("http", str(status)).inc()
+            quiet = scope["path"].startswith("/health/")
+            (log.debug if quiet else log.info)(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                duration_s=round(perf_counter() - start, 4),
+                request_id=identity,
+            )
+
+
+async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """Await `work`, and cancel it when the client leaves first.
+
+    Raises:
+        Cancelled: the client left.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Cancelled("the client left")
+        return working.result()
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,))
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _server_timing(outcomes: Sequence[Classification | ServiceError]) -> dict[str, str]:
+    timings = [outcome.timing for outcome in outcomes if isinstance(outcome, Classification)]
+    if not timings:
+        return {}
+    stages = {
+        "decode": max(timing.decode_s for timing in timings),
+        "queue": max(timing.queue_s for timing in timings),
+        "compute": max(timing.compute_s for timing in timings),
+    }
+    parts = [f"{name};dur={seconds * 1e3:.2f}" for name, seconds in stages.items()]
+    batch = max(timing.batch_size for timing in timings)
+    return {"Server-Timing": ", ".join([*parts, f'batch;desc="{batch}"'])}
+
+
+def _health(healthy: bool) -> JSONResponse:
+    status = HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse({"status": "ok" if healthy else "unavailable"}, status)
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+    if isinstance(error, ImageTooLarge):
+        # The rest of a refused body is not read, so the connection cannot be used again.
+        headers["Connection"] = "close"
+    body = ErrorAnswer(error=error_body(error, request_id(request)))
+    return JSONResponse(body.model_dump(), error.http_status, headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    body = ErrorBody(
+        code=phrase.lower().replace(" ", "_"),
+        message=f"{phrase}: {request.method} {request.url.path}",
+        request_id=request_id(request),
+    )
+    headers = dict(error.headers or {})
+    return JSONResponse(ErrorAnswer(error=body).model_dump(), error.status_code, headers)
+
+
+async def _internal_error(request: Request, _: Exception) -> Response:
+    body = ErrorBody(code="internal", message="internal error", request_id=request_id(request))
+    return JSONResponse(ErrorAnswer(error=body).model_dump(), 500)
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": description}
+    for status, description in {
+        400: "The request or its one image cannot be used.",
+        404: "No model of that name is served here.",
+        413: "Too many bytes or pixels.",
+        415: "A content type that is not read here.",
+        429: "The queue is full; `Retry-After` says when to try again.",
+        500: "The batch failed on the device.",
+        503: "This replica is starting or leaving.",
+        504: "The deadline passed.",
+    }.items()
+}
+
+
+def _classify_request() -> dict[str, Any]:
+    """OpenAPI of the three kinds of body, and of the options in the query."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    options = ClassifyOptions.model_json_schema()["properties"]
+    example = {"images": ["/9j/4AAQSkZJRg...", "iVBORw0KGgo..."], "top_k": 3, "explain": "points"}
+    multipart = {
+        "type": "object",
+        "properties": {
+            "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
+            **options,
+        },
+    }
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "schema": schema} for name, schema in options.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                **dict.fromkeys(RAW_TYPES, binary),
+                "multipart/form-data": {"schema": multipart},
+                "application/json": {
+                    "schema": ClassifyJson.model_json_schema(),
+                    "example": example,
+                },
+            },
+        },
+    }

@@ -1,0 +1,224 @@
+"""gRPC: messages to `Classifier` and back, nothing else."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from math import ceil
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from service.classifier import Classification, Classifier, Explain, LayerPoints, Options
+from service.errors import DeadlineExceeded, EngineFailed, InvalidOption, ServiceError
+from service.metrics import Metrics, Protocol
+from service.pb import dat_pb2, dat_pb2_grpc
+from service.settings import Limits
+
+log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+SERVICE = dat_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
+_EXPLAIN: dict[int, Explain] = {
+    dat_pb2.EXPLAIN_UNSPECIFIED: "none",
+    dat_pb2.EXPLAIN_NONE: "none",
+    dat_pb2.EXPLAIN_POINTS: "points",
+}
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# Beside the images, a message holds options and framing.
+_MESSAGE_OVERHEAD_BYTES = 64 * 1024
+# Requests of one stream that are worked on at a time; more wait in the flow control of HTTP/2.
+_STREAM_CONCURRENCY = 64
+
+
+class Health(health_aio.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1 of the whole server and of the classifier, which share their state."""
+
+    async def show(self, serving: bool) -> None:
+        """Tell all who ask or watch."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for service in ("", SERVICE):
+            await self.set(service, status)
+
+
+def create_server(
+    classifier: Classifier, health: Health, limits: Limits, metrics: Metrics
+) -> grpc.aio.Server:
+    """The gRPC interface over one core, with health and reflection."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", limits.max_body_bytes + _MESSAGE_OVERHEAD_BYTES),
+            # Points of many images outgrow the default of 4 MiB.
+            ("grpc.max_send_message_length", -1),
+            # Two servers on one port would share its connections silently.
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    dat_pb2_grpc.add_ClassifierServiceServicer_to_server(_Servicer(classifier, metrics), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection(
+        (
+            SERVICE,
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            reflection.SERVICE_NAME,
+        ),
+        server,
+    )
+    return server
+
+
+class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
+    def __init__(self, classifier: Classifier, metrics: Metrics) -> None:
+        self._classifier = classifier
+        self._metrics = metrics
+
+    async def Classify(  # noqa: N802
+        self, request: dat_pb2.ClassifyRequest, context: Context
+    ) -> dat_pb2.ClassifyResponse:
+        identity, start = _request_id(context), perf_counter()
+        context.set_trailing_metadata((("x-request-id", identity),))
+        code = grpc.StatusCode.OK
+        try:
+            return await self._answer(request, context, "grpc")
+        except ServiceError as error:
+            code = error.grpc_code
+            return await context.abort(code, str(error), _error_metadata(error, identity))
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception:
+            code = grpc.StatusCode.INTERNAL
+            log.exception("request failed", request_id=identity)
+            return await context.abort(code, "internal error", (("x-request-id", identity),))
+        finally:
+            self._log("Classify", code, start, identity)
+
+    async def ClassifyStream(  # noqa: N802
+        self, requests: AsyncIterator[dat_pb2.ClassifyStreamRequest], context: Context
+    ) -> None:
+        identity, start = _request_id(context), perf_counter()
+        free = asyncio.Semaphore(_STREAM_CONCURRENCY)
+        writing = asyncio.Lock()  # gRPC allows one write at a time
+
+        async def serve(message: dat_pb2.ClassifyStreamRequest) -> None:
+            try:
+                answer = await self._stream_answer(message, context)
+                async with writing:
+                    await context.write(answer)
+            finally:
+                free.release()
+
+        code = grpc.StatusCode.CANCELLED
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                async for message in requests:
+                    await free.acquire()
+                    tasks.create_task(serve(message))
+            code = grpc.StatusCode.OK
+        finally:
+            self._log("ClassifyStream", code, start, identity)
+
+    async def _stream_answer(
+        self, message: dat_pb2.ClassifyStreamRequest, context: Context
+    ) -> dat_pb2.ClassifyStreamResponse:
+        try:
+            response = await self._answer(message.request, context, "stream")
+        except ServiceError as error:
+            return dat_pb2.ClassifyStreamResponse(id=message.id, error=_error(error))
+        except Exception:
+            log.exception("request failed", stream_request=message.id)
+            failure = _error(EngineFailed("internal error"))
+            return dat_pb2.ClassifyStreamResponse(id=message.id, error=failure)
+        return dat_pb2.ClassifyStreamResponse(id=message.id, response=response)
+
+    async def _answer(
+        self, request: dat_pb2.ClassifyRequest, context: Context, protocol: Protocol
+    ) -> dat_pb2.ClassifyResponse:
+        with self._metrics.request(protocol):
+            self._metrics.body_bytes[protocol].observe(request.ByteSize())
+            outcomes = await self._classifier.classify(
+                list(request.images), _options(request, context)
+            )
+            return dat_pb2.ClassifyResponse(
+                model=self._classifier.name,
+                version=self._classifier.version,
+                results=map(_result, outcomes),
+            )
+
+    def _log(self, method: str, code: grpc.StatusCode, start: float, identity: str) -> None:
+        self._metrics.responses.labels("grpc", code.name).inc()
+        log.info(
+            "request",
+            method=method,
+            status=code.name,
+            duration_s=round(perf_counter() - start, 4),
+            request_id=identity,
+        )
+
+
+def _request_id(context: Context) -> str:
+    given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+    return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+
+def _options(request: dat_pb2.ClassifyRequest, context: Context) -> Options:
+    explain = _EXPLAIN.get(request.explain)
+    if explain is None:
+        raise InvalidOption(f"explain has no value {request.explain}")
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise DeadlineExceeded("the deadline passed before the request was read")
+    top_k = request.top_k if request.HasField("top_k") else Options.top_k
+    return Options(request.model or None, top_k, explain, remaining)
+
+
+def _error_metadata(error: ServiceError, identity: str) -> tuple[tuple[str, str], ...]:
+    metadata = [("x-request-id", identity), ("dat-error-code", error.code)]
+    if error.retry_after_s is not None:
+        # What gRPC's own retry policies obey (proposal A6).
+        metadata.append(("grpc-retry-pushback-ms", str(max(1, ceil(error.retry_after_s * 1e3)))))
+    return tuple(metadata)
+
+
+def _error(error: ServiceError) -> dat_pb2.Error:
+    return dat_pb2.Error(code=error.code, message=str(error), grpc_code=error.grpc_code.value[0])
+
+
+def _result(outcome: Classification | ServiceError) -> dat_pb2.ImageResult:
+    if isinstance(outcome, ServiceError):
+        return dat_pb2.ImageResult(error=_error(outcome))
+    timing = outcome.timing
+    return dat_pb2.ImageResult(
+        classification=dat_pb2.Classification(
+            predictions=[dat_pb2.Prediction(**vars(p)) for p in outcome.predictions],
+            width=outcome.width,
+            height=outcome.height,
+            points=None
+            if outcome.points is None
+            else dat_pb2.Points(layers=map(_layer, outcome.points)),
+            timing=dat_pb2.Timing(**vars(timing)),
+        )
+    )
+
+
+def _layer(layer: LayerPoints) -> dat_pb2.DeformableLayer:
+    groups, rows, columns, _ = layer.sampling_locations.shape
+    return dat_pb2.DeformableLayer(
+        stage=layer.stage,
+        block=layer.block,
+        groups=groups,
+        rows=rows,
+        columns=columns,
+        sampling_locations=layer.sampling_locations.ravel(),
+        reference_points=layer.reference_points.ravel(),
+    )

@@ -1,0 +1,172 @@
+"""The JSON of the HTTP interface: what OpenAPI documents and what clients parse."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
+
+from service.classifier import Classification, Classifier, LayerPoints, Options
+from service.errors import ServiceError
+
+Base64 = Annotated[StrictStr, Field(description="A file's bytes, base64 (RFC 4648, section 4).")]
+
+
+class ClassifyOptions(BaseModel):
+    """Options of a request, in the query, the JSON body or the form fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int = Field(
+        5,
+        description="Predictions for each image, best first, at least 1; at most all classes.",
+        json_schema_extra={"minimum": 1},
+    )
+    explain: Literal["none", "points"] = Field(
+        "none", description="`points` returns where every deformable layer looked."
+    )
+    timeout: float | None = Field(
+        None,
+        description="Seconds until the answer is of no use.",
+        json_schema_extra={"exclusiveMinimum": 0},
+    )
+    model: str | None = Field(None, description="Name of the model; absent: the one served.")
+
+    def options(self) -> Options:
+        """The same for the core."""
+        return Options(self.model, self.top_k, self.explain, self.timeout)
+
+
+class ClassifyJson(ClassifyOptions):
+    """A JSON body: one image or several, with options."""
+
+    image: Base64 | None = None
+    images: list[Base64] | None = None
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    code: str = Field(description="Stable name of the failure.", examples=["invalid_image"])
+    message: str = Field(examples=["the bytes are not a JPEG, PNG or WebP image"])
+    request_id: str | None = Field(None, examples=["4f9a1c2e"])
+
+
+class ErrorAnswer(BaseModel):
+    """The answer to a request that failed as a whole."""
+
+    error: ErrorBody
+
+
+class PredictionBody(BaseModel):
+    """A class with its probability."""
+
+    label: str = Field(examples=["star"])
+    index: int = Field(description="Index of the class, from 0.", examples=[2])
+    score: float = Field(description="Softmax probability.", examples=[0.998])
+
+
+class ImageSize(BaseModel):
+    """Size of the uploaded image after its EXIF orientation, pixels."""
+
+    width: int = Field(examples=[640])
+    height: int = Field(examples=[480])
+
+
+class LayerPointsBody(BaseModel):
+    """Where one deformable layer read its keys and values.
+
+    Points are [x, y] in pixels of the uploaded image after its EXIF orientation, from the
+    top-left corner of the top-left pixel; they may lie outside the image.
+    """
+
+    stage: int = Field(description="Stage, from 0.", examples=[3])
+    block: int = Field(description="Block in its stage, from 0.", examples=[1])
+    sampling_locations: list[list[list[list[float]]]] = Field(
+        description="Offset groups, rows, columns, [x, y]."
+    )
+    reference_points: list[list[list[float]]] = Field(
+        description="Rows, columns, [x, y]: where the points of every group moved from."
+    )
+
+    @classmethod
+    def of(cls, layer: LayerPoints) -> "LayerPointsBody":
+        """From the core's."""
+        return cls.model_construct(
+            stage=layer.stage,
+            block=layer.block,
+            sampling_locations=_pixels(layer.sampling_locations),
+            reference_points=_pixels(layer.reference_points),
+        )
+
+
+class TimingBody(BaseModel):
+    """Where the time of one image went."""
+
+    decode_s: float = Field(description="Decoding and resizing, seconds.")
+    queue_s: float = Field(description="Waiting for the device, seconds.")
+    compute_s: float = Field(description="The forward pass of its batch, seconds.")
+    batch_size: int = Field(description="Images in its batch.")
+
+
+class ImageResult(BaseModel):
+    """What became of one image: `ok` with predictions, or `error`."""
+
+    status: Literal["ok", "error"]
+    predictions: list[PredictionBody] | None = None
+    image: ImageSize | None = None
+    points: list[LayerPointsBody] | None = Field(
+        default=None, description="One entry for each deformable layer; present when asked for."
+    )
+    timing: TimingBody | None = None
+    error: ErrorBody | None = None
+
+    @classmethod
+    def of(cls, outcome: Classification | ServiceError, request_id: str) -> "ImageResult":
+        """From the core's."""
+        if isinstance(outcome, ServiceError):
+            return cls(status="error", error=error_body(outcome, request_id))
+        points = outcome.points
+        return cls(
+            status="ok",
+            predictions=[PredictionBody(**vars(p)) for p in outcome.predictions],
+            image=ImageSize(width=outcome.width, height=outcome.height),
+            points=None if points is None else [LayerPointsBody.of(layer) for layer in points],
+            timing=TimingBody(**vars(outcome.timing)),
+        )
+
+
+class ClassifyAnswer(BaseModel):
+    """One result for each image of the request, in order."""
+
+    model: str = Field(examples=["dat_nano"])
+    version: str = Field(examples=["1"])
+    request_id: str
+    results: list[ImageResult]
+
+    @classmethod
+    def of(
+        cls,
+        classifier: Classifier,
+        outcomes: Sequence[Classification | ServiceError],
+        request_id: str,
+    ) -> "ClassifyAnswer":
+        """From the core's."""
+        return cls(
+            model=classifier.name,
+            version=classifier.version,
+            request_id=request_id,
+            results=[ImageResult.of(outcome, request_id) for outcome in outcomes],
+        )
+
+
+def error_body(error: ServiceError, request_id: str) -> ErrorBody:
+    """The JSON of a failure."""
+    return ErrorBody(code=error.code, message=str(error), request_id=request_id)
+
+
+def _pixels(points: NDArray[np.float32]) -> list[Any]:
+    """Nested lists; a hundredth of a pixel is finer than any model places a point."""
+    nested: list[Any] = points.astype(np.float64).round(2).tolist()
+    return nested
