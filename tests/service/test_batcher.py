@@ -1,0 +1,262 @@
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from service.batcher import Batcher
+from service.errors import DeadlineExceeded, Draining, EngineFailed, NotReady, Overloaded
+from service.metrics import Metrics
+
+FAR = 1e9  # loop time, seconds
+
+
+def opened(run_batch, *, max_batch=4, queue_limit=100):
+    metrics = Metrics(CollectorRegistry(), model="m", model_version="1", capacity=queue_limit)
+    batcher = Batcher(run_batch, max_batch=max_batch, queue_limit=queue_limit, metrics=metrics)
+    batcher.open()
+    return batcher, metrics
+
+
+async def submit(batcher, item, deadline=FAR):
+    with batcher.admit(1) as admission:
+        return (await batcher.submit(item, admission, deadline)).result
+
+
+class Device:
+    """Doubles its items, keeps the batches it saw, and can be held."""
+
+    def __init__(self):
+        self.batches: list[list[int]] = []
+        self.started = asyncio.Event()
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def __call__(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.started.set()
+        await self.free.wait()
+        return [2 * item for item in items]
+
+
+async def test_a_batch_leaves_at_once_when_the_device_is_free():
+    device = Device()
+    batcher, _ = opened(device)
+    run = asyncio.create_task(batcher.run())
+
+    assert await submit(batcher, 1) == 2
+    assert device.batches == [[1]]
+    run.cancel()
+
+
+async def test_what_waits_while_the_device_is_busy_leaves_together():
+    device = Device()
+    batcher, _ = opened(device, max_batch=3)
+    run = asyncio.create_task(batcher.run())
+    device.free.clear()
+    first = asyncio.create_task(submit(batcher, 0))
+    await device.started.wait()
+    rest = [asyncio.create_task(submit(batcher, n)) for n in range(1, 5)]
+    await asyncio.sleep(0)
+    device.free.set()
+
+    assert await asyncio.gather(first, *rest) == [0, 2, 4, 6, 8]
+    assert device.batches == [[0], [1, 2, 3], [4]]
+    run.cancel()
+
+
+@given(st.lists(st.integers(), max_size=40), st.integers(1, 8))
+@settings(max_examples=50, deadline=None)
+def test_every_item_gets_its_own_answer_in_order_of_arrival(items, max_batch):
+    async def scenario():
+        device = Device()
+        batcher, _ = opened(device, max_batch=max_batch)
+        run = asyncio.create_task(batcher.run())
+        answers = await asyncio.gather(*(submit(batcher, item) for item in items))
+        assert answers == [2 * item for item in items]
+        batcher.begin_drain()
+        await run
+        assert [item for batch in device.batches for item in batch] == items
+        assert all(len(batch) <= max_batch for batch in device.batches)
+
+    asyncio.run(scenario())
+
+
+async def test_a_caller_that_leaves_the_queue_never_reaches_the_device():
+    device = Device()
+    batcher, metrics = opened(device)
+    run = asyncio.create_task(batcher.run())
+    device.free.clear()
+    running = asyncio.create_task(submit(batcher, 0))
+    await device.started.wait()
+    gone, stays = (asyncio.create_task(submit(batcher, n)) for n in (1, 2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    device.free.set()
+
+    assert await running == 0
+    assert await stays == 4
+    assert device.batches == [[0], [2]]
+    assert metrics.waiting._value.get() == 0
+    run.cancel()
+
+
+async def test_a_caller_that_leaves_a_running_batch_harms_nobody():
+    device = Device()
+    batcher, _ = opened(device, max_batch=2)
+    run = asyncio.create_task(batcher.run())
+    device.free.clear()
+    gone = asyncio.create_task(submit(batcher, 1))
+    await device.started.wait()
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    device.free.set()
+
+    assert await submit(batcher, 2) == 4
+    run.cancel()
+
+
+async def test_a_deadline_in_the_queue_is_answered_and_never_reaches_the_device():
+    device = Device()
+    batcher, _ = opened(device)
+    run = asyncio.create_task(batcher.run())
+    device.free.clear()
+    running = asyncio.create_task(submit(batcher, 0))
+    await device.started.wait()
+
+    with pytest.raises(DeadlineExceeded):
+        await submit(batcher, 1, asyncio.get_running_loop().time() + 0.001)
+    device.free.set()
+    await running
+    assert await submit(batcher, 2) == 4
+    assert device.batches == [[0], [2]]
+    run.cancel()
+
+
+async def test_a_failing_batch_fails_its_callers_only():
+    async def divide(items):
+        return [1 / item for item in items]
+
+    batcher, _ = opened(divide, max_batch=1)
+    run = asyncio.create_task(batcher.run())
+
+    with pytest.raises(EngineFailed) as failure:
+        await submit(batcher, 0)
+    assert isinstance(failure.value.__cause__, ZeroDivisionError)
+    assert await submit(batcher, 2) == 0.5
+    run.cancel()
+
+
+async def test_a_device_that_answers_too_little_fails_the_batch():
+    async def forgets(items):
+        return items[1:]
+
+    batcher, _ = opened(forgets)
+    run = asyncio.create_task(batcher.run())
+    with pytest.raises(EngineFailed):
+        await submit(batcher, 1)
+    run.cancel()
+
+
+async def test_admission_counts_images_and_takes_a_request_whole_or_not_at_all():
+    batcher, metrics = opened(Device(), queue_limit=5)  # nobody consumes
+    with batcher.admit(3):
+        with pytest.raises(Overloaded):
+            batcher.admit(3)
+        with batcher.admit(2):
+            assert metrics.waiting._value.get() == 5
+            with pytest.raises(Overloaded):
+                batcher.admit(1)
+        assert metrics.waiting._value.get() == 3
+    assert metrics.waiting._value.get() == 0
+    assert metrics.rejected["queue_full"]._value.get() == 2
+
+
+async def test_places_are_free_as_soon_as_the_device_has_the_image():
+    device = Device()
+    batcher, _ = opened(device, queue_limit=1)
+    run = asyncio.create_task(batcher.run())
+    device.free.clear()
+    running = asyncio.create_task(submit(batcher, 1))
+    await device.started.wait()
+    with batcher.admit(1):
+        pass
+    device.free.set()
+    await running
+    run.cancel()
+
+
+async def test_a_batcher_that_is_not_open_refuses():
+    metrics = Metrics(CollectorRegistry(), model="m", model_version="1", capacity=1)
+    batcher = Batcher(Device(), max_batch=1, queue_limit=1, metrics=metrics)
+    with pytest.raises(NotReady):
+        batcher.admit(1)
+
+
+async def test_draining_answers_what_was_admitted_and_refuses_the_rest():
+    device = Device()
+    batcher, _ = opened(device)
+    run = asyncio.create_task(batcher.run())
+    with batcher.admit(1) as decoding:
+        batcher.begin_drain()
+        with pytest.raises(Draining):
+            batcher.admit(1)
+        await asyncio.sleep(0)
+        assert not run.done()
+        answer = await batcher.submit(1, decoding, FAR)
+    assert answer.result == 2
+    await run
+
+
+STEPS = st.lists(
+    st.sampled_from(["submit", "cancel", "expire", "device", "fail"]), min_size=5, max_size=60
+)
+
+
+@given(STEPS, st.integers(1, 4), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_every_admitted_item_has_exactly_one_outcome_whatever_happens(steps, max_batch, limit):
+    async def scenario():
+        pending: asyncio.Queue[asyncio.Future] = asyncio.Queue()
+
+        async def device(items):
+            assert len(items) <= max_batch
+            release = asyncio.get_running_loop().create_future()
+            await pending.put(release)
+            await release
+            return [2 * item for item in items]
+
+        batcher, metrics = opened(device, max_batch=max_batch, queue_limit=limit)
+        run = asyncio.create_task(batcher.run())
+        loop, tasks, refused = asyncio.get_running_loop(), {}, 0
+        for number, step in enumerate(steps):
+            if step == "submit":
+                tasks[number] = asyncio.create_task(submit(batcher, number))
+            elif step == "expire":
+                tasks[number] = asyncio.create_task(submit(batcher, number, loop.time()))
+            elif step == "cancel" and tasks:
+                next(reversed(tasks.values())).cancel()
+            elif not pending.empty():
+                release = pending.get_nowait()
+                if step == "fail":
+                    release.set_exception(RuntimeError("device"))
+                else:
+                    release.set_result(None)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert metrics.waiting._value.get() <= limit
+        batcher.begin_drain()
+        while not run.done():
+            await asyncio.sleep(0)
+            if not pending.empty():
+                pending.get_nowait().set_result(None)
+        outcomes = await asyncio.gather(*tasks.values(), return_exceptions=True)
+        for number, outcome in zip(tasks, outcomes, strict=True):
+            expected = (DeadlineExceeded, EngineFailed, Overloaded, asyncio.CancelledError)
+            assert outcome == 2 * number or isinstance(outcome, expected)
+        assert metrics.waiting._value.get() == metrics.running._value.get() == 0
+
+    asyncio.run(scenario())

@@ -1,0 +1,82 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, variables
+from tests.server import ROOT
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in variables():
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_defaults_serve_the_demo_model():
+    assert Settings().model.name == "dat_nano"
+
+
+def test_a_variable_sets_its_field(monkeypatch):
+    monkeypatch.setenv("DAT_BATCHING__BUCKETS", "[1, 2, 4]")
+    monkeypatch.setenv("DAT_SERVER__HTTP_PORT", "9000")
+    settings = Settings()
+    assert settings.batching.buckets == (1, 2, 4)
+    assert settings.server.http_port == 9000
+
+
+@pytest.mark.parametrize(
+    "name", ["DAT_BATCHING__MAX_BTACH", "DAT_BATHCING__MAX_BATCH", "DAT_PORT", "DAT_BATCHING"]
+)
+def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
+    monkeypatch.setenv(name, "3")
+    with pytest.raises(ValidationError, match=name):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DAT_SERVER__HTTP_PORT", "70000"),
+        ("DAT_BATCHING__QUEUE_LIMIT", "0"),
+        ("DAT_BATCHING__BUCKETS", "[2, 2]"),
+        ("DAT_ENGINE__DEVICE", "tpu"),
+        ("DAT_LIMITS__MAX_IMAGES", "1000"),  # more than the queue holds
+        ("DAT_LIMITS__MAX_BODY_BYTES", "1000"),  # less than an image
+        ("DAT_LIMITS__DEFAULT_TIMEOUT_S", "nan"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"DAT_SERVER__HTTP_PROT": "1"}, "DAT_SERVER__HTTP_PROT"),
+        ({"DAT_SERVER__HTTP_PORT": "x"}, "DAT_SERVER__HTTP_PORT"),
+        ({"DAT_MODEL__NAME": "resnet"}, "resnet"),
+        ({"DAT_MODEL__NAME": "dat_tiny_224"}, "DAT_MODEL__CHECKPOINT"),
+        ({"DAT_MODEL__CHECKPOINT": "/nowhere.pth"}, "/nowhere.pth"),
+        ({"DAT_ENGINE__DEVICE": "cuda:9"}, "cuda:9"),
+    ],
+)
+def test_the_command_refuses_to_start_and_says_why(environment, message):
+    ended = subprocess.run(
+        [sys.executable, "-m", "service"],
+        cwd=ROOT,
+        env={"PATH": "", "DAT_SERVER__HTTP_PORT": "0", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_every_setting_is_described():
+    assert all(group.model_fields[field].description for group, field in variables().values())

@@ -1,0 +1,71 @@
+"""Dependencies point one way: transports, core, batcher, engine, model."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.server import ROOT
+
+LEAVES = {"service.errors", "service.settings", "service.metrics"}
+# What a module of the service may import of this repository, beside the leaves.
+ALLOWED = {
+    "service/errors.py": set(),
+    "service/settings.py": set(),
+    "service/metrics.py": set(),
+    "service/logs.py": set(),
+    "service/lifecycle.py": set(),
+    "service/batcher.py": set(),
+    "service/images.py": {"model"},
+    "service/served_model.py": {"model", "service"},
+    "service/engine/graphs.py": {"model"},
+    "service/engine/engine.py": {"model", "service.engine"},
+    "service/classifier.py": {
+        "model", "service.batcher", "service.engine", "service.images", "service.served_model"
+    },
+}  # fmt: skip
+TRANSPORT = {"service.classifier", "service.lifecycle", "service.pb", "service.transport"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def ours(path: Path) -> list[str]:
+    return [name for name in imports(path) if within(name, {"model", "service", "demo"})]
+
+
+def test_the_model_knows_nothing_of_serving():
+    for path in (ROOT / "model").rglob("*.py"):
+        assert all(within(name, {"model"}) for name in ours(path)), path
+
+
+def test_imports_of_the_service_point_down():
+    for file, allowed in ALLOWED.items():
+        for name in ours(ROOT / file):
+            assert within(name, allowed | LEAVES), f"{file} imports {name}"
+
+
+def test_transports_see_the_core_alone():
+    for path in (ROOT / "service" / "transport").glob("*.py"):
+        for name in ours(path):
+            assert within(name, TRANSPORT | LEAVES), f"{path} imports {name}"
+
+
+def test_the_batcher_knows_no_torch():
+    assert not any(within(n, {"torch", "numpy"}) for n in imports(ROOT / "service/batcher.py"))
+
+
+def test_the_environment_is_read_in_one_place():
+    for path in (ROOT / "service").rglob("*.py"):
+        if path.name != "settings.py":
+            assert "os.environ" not in path.read_text(), path
+            assert "getenv" not in path.read_text(), path
