@@ -87,7 +87,7 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         description="Largest request body or gRPC message, bytes; beyond it 413.",
     )
     max_pixels: int = Field(
-        64_000_000,
+        50_000_000,
         gt=0,
         description="Most pixels of an image, read from its header before decoding.",
     )

@@ -1,0 +1,168 @@
+import pytest
+import torch
+
+from model import VARIANTS, create_model
+from model.checkpoint import CheckpointError, official_shapes, read
+from service.engine.engine import Classify
+from tests.conftest import official_state
+
+# Million parameters in the tables of the papers.
+PAPER_PARAMETERS = {
+    "dat_tiny_224": 29, "dat_small_224": 50, "dat_base_224": 88, "dat_base_384": 88,
+    "dat_pp_tiny_224": 24, "dat_pp_small_224": 53, "dat_pp_base_224": 94, "dat_pp_base_384": 94,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nano():
+    model = create_model("dat_nano")
+    model.load_state_dict(official_state("dat_nano"))
+    return model
+
+
+@pytest.mark.parametrize(("name", "millions"), PAPER_PARAMETERS.items())
+def test_variants_have_the_parameters_of_the_papers(name, millions):
+    shapes = official_shapes(VARIANTS[name]).values()
+    count = sum(torch.Size(shape).numel() for shape in shapes)
+    assert abs(count / 1e6 - millions) < 1
+
+
+def test_an_unknown_variant_names_those_there_are():
+    with pytest.raises(KeyError, match="dat_tiny_224"):
+        create_model("resnet50")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("dat_tiny_224", {"image_size": (448, 448)}),
+        ("dat_tiny_224", {"image_size": (200, 200), "table_size": 200}),
+        ("dat_pp_tiny_224", {"image_size": (32, 224)}),
+    ],
+)
+def test_a_size_that_a_variant_cannot_take_is_refused(name, changes):
+    with pytest.raises(ValueError, match=name):
+        create_model(name, **changes)
+
+
+def test_an_image_of_another_size_is_refused(nano):
+    with pytest.raises(ValueError, match="128"):
+        nano(torch.zeros(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize("size", [(33, 33), (96, 128), (225, 97)])
+def test_dat_pp_takes_any_size_from_33_pixels(size):
+    model = create_model("dat_pp_tiny_224", image_size=size)
+    model.load_state_dict(official_state("dat_pp_tiny_224"))
+    with torch.inference_mode():
+        outputs = model.forward_explained(torch.randn(1, 3, *size))
+    assert outputs.logits.isfinite().all()
+    assert all(locations.abs().max() <= 1 for locations in outputs.sampling_locations)
+
+
+@pytest.mark.parametrize("name", ["dat_nano", "dat_pp_tiny_224"])
+def test_a_row_is_the_same_alone_and_in_any_batch(name):
+    model = create_model(name)
+    model.load_state_dict(official_state(name))
+    images = torch.randn(5, 3, *model.config.image_size, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        together = model.forward_explained(images)
+        for row in range(5):
+            alone = model.forward_explained(images[row : row + 1])
+            torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-5, rtol=1e-5)
+            for one, many in zip(
+                alone.sampling_locations, together.sampling_locations, strict=True
+            ):
+                torch.testing.assert_close(one[0], many[row], atol=1e-5, rtol=1e-5)
+
+
+def test_training_mode_computes_the_same(nano):
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        expected = nano(images)
+        torch.testing.assert_close(nano.train()(images), expected)
+    nano.eval()
+
+
+def test_loading_into_a_model_in_evaluation_mode_takes_effect(nano):
+    """The bias of windows is laid out once; it must be that of the new weights."""
+    images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(5))
+    fresh = create_model("dat_nano")
+    fresh.load_state_dict(official_state("dat_nano", seed=1))
+    fresh.load_state_dict(official_state("dat_nano"))
+    with torch.inference_mode():
+        torch.testing.assert_close(fresh(images), nano(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_positions_in_float32(dtype):
+    reference, half = create_model("dat_tiny_224"), create_model("dat_tiny_224")
+    for model in (reference, half):
+        model.load_state_dict(official_state("dat_tiny_224"))
+    half.cast(dtype)
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(6))
+    with torch.inference_mode():
+        expected, outputs = reference(images), half.forward_explained(images.to(dtype))
+    assert all(locations.dtype == torch.float32 for locations in outputs.sampling_locations)
+    error = (outputs.logits.float() - expected).abs().max()
+    assert error < (0.25 if dtype == torch.bfloat16 else 0.03)
+
+
+@pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224", "dat_pp_base_384"])
+def test_the_forward_pass_can_be_captured(name):
+    """Nothing depends on data, and no tensor is made from host values.
+
+    On the device without storage, reading a value raises, and so does an operation that mixes
+    in a tensor made on the host.
+    """
+    classify = Classify(create_model(name), torch.bfloat16).to("meta")
+    pixels = torch.empty(2, *VARIANTS[name].image_size, 3, dtype=torch.uint8, device="meta")
+    with torch.inference_mode():
+        scores, locations = classify(pixels)
+    assert scores.shape == (2, 1000)
+    assert len(locations) == len(classify.model.deformable_layers)
+
+
+def test_a_state_dict_of_another_variant_is_refused_by_key_and_shape():
+    with pytest.raises(CheckpointError, match=r"stages\.\d.*expected|missing|unexpected"):
+        create_model("dat_tiny_224").load_state_dict(official_state("dat_small_224"))
+    state = official_state("dat_nano")
+    del state["cls_head.bias"]
+    state["extra.weight"] = torch.zeros(3)
+    state["cls_norm.norm.weight"] = torch.zeros(7)
+    with pytest.raises(CheckpointError) as refusal:
+        create_model("dat_nano").load_state_dict(state)
+    message = str(refusal.value)
+    assert "missing cls_head.bias (12,)" in message
+    assert "unexpected extra.weight" in message
+    assert "cls_norm.norm.weight has shape (7,), expected (128,)" in message
+
+
+def test_official_files_load_with_what_else_they_hold(tmp_path):
+    state = official_state("dat_nano")
+    buffers = {"stages.0.attns.0.relative_position_index": torch.zeros(16, 16, dtype=torch.int64)}
+    path = tmp_path / "official.pth"
+    torch.save({"model": state | buffers, "optimizer": {"state": {}}, "epoch": 300}, path)
+    model = create_model("dat_nano")
+    model.load_state_dict(read(path).state)
+    torch.testing.assert_close(model.head.bias.data, state["cls_head.bias"])
+
+
+class Exploit:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the pickle was run')",))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "hostile.pth"
+    torch.save({"model": Exploit()}, path)
+    with pytest.raises(CheckpointError, match=r"hostile\.pth"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"PK\x03\x04" + b"\0" * 99])
+def test_a_damaged_file_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        read(tmp_path / name)
