@@ -193,14 +193,14 @@ def table() -> str:
     return "\n".join(rows)
 
 
-_TABLE_START, _TABLE_END = "<!-- settings -->\n", "\n<!-- /settings -->"
+_TABLE_START, _TABLE_END = "<!-- settings -->", "<!-- /settings -->"
 
 
 def write_table(path: Path) -> None:
     """Replace the table between the markers of a Markdown file."""
     before, rest = path.read_text("utf-8").split(_TABLE_START)
     _, after = rest.split(_TABLE_END)
-    path.write_text(f"{before}{_TABLE_START}{table()}{_TABLE_END}{after}", "utf-8")
+    path.write_text(f"{before}{_TABLE_START}\n{table()}\n{_TABLE_END}{after}", "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,20 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
+from PIL import Image
 
 from service.pb import dat_pb2, dat_pb2_grpc
+from tests import recipe
 from tests.server import RunningServer
 
+
+def encoded(format_: str = "JPEG", index: int = 0, size: tuple[int, int] = (240, 320)) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(recipe.image(7, index, *size)).save(file, format_)
+    return file.getvalue()
+
+
+JPEG = encoded()
 EXPLAIN = {"none": dat_pb2.EXPLAIN_NONE, "points": dat_pb2.EXPLAIN_POINTS}
 
 
@@ -83,7 +94,7 @@ async def over_grpc(server: RunningServer, images: Sequence[bytes], **options: A
             trailing = dict(error.trailing_metadata())
             code = trailing.get("dat-error-code", error.code().name.lower())
             request_id = trailing.get("x-request-id", "")
-            return Answer(code, error.code().name, (), "", "", error.details(), request_id)
+            return Answer(code, error.code().name, (), "", "", error.details() or "", request_id)
         return read_grpc(response)
 
 
@@ -92,7 +103,9 @@ async def over_stream(server: RunningServer, images: Sequence[bytes], **options:
     async with channel(server) as open_channel:
         stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
         try:
-            answers = [a async for a in stub.ClassifyStream([request], timeout=options.get("timeout"))]
+            answers = [
+                a async for a in stub.ClassifyStream([request], timeout=options.get("timeout"))
+            ]
         except grpc.aio.AioRpcError as error:
             return Answer(error.code().name.lower(), error.code().name)
     (answer,) = answers
@@ -122,9 +135,7 @@ def read_http(response: httpx.Response) -> Answer:
     if "error" in body:
         error = body["error"]
         assert error["request_id"] == request_id
-        return Answer(
-            error["code"], response.status_code, (), "", "", error["message"], request_id
-        )
+        return Answer(error["code"], response.status_code, (), "", "", error["message"], request_id)
     return Answer(
         None,
         response.status_code,
@@ -194,5 +205,3 @@ async def eventually(condition: Any, timeout_s: float = 30) -> None:
     async with asyncio.timeout(timeout_s):
         while not await asyncio.to_thread(condition):
             await asyncio.sleep(0.02)
-
-

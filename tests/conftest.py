@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def official_state(name: str, seed: int = 0, **changes: object) -> dict[str, torch.Tensor]:
     """Recipe weights of a variant under the official names."""
-    from dataclasses import replace
-
     config = replace(VARIANTS[name], **changes)  # type: ignore[arg-type]
     return {
         key: torch.from_numpy(recipe.tensor(key, shape, seed))

@@ -16,7 +16,7 @@ from model.attention import (
     relative_position_bias_by_slices,
     sample_features,
 )
-from model.config import DatConfig, StageConfig
+from model.config import DatConfig, Family, StageConfig
 from model.local_attention import NeighborhoodAttention, WindowAttention
 
 SIDES = st.integers(1, 9)
@@ -92,7 +92,7 @@ def test_slices_of_the_table_give_the_same_bias(H, W, seed):
     torch.testing.assert_close(ours, relative_position_bias(table, rows, columns, locations))
 
 
-def config(family: str, size: tuple[int, int], blocks: str, window: int) -> DatConfig:
+def config(family: Family, size: tuple[int, int], blocks: str, window: int) -> DatConfig:
     stage = StageConfig(blocks, 8, 2, 2, 1, 3)
     return DatConfig("test", family, (stage,), size, size[0], 3, window)
 

@@ -231,7 +231,7 @@ def test_every_admitted_item_has_exactly_one_outcome_whatever_happens(steps, max
 
         batcher, metrics = opened(device, max_batch=max_batch, queue_limit=limit)
         run = asyncio.create_task(batcher.run())
-        loop, tasks, refused = asyncio.get_running_loop(), {}, 0
+        loop, tasks = asyncio.get_running_loop(), {}
         for number, step in enumerate(steps):
             if step == "submit":
                 tasks[number] = asyncio.create_task(submit(batcher, number))

@@ -10,13 +10,16 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
 from service.pb import dat_pb2, dat_pb2_grpc
-from tests import recipe
 from tests.clients import (
+    JPEG,
     TRANSPORTS,
     channel,
+    encoded,
     eventually,
     message,
     over_grpc,
@@ -27,14 +30,6 @@ from tests.clients import (
 )
 from tests.server import RunningServer, start_server
 
-
-def encoded(format_: str = "JPEG", index: int = 0, size: tuple[int, int] = (240, 320)) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(recipe.image(7, index, *size)).save(file, format_)
-    return file.getvalue()
-
-
-JPEG = encoded()
 every_transport = pytest.mark.parametrize("classify", TRANSPORTS)
 
 
@@ -77,7 +72,11 @@ async def test_images_are_answered_in_order_each_with_its_own_status(server, cla
     images[5] = images[5][:300]
     answer = await classify(server, images, top_k=1)
     assert answer.error is None
-    assert [r.error for r in answer.results] == [None] * 3 + ["invalid_image", None, "invalid_image"]
+    assert [r.error for r in answer.results] == [None] * 3 + [
+        "invalid_image",
+        None,
+        "invalid_image",
+    ]
     good = [n for n, result in enumerate(answer.results) if not result.error]
     assert [answer.results[n].size for n in good] == [(120, 100 + n) for n in good]
     alone = [(await classify(server, [images[n]], top_k=1)).results[0] for n in good]
@@ -100,7 +99,7 @@ async def test_points_lie_in_pixels_of_the_uploaded_image(server, classify):
     layers = answer.results[0].layers
     assert [(layer.stage, layer.block) for layer in layers] == [(2, 1), (2, 3), (3, 1)]
     for layer in layers:
-        groups, rows, columns, _ = layer.sampling_locations.shape
+        _, rows, columns, _ = layer.sampling_locations.shape
         assert layer.reference_points.shape == (rows, columns, 2)
         x, y = layer.reference_points[..., 0], layer.reference_points[..., 1]
         # The input is the centre of the image: 128 of 146 on both sides.
@@ -177,7 +176,10 @@ async def test_malformed_json_is_a_bad_request(server, content):
     [
         ("multipart/form-data", b"x"),
         ("multipart/form-data; boundary=b", b"nothing of the kind"),
-        ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data\r\n\r\n1\r\n--b--'),
+        (
+            "multipart/form-data; boundary=b",
+            b"--b\r\nContent-Disposition: form-data\r\n\r\n1\r\n--b--",
+        ),
     ],
 )
 async def test_malformed_multipart_is_a_bad_request(server, content_type, content):
@@ -237,13 +239,17 @@ async def test_http_headers_tell_the_timing_and_the_request(server):
         response = await client.post("/v1/classify", content=JPEG, headers=headers)
         assert response.headers["x-request-id"] == "mine-1"
         assert response.json()["request_id"] == "mine-1"
-        stages = [part.split(";")[0].strip() for part in response.headers["server-timing"].split(",")]
+        stages = [
+            part.split(";")[0].strip() for part in response.headers["server-timing"].split(",")
+        ]
         assert stages == ["decode", "queue", "compute", "batch"]
         odd = await client.get("/health/live", headers={"x-request-id": "a b\tc" * 99})
         assert len(odd.headers["x-request-id"]) == 32
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/classify", 405), ("GET", "/x", 404)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/v1/classify", 405), ("GET", "/x", 404)]
+)
 async def test_unknown_paths_have_the_same_error_form(server, method, path, status):
     async with httpx.AsyncClient(base_url=server.http_url) as client:
         assert read_http(await client.request(method, path)).status == status
@@ -345,9 +351,6 @@ async def test_requests_with_and_without_points_share_batches(server):
 
 
 async def test_grpc_health_and_reflection(server):
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-
     async with channel(server) as open_channel:
         health = health_pb2_grpc.HealthStub(open_channel)
         for service in ("", "dat.v1.ClassifierService"):
@@ -415,9 +418,7 @@ async def test_overload_says_when_to_come_back(slow_server):
 @pytest.mark.parametrize("classify", [over_http, over_grpc])
 async def test_an_image_whose_deadline_passes_never_reaches_the_device(slow_server, classify):
     busy = [asyncio.create_task(classify(slow_server, [JPEG])) for _ in range(6)]
-    await eventually(
-        lambda: slow_server.metrics()["dat_requests_waiting,model=dat_tiny_224"] >= 4
-    )
+    await eventually(lambda: slow_server.metrics()["dat_requests_waiting,model=dat_tiny_224"] >= 4)
     late = await classify(slow_server, [JPEG], timeout=0.02)
     assert late.error == "deadline_exceeded"
     assert late.status == (504 if classify is over_http else "DEADLINE_EXCEEDED")
@@ -433,8 +434,7 @@ async def test_a_client_that_leaves_takes_its_image_out_of_the_queue(slow_server
     leaving = socket.create_connection((host, int(port)))
     leaving.sendall(
         b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
-        b"Content-Length: %d\r\n\r\n" % len(JPEG)
-        + JPEG
+        b"Content-Length: %d\r\n\r\n" % len(JPEG) + JPEG
     )
     in_flight = "dat_requests_in_flight,model=dat_tiny_224,protocol=http"
     await eventually(lambda: slow_server.metrics()[in_flight] >= 2)
@@ -477,9 +477,11 @@ async def test_readiness_goes_off_first_and_requests_are_admitted_for_the_drain_
 
 def test_a_taken_port_is_a_clear_error(server):
     port = int(server.http_url.rsplit(":", 1)[1])
-    with pytest.raises(AssertionError, match="ended with 1"):
-        with start_server(DAT_SERVER__HTTP_PORT=port):
-            pass
+    with (
+        pytest.raises(AssertionError, match="ended with 1"),
+        start_server(DAT_SERVER__HTTP_PORT=port),
+    ):
+        pass
 
 
 async def test_an_unknown_explain_value_is_refused(server):

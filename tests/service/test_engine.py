@@ -1,0 +1,126 @@
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from model import create_model
+from service.engine.engine import DeviceUnavailable, Engine, EngineInput
+from service.engine.graphs import default_buckets, pick_bucket
+from service.metrics import Metrics
+from tests.conftest import official_state
+
+
+@given(st.sets(st.integers(1, 300), min_size=1), st.integers(1, 300))
+def test_a_batch_runs_in_the_smallest_bucket_that_holds_it(sizes, size):
+    buckets = sorted(sizes | {300})
+    bucket = pick_bucket(size, buckets)
+    assert bucket >= size
+    assert not any(size <= other < bucket for other in buckets)
+
+
+@given(st.integers(1, 300))
+def test_default_buckets_reach_the_largest_batch(max_batch):
+    for device in ("cpu", "cuda"):
+        buckets = default_buckets(torch.device(device), max_batch)
+        assert list(buckets) == sorted(set(buckets))
+        assert buckets[0] == 1
+        assert buckets[-1] == max_batch
+    assert default_buckets(torch.device("cuda"), 24) == (1, 2, 4, 8, 16, 24)
+    assert default_buckets(torch.device("cpu"), 3) == (1, 2, 3)
+
+
+def opened(**settings: object) -> tuple[Engine, Metrics]:
+    model = create_model("dat_nano")
+    model.load_state_dict(official_state("dat_nano"))
+    metrics = Metrics(CollectorRegistry(), model="m", model_version="1", capacity=1)
+    engine = Engine(model, metrics, **{"device": "cpu", "threads": 1} | settings)  # type: ignore[arg-type]
+    asyncio.run(engine.load())
+    return engine, metrics
+
+
+def inputs(count: int, *, explain: bool = True) -> list[EngineInput]:
+    pixels = np.random.default_rng(1).integers(0, 256, (count, 128, 128, 3), np.uint8)
+    return [EngineInput(image, explain and bool(row % 2)) for row, image in enumerate(pixels)]
+
+
+@pytest.mark.parametrize("buckets", [(), (8,), (1, 3, 8)])
+def test_a_row_is_the_same_alone_and_in_any_bucket(buckets):
+    engine, _ = opened(buckets=buckets, max_batch=8)
+    alone, _ = opened(max_batch=1)
+    images = inputs(8)
+    expected = [alone.forward([image])[0] for image in images]
+    for size in (8, 1, 5, 3, 2, 7):  # large before small: rows of an earlier batch stay behind
+        outputs = engine.forward(images[:size])
+        assert len(outputs) == size
+        for output, solo in zip(outputs, expected, strict=False):
+            np.testing.assert_allclose(output.scores, solo.scores, atol=1e-6)
+            for ours, theirs in zip(
+                output.sampling_locations, solo.sampling_locations, strict=True
+            ):
+                np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_results_outlive_the_next_batch():
+    engine, _ = opened()
+    images = inputs(2)
+    first = engine.forward(images[:1])[0].scores
+    before = first.copy()
+    engine.forward(images[1:])
+    np.testing.assert_array_equal(first, before)
+
+
+def test_locations_are_given_to_those_who_asked():
+    engine, _ = opened()
+    plain, explained = engine.forward(inputs(2))
+    assert plain.sampling_locations == ()
+    layers = create_model("dat_nano").deformable_layers
+    assert [points.shape for points in explained.sampling_locations] == [
+        (layer.attention.offset_groups, *layer.attention.reference_points.shape) for layer in layers
+    ]
+
+
+def test_padding_is_counted():
+    engine, metrics = opened(buckets=(4, 8))
+    engine.forward(inputs(3))
+    engine.forward(inputs(8))
+    assert metrics.real_rows._value.get() == 11
+    assert metrics.padding_rows._value.get() == 1
+    assert metrics.replays["eager"]._value.get() == 2
+
+
+def test_bfloat16_agrees_on_cpu():
+    images = inputs(4)
+    exact, _ = opened()
+    half, _ = opened(dtype="bfloat16")
+    for ours, theirs in zip(half.forward(images), exact.forward(images), strict=True):
+        assert np.abs(ours.scores - theirs.scores).max() < 0.05
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(DeviceUnavailable, match="cuda"):
+        opened(device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_graphs_give_what_the_cpu_gives(dtype):
+    tolerance = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}[dtype]
+    engine, metrics = opened(device="cuda", dtype=dtype, buckets=(1, 4, 8))
+    exact, _ = opened()
+    images = inputs(8)
+    expected = exact.forward(images)
+    for size in (8, 1, 5, 3, 2, 7):
+        outputs = asyncio.run(engine.run_batch(images[:size]))
+        for output, solo in zip(outputs, expected, strict=False):
+            assert np.abs(output.scores - solo.scores).max() < tolerance
+            for ours, theirs in zip(
+                output.sampling_locations, solo.sampling_locations, strict=True
+            ):
+                assert np.abs(ours - theirs).max() < 20 * tolerance
+    assert metrics.replays["graph"]._value.get() == 6
+    assert metrics.replays["eager"]._value.get() == 0
