@@ -1,0 +1,168 @@
+"""Time the engine of the service against the eager baseline, side by side.
+
+Both take the same pixels and return probabilities on the host, in this process, with the same
+weights, precision and threads. Rounds alternate between the two, so that a machine that slows
+down slows both; the ratio is taken per round.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from bench.baseline import CONFIGS, create_baseline
+from bench.machine import describe
+from bench.report import engine_table
+from bench.weights import recipe_state
+from model import create_model
+from model.transforms import Normalise
+from service.engine.engine import Engine, EngineInput
+from service.metrics import Metrics
+from tests import recipe
+
+RESULTS = Path(__file__).parent / "results"
+
+Pixels = NDArray[np.uint8]
+Run = Callable[[Pixels], NDArray[np.float32]]
+
+
+def open_engine(name: str, *, device: str, dtype: str, threads: int, max_batch: int) -> Run:
+    """Load the engine as the service does; the result maps `(B, H, W, 3)` to probabilities."""
+    model = create_model(name)
+    model.load_state_dict(recipe_state(name))
+    metrics = Metrics(CollectorRegistry(), model=name, model_version="bench", capacity=1)
+    engine = Engine(
+        model, metrics, device=device, dtype=dtype, threads=threads, max_batch=max_batch
+    )
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(engine.load())
+
+    def run(pixels: Pixels) -> NDArray[np.float32]:
+        outputs = loop.run_until_complete(engine.run_batch([EngineInput(p) for p in pixels]))
+        return np.stack([output.scores for output in outputs])
+
+    return run
+
+
+def open_baseline(name: str, *, device: str, dtype: str) -> Run:
+    """Load the baseline; below float32 it runs under autocast, as the official code trains."""
+    model = create_baseline(name)
+    model.load_state_dict(recipe_state(name))
+    model.to(device)
+    normalise = Normalise().to(device)
+    precision: torch.dtype = getattr(torch, dtype)
+
+    def run(pixels: Pixels) -> NDArray[np.float32]:
+        autocast = torch.autocast(device, precision, enabled=precision != torch.float32)
+        with torch.inference_mode(), autocast:
+            images = normalise(torch.from_numpy(pixels).to(device)).contiguous()
+            scores: NDArray[np.float32] = model(images).softmax(-1).float().cpu().numpy()
+        return scores
+
+    return run
+
+
+def make_pixels(name: str, batch: int) -> Pixels:
+    """A batch of test pictures at the model's input size."""
+    size = CONFIGS[name].image_size
+    return np.stack([recipe.image(0, index, size, size) for index in range(batch)])
+
+
+def time_calls(run: Run, pixels: Pixels, seconds: float) -> list[float]:
+    """Durations of consecutive calls, seconds; at least one, until `seconds` have passed."""
+    durations: list[float] = []
+    end = time.perf_counter() + seconds
+    while not durations or time.perf_counter() < end:
+        began = time.perf_counter()
+        run(pixels)
+        durations.append(time.perf_counter() - began)
+    return durations
+
+
+def compare(
+    baseline: Run, engine: Run, pixels: Pixels, *, rounds: int, seconds: float
+) -> dict[str, object]:
+    """Time both on one batch in alternating rounds, after one round that is thrown away."""
+    for run in (baseline, engine):
+        time_calls(run, pixels, seconds)
+    pairs = [
+        (time_calls(baseline, pixels, seconds), time_calls(engine, pixels, seconds))
+        for _ in range(rounds)
+    ]
+    ratios = [float(np.mean(base) / np.mean(ours)) for base, ours in pairs]
+    return {
+        "batch": len(pixels),
+        "baseline": _figures([base for base, _ in pairs], len(pixels)),
+        "engine": _figures([ours for _, ours in pairs], len(pixels)),
+        "ratio": median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "max_abs_difference": float(np.abs(baseline(pixels) - engine(pixels)).max()),
+    }
+
+
+def _figures(rounds: list[list[float]], batch: int) -> dict[str, float]:
+    calls = [duration for durations in rounds for duration in durations]
+    return {
+        "images_per_s": median(batch / float(np.mean(durations)) for durations in rounds),
+        "p50_ms": 1e3 * float(np.percentile(calls, 50)),
+        "p99_ms": 1e3 * float(np.percentile(calls, 99)),
+        "calls": len(calls),
+    }
+
+
+def main() -> None:
+    """Time the models of the command line, one after another."""
+    parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__)
+    parser.add_argument(
+        "--models", nargs="+", choices=CONFIGS, default=["dat_tiny_224", "dat_pp_tiny_224"]
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="per side and round")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device, dtype = arguments.device, arguments.dtype
+    for name in arguments.models:
+        baseline = open_baseline(name, device=device, dtype=dtype)
+        engine = open_engine(
+            name,
+            device=device,
+            dtype=dtype,
+            threads=arguments.threads,
+            max_batch=max(arguments.batches),
+        )
+        result = {
+            "model": name,
+            "device": device,
+            "dtype": dtype,
+            "machine": describe("bench.engine", device),
+            "rounds": arguments.rounds,
+            "batches": [
+                compare(
+                    baseline,
+                    engine,
+                    make_pixels(name, batch),
+                    rounds=arguments.rounds,
+                    seconds=arguments.seconds,
+                )
+                for batch in arguments.batches
+            ],
+        }
+        path = RESULTS / f"engine-{name}-{device}-{dtype}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"{name}, {device}, {dtype}\n\n{engine_table(result)}\n")
+
+
+if __name__ == "__main__":
+    main()

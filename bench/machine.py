@@ -1,0 +1,43 @@
+"""What a figure needs beside it: the machine, the versions, the commit and the command."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+
+def describe(module: str, device: str) -> dict[str, str | int]:
+    """Describe this run of `python -m <module>`; fields are plain strings and numbers."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+    }
+
+
+def _cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    return f"{named['model name']} (family {named['cpu family']}, model {named['model']})"
+
+
+def _commit() -> str:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        check=False,  # an unpacked archive has no history
+        capture_output=True,
+        text=True,
+    )
+    return commit.stdout.strip() or "unknown"

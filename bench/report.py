@@ -1,0 +1,124 @@
+"""Print every result file as Markdown: `python -m bench.report`."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def engine_table(result: dict[str, Any]) -> str:
+    """The table of one `engine-*.json`."""
+    return _table(
+        "batch|baseline img/s|engine img/s|engine / baseline (range)|baseline p50 / p99 ms"
+        "|engine p50 / p99 ms",
+        [
+            [
+                str(row["batch"]),
+                f"{row['baseline']['images_per_s']:.1f}",
+                f"{row['engine']['images_per_s']:.1f}",
+                _ratio(row),
+                f"{row['baseline']['p50_ms']:.1f} / {row['baseline']['p99_ms']:.1f}",
+                f"{row['engine']['p50_ms']:.1f} / {row['engine']['p99_ms']:.1f}",
+            ]
+            for row in result["batches"]
+        ],
+    )
+
+
+def server_tables(result: dict[str, Any]) -> str:
+    """The tables of one `server-*.json`."""
+    tables = [_closed_loop_table(result)]
+    if result["open_loop"]:
+        tables.append(_open_loop_table(result))
+    return "\n\n".join(tables)
+
+
+def _closed_loop_table(result: dict[str, Any]) -> str:
+    """Throughput beside the engine's; all rounds together."""
+    rows = []
+    for row in result["closed_loop"]:
+        rounds = row["rounds"]
+        seconds = len(rounds) * result["settings"]["seconds"]
+        images, statuses = Counter[str](), Counter[str]()
+        for figures in rounds:
+            images.update(figures["images_by_batch_size"])
+            statuses.update(figures["statuses"])
+        batches = sum(count / int(size) for size, count in images.items())
+        rows.append(
+            [
+                row["protocol"],
+                str(row["concurrency"]),
+                f"{row['images_per_s']:.1f}",
+                f"{row['engine_images_per_s']:.1f}",
+                _ratio(row),
+                f"{sum(f['engine_busy'] for f in rounds) / len(rounds):.0%}",
+                f"{images.total() / batches:.1f}",
+                _latency(row),
+                _statuses(statuses),
+                f"{sum(f['server_cpu_s'] for f in rounds) / seconds:.2f}",
+                f"{sum(f['client_cpu_s'] for f in rounds) / seconds:.3f}",
+            ]
+        )
+    return _table(
+        "protocol|in flight|server img/s|engine img/s|server / engine (range)|engine busy"
+        "|mean batch|p50 / p90 / p99 ms|answers|server CPUs|client CPUs",
+        rows,
+    )
+
+
+def _open_loop_table(result: dict[str, Any]) -> str:
+    """Latency under Poisson arrivals."""
+    return _table(
+        "protocol|of capacity|offered img/s|answered img/s|p50 / p90 / p99 ms|answers",
+        [
+            [
+                row["protocol"],
+                f"{row['fraction']:.0%}",
+                f"{row['offered_per_s']:.1f}",
+                f"{row['images_per_s']:.1f}",
+                _latency(row),
+                _statuses(row["statuses"]),
+            ]
+            for row in result["open_loop"]
+        ],
+    )
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    low, high = row["ratio_range"]
+    return f"**{row['ratio']:.2f}** ({low:.2f}-{high:.2f})"
+
+
+def _latency(figures: dict[str, Any]) -> str:
+    return " / ".join(f"{figures[key]:.0f}" for key in ("p50_ms", "p90_ms", "p99_ms"))
+
+
+def _statuses(statuses: dict[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+
+
+def _table(header: str, rows: list[list[str]]) -> str:
+    columns = header.split("|")
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Print the tables of all result files, each with its machine and its command."""
+    print("# Results\n\nMade by `python -m bench.report`; see `bench/README.md`.")
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text())
+        machine = result["machine"]
+        table = engine_table(result) if path.stem.startswith("engine") else server_tables(result)
+        print(f"\n## {path.stem}\n\n`{machine['command']}`\n")
+        print(
+            f"{machine['cpu']}, {machine['cores']} cores, GPU: {machine['gpu']}, "
+            f"torch {machine['torch']}, {machine['threads']} threads, {machine['date']}, "
+            f"commit {machine['commit']}\n\n{table}"
+        )
+
+
+if __name__ == "__main__":
+    main()
