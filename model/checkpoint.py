@@ -85,7 +85,7 @@ def is_official(state: State) -> bool:
 def head_classes(state: State) -> int | None:
     """How many classes the head of a state dict has, or `None` without a head."""
     head = state.get("cls_head.weight", state.get("head.weight"))
-    return None if head is None else len(head)
+    return len(head) if head is not None and head.ndim == 2 else None
 
 
 def official_shapes(config: DatConfig) -> Shapes:

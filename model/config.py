@@ -138,18 +138,16 @@ VARIANTS: dict[str, DatConfig] = {
         # The demo model of this repository (demo/README.md).
         DatConfig(
             "dat_nano",
-            "dat",
+            "dat_pp",
             (
-                StageConfig("L", 16, 1),
-                StageConfig("S", 32, 2),
-                StageConfig("LDLD", 64, 4, 2, 1, 5),
-                StageConfig("LD", 128, 8, 2, 1, 3),
+                StageConfig("D", 16, 1, 1, 8, 9),
+                StageConfig("D", 32, 2, 1, 4, 7),
+                StageConfig("DDD", 64, 4, 2, 2, 5),
+                StageConfig("DD", 128, 8, 2, 1, 3),
             ),
             (128, 128),
             128,
             num_classes=12,
-            window=4,
-            offset_range_factor=4.0,
         ),
     )
 }

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import VARIANTS
+from model import VARIANTS, DatConfig
 from model.checkpoint import official_shapes
+from model.config import StageConfig
 from tests import recipe
 from tests.server import RunningServer, start_server
 
@@ -35,13 +36,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device; `make test-gpu` insists"))
 
 
-def official_state(name: str, seed: int = 0, **changes: object) -> dict[str, torch.Tensor]:
-    """Recipe weights of a variant under the official names."""
-    config = replace(VARIANTS[name], **changes)  # type: ignore[arg-type]
+# The two families at a size that costs a test nothing: DAT here, DAT++ as the demo model.
+SMALL_DAT = DatConfig(
+    "small_dat",
+    "dat",
+    (
+        StageConfig("L", 16, 1),
+        StageConfig("S", 32, 2),
+        StageConfig("LD", 64, 4, 2, 1, 5),
+        StageConfig("LD", 128, 8, 4, 1, 3),
+    ),
+    (128, 128),
+    128,
+    num_classes=12,
+    window=4,
+)
+
+
+def recipe_state(config: DatConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Recipe weights under the official names."""
     return {
         key: torch.from_numpy(recipe.tensor(key, shape, seed))
         for key, shape in official_shapes(config).items()
     }
+
+
+def official_state(name: str, seed: int = 0, **changes: object) -> dict[str, torch.Tensor]:
+    """Recipe weights of a variant under the official names."""
+    return recipe_state(replace(VARIANTS[name], **changes), seed)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

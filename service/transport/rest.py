@@ -46,6 +46,9 @@ def create_app(
         title="DAT Serve",
         version=version,
         description="Classifies images with DAT vision models, and says where the model looked.",
+        # Their pages load scripts from another host; the document itself is at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
     )
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -117,7 +120,7 @@ class RequestContext:
         given = Headers(scope=scope).get("x-request-id", "")
         identity = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = identity
-        start, status = perf_counter(), 0
+        start, status = perf_counter(), HTTPStatus.INTERNAL_SERVER_ERROR.value
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

@@ -29,6 +29,7 @@ from service.transport.schema import ClassifyJson, ClassifyOptions
 
 RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _MAX_FORM_FIELDS = 16
+_PARSED_AT_ONCE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ async def _parse_multipart(
     request: Request, data: bytes, limits: Limits
 ) -> tuple[list[Upload], dict[str, Any]]:
     async def chunks() -> AsyncGenerator[bytes, None]:
-        yield data
+        for start in range(0, len(data), _PARSED_AT_ONCE_BYTES):
+            yield data[start : start + _PARSED_AT_ONCE_BYTES]
+            await asyncio.sleep(0)  # other requests get their turn
 
     parser = _InMemoryParser(
         request.headers, chunks(), max_files=limits.max_images, max_fields=_MAX_FORM_FIELDS

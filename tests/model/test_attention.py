@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import create_model
+from model import DAT, VARIANTS
 from model.attention import (
     DeformableAttention,
     DeformableAttentionPP,
@@ -18,6 +18,7 @@ from model.attention import (
 )
 from model.config import DatConfig, Family, StageConfig
 from model.local_attention import NeighborhoodAttention, WindowAttention
+from tests.conftest import SMALL_DAT
 
 SIDES = st.integers(1, 9)
 
@@ -193,8 +194,8 @@ def test_grids_of_the_two_families():
 @pytest.mark.parametrize("family", ["dat", "dat_pp"])
 def test_a_pixel_of_a_cell_is_the_centre_of_its_receptive_field(family):
     """Measured by which pixels of the input reach a cell of the map."""
-    name = "dat_nano" if family == "dat" else "dat_pp_tiny_224"
-    model = randomised(create_model(name)).float()
+    config = SMALL_DAT if family == "dat" else VARIANTS["dat_nano"]
+    model = randomised(DAT(config)).float()
     images = torch.randn(1, 3, *model.config.image_size, requires_grad=True)
     tokens = model.stem(images.permute(0, 2, 3, 1))
     for stage in range(4):
