@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.classifier import Classification, Classifier
-from service.errors import Cancelled, ImageTooLarge, ServiceError
+from service.errors import Cancelled, ServiceError
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import Limits
@@ -193,9 +193,6 @@ async def _service_error(request: Request, error: Exception) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
-    if isinstance(error, ImageTooLarge):
-        # The rest of a refused body is not read, so the connection cannot be used again.
-        headers["Connection"] = "close"
     body = ErrorAnswer(error=error_body(error, request_id(request)))
     return JSONResponse(body.model_dump(), error.http_status, headers)
 
