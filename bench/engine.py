@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -34,8 +35,15 @@ Pixels = NDArray[np.uint8]
 Run = Callable[[Pixels], NDArray[np.float32]]
 
 
-def open_engine(name: str, *, device: str, dtype: str, threads: int, max_batch: int) -> Run:
-    """Load the engine as the service does; the result maps `(B, H, W, 3)` to probabilities."""
+def open_engine(
+    name: str, *, device: str, dtype: str, threads: int, max_batch: int
+) -> tuple[Run, Run]:
+    """Load the engine as the service does.
+
+    Returns:
+        Two functions from `(B, H, W, 3)` to probabilities: a plain one, and one that asks for
+        the sampling points of every image as well.
+    """
     model = create_model(name)
     model.load_state_dict(recipe_state(name))
     metrics = Metrics(CollectorRegistry(), model=name, model_version="bench", capacity=1)
@@ -45,11 +53,12 @@ def open_engine(name: str, *, device: str, dtype: str, threads: int, max_batch: 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.load())
 
-    def run(pixels: Pixels) -> NDArray[np.float32]:
-        outputs = loop.run_until_complete(engine.run_batch([EngineInput(p) for p in pixels]))
+    def run(pixels: Pixels, *, explain: bool) -> NDArray[np.float32]:
+        batch = [EngineInput(image, explain) for image in pixels]
+        outputs = loop.run_until_complete(engine.run_batch(batch))
         return np.stack([output.scores for output in outputs])
 
-    return run
+    return partial(run, explain=False), partial(run, explain=True)
 
 
 def open_baseline(name: str, *, device: str, dtype: str) -> Run:
@@ -88,22 +97,22 @@ def time_calls(run: Run, pixels: Pixels, seconds: float) -> list[float]:
 
 
 def compare(
-    baseline: Run, engine: Run, pixels: Pixels, *, rounds: int, seconds: float
+    baseline: Run, engine: Run, explained: Run, pixels: Pixels, *, rounds: int, seconds: float
 ) -> dict[str, object]:
-    """Time both on one batch in alternating rounds, after one round that is thrown away."""
-    for run in (baseline, engine):
+    """Time all on one batch in alternating rounds, after one round that is thrown away."""
+    runs = (baseline, engine, explained)
+    for run in runs:
         time_calls(run, pixels, seconds)
-    pairs = [
-        (time_calls(baseline, pixels, seconds), time_calls(engine, pixels, seconds))
-        for _ in range(rounds)
-    ]
-    ratios = [float(np.mean(base) / np.mean(ours)) for base, ours in pairs]
+    timed = [[time_calls(run, pixels, seconds) for run in runs] for _ in range(rounds)]
+    ratios = [float(np.mean(base) / np.mean(ours)) for base, ours, _ in timed]
+    costs = [float(np.mean(points) / np.mean(ours)) for _, ours, points in timed]
     return {
         "batch": len(pixels),
-        "baseline": _figures([base for base, _ in pairs], len(pixels)),
-        "engine": _figures([ours for _, ours in pairs], len(pixels)),
+        "baseline": _figures([base for base, _, _ in timed], len(pixels)),
+        "engine": _figures([ours for _, ours, _ in timed], len(pixels)),
         "ratio": median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
+        "explained_over_plain_time": median(costs),
         "max_abs_difference": float(np.abs(baseline(pixels) - engine(pixels)).max()),
     }
 
@@ -135,7 +144,7 @@ def main() -> None:
     device, dtype = arguments.device, arguments.dtype
     for name in arguments.models:
         baseline = open_baseline(name, device=device, dtype=dtype)
-        engine = open_engine(
+        engine, explained = open_engine(
             name,
             device=device,
             dtype=dtype,
@@ -152,6 +161,7 @@ def main() -> None:
                 compare(
                     baseline,
                     engine,
+                    explained,
                     make_pixels(name, batch),
                     rounds=arguments.rounds,
                     seconds=arguments.seconds,

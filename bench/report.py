@@ -12,7 +12,7 @@ def engine_table(result: dict[str, Any]) -> str:
     """The table of one `engine-*.json`."""
     return _table(
         "batch|baseline img/s|engine img/s|engine / baseline (range)|baseline p50 / p99 ms"
-        "|engine p50 / p99 ms",
+        "|engine p50 / p99 ms|time with points / without",
         [
             [
                 str(row["batch"]),
@@ -21,6 +21,7 @@ def engine_table(result: dict[str, Any]) -> str:
                 _ratio(row),
                 f"{row['baseline']['p50_ms']:.1f} / {row['baseline']['p99_ms']:.1f}",
                 f"{row['engine']['p50_ms']:.1f} / {row['engine']['p99_ms']:.1f}",
+                f"{row['explained_over_plain_time']:.3f}",
             ]
             for row in result["batches"]
         ],

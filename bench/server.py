@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
     arguments = parser.parse_args()
     name = arguments.model
-    run = open_engine(
+    run, _ = open_engine(
         name,
         device=arguments.device,
         dtype="auto",

@@ -21,7 +21,6 @@ from service.engine.engine import EngineInput, EngineOutput
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
-    ImageTooLarge,
     InvalidImage,
     InvalidOption,
     NoImages,
@@ -189,7 +188,7 @@ class Classifier:
     ) -> Classification | ServiceError:
         try:
             return await self._classify(upload, options, admission, deadline)
-        except (InvalidImage, ImageTooLarge) as error:
+        except InvalidImage as error:
             self._metrics.decode_errors[error.reason].inc()
             return error
         except ServiceError as error:

@@ -8,7 +8,7 @@ ServiceError
 ├── UnknownModel          no model of that name is served here
 ├── UnsupportedMediaType  the body is of a kind this server does not read
 ├── InvalidImage          the bytes are not a usable image
-├── ImageTooLarge         too many bytes or pixels
+│   └── ImageTooLarge         too many bytes or pixels
 ├── Overloaded            the queue is full; retry later
 ├── DeadlineExceeded      the answer would come too late
 ├── Cancelled             the caller left
@@ -91,7 +91,11 @@ class UnsupportedMediaType(ServiceError):
 
 
 class InvalidImage(ServiceError):
-    """The bytes are not a usable image."""
+    """The bytes are not a usable image.
+
+    Attributes:
+        reason: what is wrong with them, as counted.
+    """
 
     code = "invalid_image"
     http_status = HTTPStatus.BAD_REQUEST
@@ -102,16 +106,11 @@ class InvalidImage(ServiceError):
         self.reason = reason
 
 
-class ImageTooLarge(ServiceError):
+class ImageTooLarge(InvalidImage):
     """Too many bytes or pixels; HTTP has its own word for it, so the two codes differ."""
 
     code = "image_too_large"
     http_status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    grpc_code = StatusCode.INVALID_ARGUMENT
-
-    def __init__(self, reason: DecodeFailure, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class Overloaded(ServiceError):
