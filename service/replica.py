@@ -45,6 +45,7 @@ async def serve(settings: Settings) -> None:
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
         StartupError: a port is taken.
     """
+    leave = _leave_on_signal()
     disable_created_metrics()  # a second series for each counter and histogram, read by nobody
     start = perf_counter()
     served = served_model.load(settings.model)
@@ -92,7 +93,7 @@ async def serve(settings: Settings) -> None:
                 max_batch=engine.max_batch,
                 seconds=round(perf_counter() - start, 2),
             )
-            await _told_to_leave()
+            await leave.wait()
             lifecycle.draining = True
             metrics.draining.set(1)
             await servers.health.show(serving=False)
@@ -106,15 +107,22 @@ async def serve(settings: Settings) -> None:
     log.info("stopped")
 
 
-async def _told_to_leave() -> None:
-    """Return at the first SIGTERM or SIGINT; a second one ends the process at once."""
+def _leave_on_signal() -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets; a second one ends the process at once.
+
+    It waits for the end of loading, which cannot be interrupted.
+    """
     loop, leave = asyncio.get_running_loop(), asyncio.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
+
+    def on_signal() -> None:
+        for number in signals:
+            loop.remove_signal_handler(number)
+        leave.set()
+
     for number in signals:
-        loop.add_signal_handler(number, leave.set)
-    await leave.wait()
-    for number in signals:
-        loop.remove_signal_handler(number)
+        loop.add_signal_handler(number, on_signal)
+    return leave
 
 
 async def _measure_lag(metrics: Metrics) -> None:

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import signal
 import socket
 
 import grpc
@@ -476,6 +477,21 @@ async def test_readiness_goes_off_first_and_requests_are_admitted_for_the_drain_
         for classify in TRANSPORTS:
             assert (await classify(server, [JPEG])).error is None
         assert await asyncio.to_thread(server.process.wait, 30) == 0
+
+
+def test_a_signal_right_after_the_start_or_during_it_ends_in_order():
+    with start_server() as server:
+        assert server.terminate() == 0
+    with start_server(DAT_SERVER__DRAIN_DELAY_S=0) as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    with start_server(DAT_SERVER__DRAIN_DELAY_S=60) as server:
+        server.process.terminate()
+        server.wait_for_event("draining")
+        assert server.terminate() == -signal.SIGTERM
 
 
 def test_a_taken_port_is_a_clear_error(server):
