@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -133,6 +134,21 @@ async def test_a_deadline_in_the_queue_is_answered_and_never_reaches_the_device(
     await running
     assert await submit(batcher, 2) == 4
     assert device.batches == [[0], [2]]
+    run.cancel()
+
+
+async def test_an_item_that_expired_while_the_loop_was_busy_never_reaches_the_device():
+    """The consumer wakes before the timer of the item has fired."""
+    device, loop = Device(), asyncio.get_running_loop()
+    batcher, _ = opened(device)
+    run = asyncio.create_task(batcher.run())
+    await asyncio.sleep(0)
+    late = asyncio.create_task(submit(batcher, 1, loop.time() + 0.005))
+    loop.call_soon(time.sleep, 0.02)
+
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert device.batches == []
     run.cancel()
 
 
