@@ -1,0 +1,1 @@
+"""The bundled model `dat_nano`: its scenes, training, evaluation and pictures."""
