@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demo.scenes import CLASSES
-from demo.views import View, upload, view
+from demo.views import View, location, upload, view
 from model import DAT, VARIANTS, create_model
 from model.attention import DeformableAttention
 from model.local_attention import LocalAttention
 from model.transforms import Normalise
 
 CONFIG = VARIANTS["dat_nano"]
+# Of the picture, as a sampling location.
+MIDDLE = location(np.full(2, CONFIG.image_size[0] / 2), CONFIG)[0].item()
 CHECKPOINT = Path(__file__).parent / "dat_nano.safetensors"
 
 TRAINING_SEED = 0
@@ -41,7 +43,7 @@ LABEL_SMOOTHING = 0.05
 GUIDANCE_WEIGHT = 0.3
 OUTLINE_WEIGHT = 1.0
 # Points closer to the object's centre than this share of its radius are left alone.
-GUIDANCE_SHARE = 0.5
+GUIDANCE_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def augment(batch: Pool, generator: torch.Generator) -> Pool:
         axes = [axis for axis, flip in ((1, flip_y), (2, flip_x)) if flip]
         pixels = part.pixels.flip(axes).transpose(1, 1 + swap)
         colours = torch.randperm(3, generator=generator).tolist()
-        centres = part.centres_yx * torch.tensor([1 - 2 * flip_y, 1 - 2 * flip_x])
+        # The coordinates of sampling locations are not symmetric around the picture's middle.
+        direction = torch.tensor([1 - 2 * flip_y, 1 - 2 * flip_x])
+        centres = MIDDLE + (part.centres_yx - MIDDLE) * direction
         parts.append(
             replace(
                 part,
@@ -252,9 +256,9 @@ def accuracy(model: DAT, pool: Pool) -> float:
 def main() -> None:
     """Render, train, save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--steps", type=int, default=3_500)
     parser.add_argument("--scenes", type=int, default=24_000)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=CHECKPOINT)
     arguments = parser.parse_args()
 

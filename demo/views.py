@@ -62,9 +62,15 @@ def view(rendered: Scene, file: bytes, config: DatConfig) -> View:
     corners = rendered.outline / scale_xy - pixel_map.offset - 0.5
     ImageDraw.Draw(mask).polygon([(float(x), float(y)) for x, y in corners], fill=255)
     coverage = np.asarray(mask.reduce(4))
+    centre_yx = location(centre_xy[::-1], config)
+    edge_yx = location(centre_xy[::-1] + rendered.radius * (1 / scale_xy).mean(), config)
+    radius = float((edge_yx - centre_yx)[0])
+    return View(pixels, rendered.label, centre_yx.astype(np.float32), radius, coverage)
+
+
+def location(pixels_yx: NDArray[np.float64], config: DatConfig) -> NDArray[np.float64]:
+    """Sampling locations `(..., 2)` of the last stage from pixels `(..., 2)` of the input."""
     stride, first = config.cell_geometry(3)
     # One unit is half the distance between the first and the last cell.
     unit = stride * (config.map_size(3)[0] - 1) / 2
-    centre_yx = (centre_xy[::-1] - first) / unit - 1
-    radius = rendered.radius * (1 / scale_xy).mean() / unit
-    return View(pixels, rendered.label, centre_yx.astype(np.float32), float(radius), coverage)
+    return (pixels_yx - first) / unit - 1
