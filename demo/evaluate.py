@@ -6,19 +6,25 @@ crop, the model. Prints one line of JSON:
 - `accuracy`: share of scenes classified right;
 - `points_nearer`: share of the sampling points of the last deformable layer that lie nearer to
   the object's centre than they would without their offset;
-- `scenes_with_most_points_nearer`: share of scenes where that holds for more than half of them.
+- `scenes_with_most_points_nearer`: share of scenes where that holds for more than half of them;
+- `points_at_object`: share of the points that lie where training draws them, within
+  `GUIDANCE_SHARE` of the object's radius from its centre;
+- `..._of_another_scene` and `..._without_offset`: the controls, the same share for the points of
+  the next scene, which move but not because of this object, and for points that do not move.
 """
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from demo.train import CHECKPOINT, CONFIG, TRAINING_SEED, VALIDATION_SEED
+from demo.train import CHECKPOINT, CONFIG, GUIDANCE_SHARE, TRAINING_SEED, VALIDATION_SEED
 from demo.views import View, upload, view
 from model import DAT, create_model
 from model.checkpoint import read
@@ -35,45 +41,58 @@ def bundled_model() -> DAT:
     return model
 
 
-def nearer(model: DAT, sampling_locations: Tensor, views: list[View]) -> Tensor:
-    """Tell which sampling points are nearer to the object than without their offset.
+@dataclass(frozen=True)
+class Objects:
+    """Where the objects of `B` scenes are, in coordinates of sampling locations.
 
-    Args:
-        model: the model that chose the points.
-        sampling_locations: of its last deformable layer, `(B, G, Hk, Wk, 2)`, (y, x).
-        views: the `B` scenes.
-
-    Returns:
-        bool `(B, G, Hk, Wk)`.
+    Attributes:
+        centres_yx: `(B, 1, 1, 1, 2)`.
+        radii: `(B, 1, 1, 1)`.
     """
-    centres = torch.from_numpy(np.stack([v.centre_yx for v in views]))[:, None, None, None]
-    # Not the reference points themselves: DAT++ places some outside the map, and counting their
-    # way back onto it would flatter the offsets.
-    unmoved = model.deformable_layers[-1].attention.move(torch.zeros_like(sampling_locations[:1]))
-    closer: Tensor = torch.linalg.vector_norm(sampling_locations - centres, dim=-1) < (
-        torch.linalg.vector_norm(unmoved - centres, dim=-1)
-    )
-    return closer
+
+    centres_yx: Tensor
+    radii: Tensor
+
+    @classmethod
+    def of(cls, views: list[View]) -> "Objects":
+        """The objects of some views."""
+        centres_yx = torch.from_numpy(np.stack([v.centre_yx for v in views]))
+        return cls(
+            centres_yx.view(-1, 1, 1, 1, 2),
+            torch.tensor([v.radius for v in views]).view(-1, 1, 1, 1),
+        )
+
+    def distances(self, points_yx: Tensor) -> Tensor:
+        """Of points `(B, G, Hk, Wk, 2)` from the centres, `(B, G, Hk, Wk)`."""
+        distances: Tensor = torch.linalg.vector_norm(points_yx - self.centres_yx, dim=-1)
+        return distances
 
 
 @torch.inference_mode()
 def evaluate(model: DAT, views: Iterator[View]) -> dict[str, float]:
     """Measure accuracy and where the points went; see the module."""
     normalise = Normalise()
-    right, points, majorities = [], [], []
+    found: dict[str, list[Tensor]] = defaultdict(list)
     while batch := list(islice(views, BATCH)):
         pixels = torch.from_numpy(np.stack([v.pixels for v in batch]))
         explained = model.forward_explained(normalise(pixels))
         labels = torch.tensor([v.label for v in batch])
-        right.append(explained.logits.argmax(1) == labels)
-        share = nearer(model, explained.sampling_locations[-1], batch).float().mean((1, 2, 3))
-        points.append(share)
-        majorities.append(share > 0.5)
-    return {
-        "accuracy": torch.cat(right).float().mean().item(),
-        "points_nearer": torch.cat(points).mean().item(),
-        "scenes_with_most_points_nearer": torch.cat(majorities).float().mean().item(),
-    }
+        found["accuracy"].append(explained.logits.argmax(1) == labels)
+
+        objects, points = Objects.of(batch), explained.sampling_locations[-1]
+        # Not the reference points themselves: DAT++ places some outside the map, and counting
+        # their way back onto it would flatter the offsets.
+        unmoved = model.deformable_layers[-1].attention.move(torch.zeros_like(points))
+        own, others, still = map(objects.distances, (points, points.roll(1, 0), unmoved))
+        near = GUIDANCE_SHARE * objects.radii
+        found["points_nearer"].append(own < still)
+        found["points_nearer_of_another_scene"].append(others < still)
+        majority = (own < still).double().mean((1, 2, 3)) > 0.5
+        found["scenes_with_most_points_nearer"].append(majority)
+        found["points_at_object"].append(own < near)
+        found["points_at_object_of_another_scene"].append(others < near)
+        found["points_at_object_without_offset"].append(still < near)
+    return {name: round(torch.cat(hits).double().mean().item(), 4) for name, hits in found.items()}
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Trains `dat_nano` on generated scenes: `python -m demo.train`.
 
-The loss is cross-entropy plus a guidance term, see `guidance`. Everything is seeded; the result
-may still differ in the last digits between machines and thread counts.
+The loss is cross-entropy and two terms that the published models do not have, see `guidance` and
+`OutlineHead`. Everything is seeded; rounding still differs between machines and thread counts, so
+another run gives other weights of the same quality.
 """
 
 import argparse
