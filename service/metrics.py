@@ -5,6 +5,7 @@ and every label combination present from the start. Images are counted, not requ
 the queue or the device is meant.
 """
 
+from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -220,11 +221,11 @@ class Metrics:
         except ServiceError as error:
             outcome = error.outcome
             raise
+        except CancelledError:  # gRPC cancels the handler's task when the caller leaves
+            outcome = Cancelled.outcome
+            raise
         except Exception:
             outcome = EngineFailed.outcome
-            raise
-        except BaseException:  # gRPC cancels the handler's task when the caller leaves
-            outcome = Cancelled.outcome
             raise
         finally:
             self._in_flight[protocol].dec()

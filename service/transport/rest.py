@@ -1,13 +1,11 @@
 """HTTP: bytes to `Classifier` and back, nothing else."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Sequence
 from http import HTTPStatus
 from math import ceil
 from time import perf_counter
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import structlog
 from fastapi import FastAPI, Request
@@ -21,6 +19,7 @@ from service.errors import Cancelled, ServiceError
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.settings import Limits
+from service.transport import request_id as request_ids
 from service.transport.schema import (
     ClassifyAnswer,
     ClassifyJson,
@@ -34,8 +33,6 @@ from service.transport.uploads import RAW_TYPES, read_body
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def create_app(
@@ -117,8 +114,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        identity = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        identity = request_ids.choose(Headers(scope=scope).get(request_ids.HEADER, ""))
         scope.setdefault("state", {})["request_id"] = identity
         start, status = perf_counter(), HTTPStatus.INTERNAL_SERVER_ERROR.value
 
@@ -126,7 +122,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                MutableHeaders(scope=message)["x-request-id"] = identity
+                MutableHeaders(scope=message)[request_ids.HEADER] = identity
             await send(message)
 
         try:

@@ -1,12 +1,10 @@
 """gRPC: messages to `Classifier` and back, nothing else."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from math import ceil
 from time import perf_counter
 from typing import Any
-from uuid import uuid4
 
 import grpc
 import structlog
@@ -19,6 +17,7 @@ from service.errors import DeadlineExceeded, EngineFailed, InvalidOption, Servic
 from service.metrics import Metrics, Protocol
 from service.pb import dat_pb2, dat_pb2_grpc
 from service.settings import Limits
+from service.transport import request_id
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +29,6 @@ _EXPLAIN: dict[int, Explain] = {
     dat_pb2.EXPLAIN_NONE: "none",
     dat_pb2.EXPLAIN_POINTS: "points",
 }
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Beside the images, a message holds options and framing.
 _MESSAGE_OVERHEAD_BYTES = 64 * 1024
 # Requests of one stream that are worked on at a time; more wait in the flow control of HTTP/2.
@@ -86,7 +84,7 @@ class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
         self, request: dat_pb2.ClassifyRequest, context: Context
     ) -> dat_pb2.ClassifyResponse:
         identity, start = _request_id(context), perf_counter()
-        context.set_trailing_metadata((("x-request-id", identity),))
+        context.set_trailing_metadata(((request_id.HEADER, identity),))
         code = grpc.StatusCode.OK
         try:
             return await self._answer(request, context, "grpc")
@@ -99,7 +97,7 @@ class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
         except Exception:
             code = grpc.StatusCode.INTERNAL
             log.exception("request failed", request_id=identity)
-            return await context.abort(code, "internal error", (("x-request-id", identity),))
+            return await context.abort(code, "internal error", ((request_id.HEADER, identity),))
         finally:
             self._log("Classify", code, start, identity)
 
@@ -167,8 +165,10 @@ class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
 
 
 def _request_id(context: Context) -> str:
-    given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
-    return given if isinstance(given, str) and _REQUEST_ID.fullmatch(given) else uuid4().hex
+    given = dict(context.invocation_metadata() or ()).get(request_id.HEADER, "")
+    # Only keys that end in -bin have values of bytes.
+    assert isinstance(given, str)
+    return request_id.choose(given)
 
 
 def _options(request: dat_pb2.ClassifyRequest, context: Context) -> Options:
@@ -183,7 +183,7 @@ def _options(request: dat_pb2.ClassifyRequest, context: Context) -> Options:
 
 
 def _error_metadata(error: ServiceError, identity: str) -> tuple[tuple[str, str], ...]:
-    metadata = [("x-request-id", identity), ("dat-error-code", error.code)]
+    metadata = [(request_id.HEADER, identity), ("dat-error-code", error.code)]
     if error.retry_after_s is not None:
         # What gRPC's own retry policies obey (proposal A6).
         metadata.append(("grpc-retry-pushback-ms", str(max(1, ceil(error.retry_after_s * 1e3)))))

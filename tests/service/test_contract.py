@@ -509,3 +509,13 @@ async def test_an_unknown_explain_value_is_refused(server):
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await stub.Classify(dat_pb2.ClassifyRequest(images=[JPEG], explain=9))
     assert failure.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_grpc_keeps_the_request_id_of_the_caller(server):
+    async with channel(server) as open_channel:
+        stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
+        for given, kept in (("mine-2", True), ("x" * 129, False)):
+            call = stub.Classify(message([JPEG]), metadata=(("x-request-id", given),))
+            await call
+            answered = dict(await call.trailing_metadata())["x-request-id"]
+            assert (answered == given) == kept
