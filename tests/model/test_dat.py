@@ -1,3 +1,6 @@
+import sys
+import types
+
 import pytest
 import torch
 
@@ -149,6 +152,17 @@ def test_official_files_load_with_what_else_they_hold(tmp_path):
     model = create_model("dat_nano")
     model.load_state_dict(read(path).state)
     torch.testing.assert_close(model.head.bias.data, state["cls_head.bias"])
+
+
+def test_the_configuration_that_official_files_pickle_needs_no_foreign_class(tmp_path, monkeypatch):
+    node = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    path = tmp_path / "official.pth"
+    with monkeypatch.context() as patched:
+        for name in ("yacs", "yacs.config"):
+            patched.setitem(sys.modules, name, types.ModuleType(name))
+        patched.setattr(sys.modules["yacs.config"], "CfgNode", node, raising=False)
+        torch.save({"model": official_state("dat_nano"), "config": node(DATA=node(SIZE=224))}, path)
+    assert read(path).state.keys() == official_state("dat_nano").keys()
 
 
 class Exploit:
