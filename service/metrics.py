@@ -12,7 +12,6 @@ from importlib.metadata import version
 from time import perf_counter
 from typing import Literal, get_args
 
-import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -205,10 +204,10 @@ class Metrics:
         )
         Gauge(
             "dat_build_info",
-            "What this replica is made of.",
-            ["version", "torch", "cuda"],
+            "What this replica is made of; the version of torch names its CUDA.",
+            ["version", "torch"],
             registry=registry,
-        ).labels(version("dat-serve"), torch.__version__, torch.version.cuda or "none").set(1)
+        ).labels(version("dat-serve"), version("torch")).set(1)
 
     @contextmanager
     def request(self, protocol: Protocol) -> Iterator[None]:
