@@ -197,13 +197,10 @@ class Classifier:
     async def _classify(
         self, upload: Upload, options: Options, admission: Admission, deadline: float
     ) -> Classification:
-        if isinstance(upload, InvalidImage):
-            admission.give_back()
-            raise upload
         start = perf_counter()
         try:
             image = await self._decode(upload, deadline)
-        except BaseException:
+        except ServiceError:
             admission.give_back()
             raise
         decode_s = perf_counter() - start
@@ -217,12 +214,14 @@ class Classifier:
         self._metrics.stage["postprocess"].observe(perf_counter() - start)
         return answer
 
-    async def _decode(self, data: bytes, deadline: float) -> PreparedImage:
+    async def _decode(self, upload: Upload, deadline: float) -> PreparedImage:
+        if isinstance(upload, InvalidImage):
+            raise upload
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(deadline):
                 return await loop.run_in_executor(
-                    self._decoders, prepare, data, self._limits, self._preprocessing
+                    self._decoders, prepare, upload, self._limits, self._preprocessing
                 )
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None

@@ -94,7 +94,7 @@ class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
-        except Exception:
+        except Exception:  # gRPC would show the caller the text of a bug
             code = grpc.StatusCode.INTERNAL
             log.exception("request failed", request_id=identity)
             return await context.abort(code, "internal error", ((request_id.HEADER, identity),))
@@ -133,7 +133,7 @@ class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
             response = await self._answer(message.request, context, "stream")
         except ServiceError as error:
             return dat_pb2.ClassifyStreamResponse(id=message.id, error=_error(error))
-        except Exception:
+        except Exception:  # a bug in one request must not end the stream of the others
             log.exception("request failed", stream_request=message.id)
             failure = _error(EngineFailed("internal error"))
             return dat_pb2.ClassifyStreamResponse(id=message.id, error=failure)

@@ -2,11 +2,15 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import re
 import signal
 import socket
+import subprocess
+import sys
+import threading
 
 import grpc
 import httpx
@@ -31,7 +35,7 @@ from tests.clients import (
     over_stream,
     read_http,
 )
-from tests.server import RunningServer, start_server
+from tests.server import ROOT, RunningServer, start_server
 
 every_transport = pytest.mark.parametrize("classify", TRANSPORTS)
 
@@ -519,3 +523,49 @@ async def test_grpc_keeps_the_request_id_of_the_caller(server):
             await call
             answered = dict(await call.trailing_metadata())["x-request-id"]
             assert (answered == given) == kept
+
+
+def test_a_starting_server_is_alive_and_refuses_until_it_is_ready(tiny_checkpoint):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    seen: list[tuple[int, ...]] = []
+    stop = threading.Event()
+
+    def poll() -> None:
+        with httpx.Client(base_url=url) as client:
+            while not stop.wait(0.02):
+                with contextlib.suppress(httpx.ConnectError):
+                    probes = [client.get(f"/health/{p}") for p in ("live", "startup", "ready")]
+                    headers = {"content-type": "image/jpeg"}
+                    probes.append(client.post("/v1/classify", content=JPEG, headers=headers))
+                    seen.append(tuple(response.status_code for response in probes))
+
+    polling = threading.Thread(target=poll)
+    polling.start()
+    try:
+        with start_server(
+            DAT_MODEL__NAME="dat_tiny_224",
+            DAT_MODEL__CHECKPOINT=tiny_checkpoint,
+            DAT_SERVER__HTTP_PORT=port,
+        ):
+            stop.set()
+            polling.join()
+            assert httpx.get(f"{url}/health/startup").status_code == 200
+    finally:
+        stop.set()
+    assert seen[0] == (200, 503, 503, 503)
+
+
+def test_the_health_check_command_asks_whether_the_server_is_ready(server):
+    port = server.http_url.rsplit(":", 1)[1]
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        closed = unused.getsockname()[1]
+    for asked, exit_code in ((port, 0), (closed, 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "service", "healthcheck"],
+            cwd=ROOT,
+            env={"DAT_SERVER__HTTP_PORT": str(asked)},
+            capture_output=True,
+        )
+        assert done.returncode == exit_code
