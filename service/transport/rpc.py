@@ -219,6 +219,6 @@ def _layer(layer: LayerPoints) -> dat_pb2.DeformableLayer:
         groups=groups,
         rows=rows,
         columns=columns,
-        sampling_locations=layer.sampling_locations.ravel(),
-        reference_points=layer.reference_points.ravel(),
+        sampling_locations=layer.sampling_locations.ravel().tolist(),
+        reference_points=layer.reference_points.ravel().tolist(),
     )
