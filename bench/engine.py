@@ -25,6 +25,7 @@ from bench.report import engine_table
 from bench.weights import recipe_state
 from model import create_model
 from model.transforms import Normalise
+from service.engine.device import Device
 from service.engine.engine import Engine, EngineInput
 from service.metrics import Metrics
 from tests import recipe
@@ -46,10 +47,8 @@ def open_engine(
     """
     model = create_model(name)
     model.load_state_dict(recipe_state(name))
-    metrics = Metrics(CollectorRegistry(), model=name, model_version="bench", capacity=1)
-    engine = Engine(
-        model, metrics, device=device, dtype=dtype, threads=threads, max_batch=max_batch
-    )
+    metrics = Metrics(CollectorRegistry()).add_model(name, "bench", 1)
+    engine = Engine(model, Device(device, threads), metrics, dtype=dtype, max_batch=max_batch)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.load())
 

@@ -87,6 +87,42 @@ def _open_loop_table(result: dict[str, Any]) -> str:
     )
 
 
+def attention_tables(result: dict[str, Any]) -> str:
+    """The tables of one `attention_cost-*.json`: attentions by stage (from 0), then models."""
+    layers = [
+        [
+            f"{layer['model']}, stage {layer['stage']}, {'x'.join(map(str, layer['map']))}",
+            *_cost(row),
+        ]
+        for layer in result["layers"]
+        for row in layer["rows"]
+    ]
+    figures = (
+        "million parameters|GFLOPs|inference peak MB|training held MB|training peak MB|ms"
+        "|time / DAT (range)"
+    )
+    return "\n\n".join(
+        (
+            _table(f"layer|attention|{figures}", layers),
+            _table(f"model|{figures}", [_cost(row) for row in result["models"]]),
+        )
+    )
+
+
+def _cost(row: dict[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        f"{row['parameters'] / 1e6:.2f}",
+        f"{row['flops'] / 1e9:.3f}",
+        *(
+            f"{row[key] / 1e6:.1f}"
+            for key in ("inference_peak_bytes", "training_held_bytes", "training_peak_bytes")
+        ),
+        f"{row['ms']:.2f}",
+        _ratio(row),
+    ]
+
+
 def _ratio(row: dict[str, Any]) -> str:
     low, high = row["ratio_range"]
     return f"**{row['ratio']:.2f}** ({low:.2f}-{high:.2f})"
@@ -106,13 +142,16 @@ def _table(header: str, rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+_TABLES = {"attention_cost": attention_tables, "engine": engine_table, "server": server_tables}
+
+
 def main() -> None:
     """Print the tables of all result files, each with its machine and its command."""
     print("# Results\n\nMade by `python -m bench.report`; see `bench/README.md`.")
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
         machine = result["machine"]
-        table = engine_table(result) if path.stem.startswith("engine") else server_tables(result)
+        table = _TABLES[path.stem.partition("-")[0]](result)
         print(f"\n## {path.stem}\n\n`{machine['command']}`\n")
         print(
             f"{machine['cpu']}, {machine['cores']} cores, GPU: {machine['gpu']}, "

@@ -167,6 +167,11 @@ def _per_slice(weight: Tensor) -> Tensor:
     return weight[..., None, None, None]
 
 
+def _rounded(positions: Tensor) -> Tensor:
+    """Positions computed in float64, in the default type of torch."""
+    return positions.to(torch.get_default_dtype())
+
+
 class DeformableAttention(nn.Module):
     """Deformable multi-head attention of DAT (arXiv:2201.00520, section 3.2).
 
@@ -188,7 +193,7 @@ class DeformableAttention(nn.Module):
         spec = config.stages[stage]
         self.heads, self.offset_groups = spec.heads, spec.offset_groups
         self.offset_stride = spec.offset_stride
-        self.size = config.map_size(stage)
+        self.offset_range_factor = config.offset_range_factor
         channels = spec.dim // spec.offset_groups
         self.q = nn.Linear(spec.dim, spec.dim)
         self.kv = nn.Linear(spec.dim, 2 * spec.dim, bias=False)
@@ -203,23 +208,28 @@ class DeformableAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros(spec.heads, 2 * table_height - 1, 2 * table_width - 1)
         )
+        self.fit(config.map_size(stage))
+
+    def fit(self, size: tuple[int, int]) -> None:
+        """Make the geometry for a map of `(H, W)` cells."""
+        self.size = size
         # Odd kernels with half their size as padding: Hk = ceil(H / stride).
-        key_size = [-(-side // spec.offset_stride) for side in self.size]
+        key_size = [-(-side // self.offset_stride) for side in size]
         self.register_buffer(
             "reference_points",
             grid_positions(*map(self.reference_axis, key_size)),
             persistent=False,
         )
         self.register_buffer(
-            "reach", config.offset_range_factor / torch.tensor(key_size), persistent=False
+            "reach", self.offset_range_factor / torch.tensor(key_size), persistent=False
         )
-        for name, side in zip(("query_rows", "query_columns"), self.size, strict=True):
+        for name, side in zip(("query_rows", "query_columns"), size, strict=True):
             self.register_buffer(name, self.query_axis(side), persistent=False)
 
     @staticmethod
     def reference_axis(size: int) -> Tensor:
         """Positions `(size,)` of the reference points along one axis: inside (-1, 1), symmetric."""
-        return (torch.arange(size, dtype=torch.float64) + 0.5).mul(2 / size).sub(1).float()
+        return _rounded((torch.arange(size, dtype=torch.float64) + 0.5).mul(2 / size).sub(1))
 
     @staticmethod
     def query_axis(size: int) -> Tensor:
@@ -291,12 +301,12 @@ class DeformableAttentionPP(DeformableAttention):
 
         It lies half a cell towards the end of the axis, where it leaves [-1, 1].
         """
-        return (torch.arange(size, dtype=torch.float64) + 0.5).mul(2 / (size - 1)).sub(1).float()
+        return _rounded((torch.arange(size, dtype=torch.float64) + 0.5).mul(2 / (size - 1)).sub(1))
 
     @staticmethod
     def query_axis(size: int) -> Tensor:
         """Positions `(size,)` of the queries: the centres of the cells."""
-        return torch.linspace(-1, 1, size, dtype=torch.float64).float()
+        return _rounded(torch.linspace(-1, 1, size, dtype=torch.float64))
 
     def move(self, offsets: Tensor) -> Tensor:
         """Sampling locations inside [-1, 1] from raw offsets, both `(B, G, Hk, Wk, 2)`."""

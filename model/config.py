@@ -5,11 +5,13 @@ DAT++: Xia et al., "DAT++: Spatially Dynamic Vision Transformer with Deformable 
 arXiv:2309.01430. Variants as in github.com/LeapLabTHU/DAT (v1: commit 797f187, DAT++: 32173fc).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
 Family = Literal["dat", "dat_pp"]
+
+LARGEST_SIZE = 8192  # pixels a side; a file that asks for more is damaged
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,13 @@ class StageConfig:
 
     Attributes:
         blocks: the attention of each block, in order: `L` window, `S` shifted window,
-            `N` neighbourhood, `D` deformable.
+            `N` neighbourhood, `D` deformable, `Q` deformable as in Deformable DETR.
         dim: channels.
         heads: attention heads.
         offset_groups: groups of channels that share sampling points; 0 without a `D` block.
         offset_stride: cells of the feature map per sampling point, on each axis.
         offset_kernel: side of the depthwise convolution of the offset network.
+        points: sampling points of each query and head of a `Q` block.
     """
 
     blocks: str
@@ -32,6 +35,7 @@ class StageConfig:
     offset_groups: int = 0
     offset_stride: int = 1
     offset_kernel: int = 0
+    points: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,17 +69,59 @@ class DatConfig:
     def __post_init__(self) -> None:
         """Raises: ValueError: a size that the family cannot take."""
         height, width = self.image_size
+        if not all(1 <= size <= LARGEST_SIZE for size in (height, width, self.table_size)):
+            raise ValueError(
+                f"{self.name}: sizes are from 1 to {LARGEST_SIZE} pixels; got {height}x{width} "
+                f"with tables for {self.table_size}"
+            )
+        if not 1 <= self.window <= LARGEST_SIZE:
+            raise ValueError(f"{self.name}: a window of {self.window} cells")
         if self.family == "dat":
-            multiple = 4 * self.window << (len(self.stages) - 1)
-            if (height, width) != (self.table_size,) * 2 or height % multiple:
+            cell = 4 << (len(self.stages) - 1)
+            if (height, width) != (self.table_size,) * 2 or height % (cell * self.window):
                 raise ValueError(
                     f"{self.name}: a DAT (v1) input is square, equal to the size of its tables "
-                    f"({self.table_size}) and a multiple of {multiple}; got {height}x{width}"
+                    f"({self.table_size}) and a multiple of {cell} windows of {self.window}; got "
+                    f"{height}x{width}"
                 )
         elif min(height, width) < 33:
             raise ValueError(
                 f"{self.name}: a DAT++ input needs at least 33 pixels a side; got {height}x{width}"
             )
+
+    def resized(
+        self,
+        image_size: tuple[int, int],
+        *,
+        window: int | None = None,
+        table_size: int | None = None,
+    ) -> "DatConfig":
+        """The same model for another input size.
+
+        Args:
+            image_size: `(H, W)`, pixels.
+            window: of DAT (v1), cells; kept if the size is a multiple of 32 windows, else it
+                becomes 1/32 of the size, as from 7 at 224 to the official 12 at 384.
+            table_size: of DAT++, whose tables need not fit the size.
+
+        Raises:
+            ValueError: a size that the family cannot take.
+        """
+        if self.family == "dat_pp":
+            return replace(self, image_size=image_size, table_size=table_size or self.table_size)
+        side, cell = image_size[0], 4 << (len(self.stages) - 1)
+        window = window or self.window
+        if side % (cell * window):
+            window = max(1, side // cell)
+        return replace(self, image_size=image_size, table_size=side, window=window)
+
+    def first_block(self, kind: str) -> tuple[int, int]:
+        """`(stage, block)` of the first block with this letter."""
+        return next(
+            (index, stage.blocks.index(kind))
+            for index, stage in enumerate(self.stages)
+            if kind in stage.blocks
+        )
 
     def map_size(self, stage: int, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
         """`(H, W)` of the feature map of a stage, cells."""
@@ -111,6 +157,16 @@ def _dat(
     )
 
 
+def _deformable_detr(
+    stages: tuple[StageConfig, ...], points: tuple[int, int, int, int]
+) -> tuple[StageConfig, ...]:
+    """The same stages with the attention of Deformable DETR in the place of DAT's."""
+    return tuple(
+        StageConfig(stage.blocks.replace("D", "Q"), stage.dim, stage.heads, points=count)
+        for stage, count in zip(stages, points, strict=True)
+    )
+
+
 def _dat_pp(dim: int, heads: int, groups: tuple[int, int, int, int]) -> tuple[StageConfig, ...]:
     return (
         StageConfig("ND", dim, heads, groups[0], 8, 9),
@@ -135,6 +191,16 @@ VARIANTS: dict[str, DatConfig] = {
         # The official 384 configuration keeps img_size 224 in the model section, so the tables
         # stay those of 224, and it evaluates without a crop.
         DatConfig("dat_pp_base_384", "dat_pp", _BASE_PP, (384, 384), 224, crop=False),
+        # What the DAT paper compares itself with in appendix A: not published as checkpoints.
+        DatConfig(
+            "dat_tiny_224_ddetr", "dat", _deformable_detr(_dat(96, 6, 3, 3, 6), (0, 0, 16, 16))
+        ),
+        # As many keys for a query as in DAT-T.
+        DatConfig(
+            "dat_tiny_224_ddetr_equal",
+            "dat",
+            _deformable_detr(_dat(96, 6, 3, 3, 6), (0, 0, 196, 49)),
+        ),
         # The demo model of this repository (demo/README.md).
         DatConfig(
             "dat_nano",

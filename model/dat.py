@@ -9,6 +9,7 @@ depends on no data, so it can be captured in a CUDA graph.
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 
 from model import checkpoint
 from model.attention import Attended, DeformableAttention, DeformableAttentionPP
+from model.checkpoint import Checkpoint, CheckpointError
 from model.config import VARIANTS, DatConfig
+from model.deformable_detr import DeformableDetrAttention
 from model.local_attention import NeighborhoodAttention, WindowAttention
+from model.official import is_official, official_shapes
 
 
 class Explained(NamedTuple):
@@ -39,11 +43,11 @@ class DeformableLayer(NamedTuple):
 
     stage: int
     block: int
-    attention: DeformableAttention
+    attention: DeformableAttention | DeformableDetrAttention
 
 
-class DAT(nn.Module):
-    """A DAT or DAT++ classifier.
+class Trunk(nn.Module):
+    """Stem and stages, without a head.
 
     Attributes:
         config: what it is made of.
@@ -60,17 +64,13 @@ class DAT(nn.Module):
         self.downsamples = nn.ModuleList(
             ConvNorm(before, after, *down, bias=False) for before, after in pairwise(dims)
         )
-        self.norm = nn.LayerNorm(dims[-1])
-        self.head = nn.Linear(dims[-1], config.num_classes)
         self.deformable_layers = list(self._deformable_layers())
-        self.register_load_state_dict_pre_hook(_fold_official)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `(B, num_classes)` of normalised images `(B, 3, H, W)`."""
-        return self.forward_explained(images).logits
+    def stage_maps(self, images: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Maps and sampling locations from normalised images `(B, 3, H, W)`.
 
-    def forward_explained(self, images: Tensor) -> Explained:
-        """Logits and sampling locations of normalised images `(B, 3, H, W)`.
+        Returns:
+            The map `(B, H, W, C)` of every stage, and the locations of every deformable layer.
 
         Raises:
             ValueError: the images are not of the size the model was built for.
@@ -80,22 +80,23 @@ class DAT(nn.Module):
                 f"{self.config.name} was built for images (B, 3, {self.config.image_size[0]}, "
                 f"{self.config.image_size[1]}); got {tuple(images.shape)}"
             )
+        maps: list[Tensor] = []
         locations: list[Tensor] = []
         tokens = self.stem(channels_last_tokens(images))
         for index, stage in enumerate(self.stages):
             if index:
                 tokens = self.downsamples[index - 1](tokens)
             tokens, stage_locations = stage(tokens)
+            maps.append(tokens)
             locations += stage_locations
-        pooled = self.norm(tokens).mean((1, 2))
-        return Explained(self.head(pooled), tuple(locations))
+        return maps, tuple(locations)
 
     def _deformable_layers(self) -> Iterator[DeformableLayer]:
         for index, stage in enumerate(self.stages):
             assert isinstance(stage, Stage)
             for position, block in enumerate(stage.blocks):
                 assert isinstance(block, Block)
-                if isinstance(block.attention, DeformableAttention):
+                if isinstance(block.attention, (DeformableAttention, DeformableDetrAttention)):
                     yield DeformableLayer(index, position, block.attention)
 
     def cast(self, dtype: torch.dtype) -> Self:
@@ -108,6 +109,30 @@ class DAT(nn.Module):
             if not name.endswith("relative_position_bias_table"):
                 parameter.data = parameter.data.to(dtype)
         return self
+
+
+class DAT(Trunk):
+    """A DAT or DAT++ classifier."""
+
+    def __init__(self, config: DatConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.stages[-1].dim)
+        self.head = nn.Linear(config.stages[-1].dim, config.num_classes)
+        self.register_load_state_dict_pre_hook(_translate)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(B, num_classes)` of normalised images `(B, 3, H, W)`."""
+        return self.forward_explained(images).logits
+
+    def forward_explained(self, images: Tensor) -> Explained:
+        """Logits and sampling locations of normalised images `(B, 3, H, W)`.
+
+        Raises:
+            ValueError: the images are not of the size the model was built for.
+        """
+        maps, locations = self.stage_maps(images)
+        pooled = self.norm(maps[-1]).mean((1, 2))
+        return Explained(self.head(pooled), locations)
 
 
 class Stage(nn.Module):
@@ -168,6 +193,8 @@ def make_attention(config: DatConfig, stage: int, kind: str) -> nn.Module:
     if kind == "D":
         deformable = DeformableAttention if config.family == "dat" else DeformableAttentionPP
         return deformable(config, stage)
+    if kind == "Q":
+        return DeformableDetrAttention(config, stage)
     if kind == "N":
         return NeighborhoodAttention(config, stage)
     return WindowAttention(config, stage, shifted=kind == "S")
@@ -234,17 +261,18 @@ def channels_last_tokens(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).contiguous()
 
 
-def convolve(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
+def convolve(conv: nn.Module, tokens: Tensor) -> Tensor:
     """Apply a convolution to tokens `(B, H, W, C)` without leaving the channels-last layout."""
     return conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def _fold_official(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+def _translate(module: nn.Module, state: dict[str, Tensor], *context: Any) -> None:
     assert isinstance(module, DAT)
-    if checkpoint.is_official(state):
-        folded = checkpoint.fold_official(state, module.config)
+    strict = context[2]
+    if strict or is_official(state):
+        translated = checkpoint.translate(state, module.config, module.state_dict())
         state.clear()
-        state.update(folded)
+        state.update(translated)
 
 
 def create_model(name: str, **changes: Any) -> DAT:
@@ -261,3 +289,35 @@ def create_model(name: str, **changes: Any) -> DAT:
     if name not in VARIANTS:
         raise KeyError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
     return DAT(replace(VARIANTS[name], **changes)).eval()
+
+
+def load_model(
+    weights: Path | Checkpoint,
+    variant: str | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> DAT:
+    """Build the model that a checkpoint is of, in evaluation mode, with its weights.
+
+    Args:
+        weights: a file, or what `model.checkpoint.read` made of it.
+        variant: a key of `VARIANTS`; `None` finds it by the names and shapes of the weights.
+        image_size: `(H, W)` of the input, pixels, if not that of the checkpoint; the position
+            tables of a DAT (v1) are then interpolated as the official loader does.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used; the message names the file, the key and
+            the expectation.
+    """
+    given = weights if isinstance(weights, Checkpoint) else checkpoint.read(weights)
+    config = checkpoint.configure(given, variant, image_size)
+    network = DAT(config).eval()
+    state = given.state
+    if image_size is not None:
+        official = is_official(state)
+        expected = official_shapes(config) if official else checkpoint.shapes(network.state_dict())
+        state = checkpoint.resize_tables(state, expected)
+    try:
+        network.load_state_dict(state)
+    except CheckpointError as fault:
+        raise CheckpointError(f"{given.path}: {fault}") from fault
+    return network

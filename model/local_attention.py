@@ -142,12 +142,16 @@ class NeighborhoodAttention(LocalAttention):
 
     def __init__(self, config: DatConfig, stage: int) -> None:
         super().__init__(config, stage)
-        window = config.window
-        self.size = config.map_size(stage)
-        H, W = self.padded = max(self.size[0], window), max(self.size[1], window)
+        window = self.window = config.window
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros(self.heads, 2 * window - 1, 2 * window - 1)
         )
+        self.fit(config.map_size(stage))
+
+    def fit(self, size: tuple[int, int]) -> None:
+        """Make the geometry for a map of `(H, W)` cells."""
+        window, self.size = self.window, size
+        H, W = self.padded = max(size[0], window), max(size[1], window)
         rows, columns = _AxisTiles(H, window), _AxisTiles(W, window)
         tile = rows.tile[:, None] * len(columns.queries) + columns.tile
         slot = rows.slot[:, None] * window + columns.slot

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,8 +7,8 @@ import pytest
 import torch
 
 from model import VARIANTS, DatConfig
-from model.checkpoint import official_shapes
 from model.config import StageConfig
+from model.official import official_shapes
 from tests import recipe
 from tests.server import RunningServer, start_server
 
@@ -18,6 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden-dir", type=Path, default=GOLDEN, help="golden cases of the official models"
     )
+    parser.addoption(
+        "--detector-golden-dir",
+        type=Path,
+        default=GOLDEN / "det",
+        help="golden cases of the official detectors",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -26,6 +33,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         files = sorted(f for f in folder.glob("*.npz") if f.stem != "preprocess")
         assert files, f"no golden cases in {folder}"
         metafunc.parametrize("golden_file", files, ids=lambda f: f.stem, scope="module")
+    if "detector_golden_file" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--detector-golden-dir")
+        files = sorted(f for f in folder.glob("*.npz") if f.stem not in ("ops", "layouts"))
+        assert files, f"no golden cases in {folder}"
+        metafunc.parametrize("detector_golden_file", files, ids=lambda f: f.stem, scope="module")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -51,6 +63,17 @@ SMALL_DAT = DatConfig(
     num_classes=12,
     window=4,
 )
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Modules built here have their parameters and their geometry in this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def recipe_state(config: DatConfig, seed: int = 0) -> dict[str, torch.Tensor]:

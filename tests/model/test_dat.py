@@ -1,11 +1,8 @@
-import sys
-import types
-
 import pytest
 import torch
 
 from model import DAT, VARIANTS, create_model
-from model.checkpoint import CheckpointError, official_shapes, read
+from model.official import official_shapes
 from service.engine.engine import Classify
 from tests.conftest import SMALL_DAT, official_state, recipe_state
 
@@ -127,59 +124,3 @@ def test_the_forward_pass_can_be_captured(name):
         scores, locations = classify(pixels)
     assert scores.shape == (2, 1000)
     assert len(locations) == len(classify.model.deformable_layers)
-
-
-def test_a_state_dict_of_another_variant_is_refused_by_key_and_shape():
-    with pytest.raises(CheckpointError, match=r"stages\.\d.*expected|missing|unexpected"):
-        create_model("dat_tiny_224").load_state_dict(official_state("dat_small_224"))
-    state = official_state("dat_nano")
-    del state["cls_head.bias"]
-    state["extra.weight"] = torch.zeros(3)
-    state["cls_norm.norm.weight"] = torch.zeros(7)
-    with pytest.raises(CheckpointError) as refusal:
-        create_model("dat_nano").load_state_dict(state)
-    message = str(refusal.value)
-    assert "missing cls_head.bias (12,)" in message
-    assert "unexpected extra.weight" in message
-    assert "cls_norm.norm.weight has shape (7,), expected (128,)" in message
-
-
-def test_official_files_load_with_what_else_they_hold(tmp_path):
-    state = official_state("dat_nano")
-    buffers = {"stages.0.attns.0.relative_position_index": torch.zeros(16, 16, dtype=torch.int64)}
-    path = tmp_path / "official.pth"
-    torch.save({"model": state | buffers, "optimizer": {"state": {}}, "epoch": 300}, path)
-    model = create_model("dat_nano")
-    model.load_state_dict(read(path).state)
-    torch.testing.assert_close(model.head.bias.data, state["cls_head.bias"])
-
-
-def test_the_configuration_that_official_files_pickle_needs_no_foreign_class(tmp_path, monkeypatch):
-    node = type("CfgNode", (dict,), {"__module__": "yacs.config"})
-    path = tmp_path / "official.pth"
-    with monkeypatch.context() as patched:
-        for name in ("yacs", "yacs.config"):
-            patched.setitem(sys.modules, name, types.ModuleType(name))
-        patched.setattr(sys.modules["yacs.config"], "CfgNode", node, raising=False)
-        torch.save({"model": official_state("dat_nano"), "config": node(DATA=node(SIZE=224))}, path)
-    assert read(path).state.keys() == official_state("dat_nano").keys()
-
-
-class Exploit:
-    def __reduce__(self):
-        return (exec, ("raise SystemExit('the pickle was run')",))
-
-
-def test_a_pickle_that_would_run_code_is_refused(tmp_path):
-    path = tmp_path / "hostile.pth"
-    torch.save({"model": Exploit()}, path)
-    with pytest.raises(CheckpointError, match=r"hostile\.pth"):
-        read(path)
-
-
-@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"PK\x03\x04" + b"\0" * 99])
-def test_a_damaged_file_is_refused(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=name):
-        read(tmp_path / name)

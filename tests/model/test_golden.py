@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 
-from model import DAT, Explained, create_model
+from model import DAT, VARIANTS, DatConfig, Explained
+from model.attention import DeformableAttention
+from model.checkpoint import resize_tables
+from model.official import official_shapes
 from model.transforms import Normalise, Preprocessing, to_model_pixels
 from tests import recipe
-from tests.conftest import official_state
+from tests.conftest import default_dtype, recipe_state
 
 # Recommended by those who measured the official float32 run against float64; ten to fifty times
 # the worst error seen there.
 LOGITS, POSITIONS, REFERENCES, ATTENTION, SCORES = 5e-5, 2e-5, 1e-6, 5e-5, 1e-4
 STAGE_VALUES = 2e-4  # of the standard deviation of the map
+FLOAT64 = 1e-10  # how far two float64 runs may lie apart; a thousand times the worst seen
+MAPS = ("stem", "stage0", "stage1", "stage2", "stage3", "final")
 
 
 @dataclass
@@ -38,18 +45,35 @@ class Case:
 def case(golden_file: Path) -> Case:
     golden = np.load(golden_file)
     meta = json.loads(str(golden["meta"]))
+    config = configured(meta)
+    # Another resolution takes over the weights of a published one.
+    source = VARIANTS[meta["pretrained_from"]] if meta["pretrained_from"] else config
+    return run(golden, meta, config, recipe_state(source, meta["weight_seed"]))
+
+
+def configured(meta: dict[str, Any]) -> DatConfig:
+    variant, changes = VARIANTS[meta["variant"]], meta["config_changes"]
     size = tuple(meta["input_hw"])
-    changes: dict[str, Any] = {"image_size": size}
-    if meta["variant"].startswith("dat_pp"):
-        if built_for := meta["config_changes"].get("img_size"):
-            changes["table_size"] = built_for
-    else:
-        changes["table_size"] = size[0]
-    model = create_model(meta["variant"], **changes)
-    table_size = model.config.table_size
-    extra = {"image_size": size, "table_size": table_size}
-    state = official_state(meta["variant"], meta["weight_seed"], **extra)
-    model.load_state_dict(state)
+    if variant.family == "dat_pp":
+        return variant.resized(size, table_size=changes.get("img_size"))
+    return variant.resized(size, window=changes.get("window_sizes", [None])[0])
+
+
+@pytest.fixture(scope="module")
+def exact(case: Case) -> Case:
+    """The same case with parameters, positions and arithmetic in float64."""
+    if case.meta["pretrained_from"]:
+        pytest.skip("tables are interpolated in the precision of the checkpoint")
+    with default_dtype(torch.float64):
+        return run(case.golden, case.meta, case.model.config, case.state)
+
+
+def run(
+    golden: Any, meta: dict[str, Any], config: DatConfig, state: dict[str, torch.Tensor]
+) -> Case:
+    """Run a case in torch's default type."""
+    model = DAT(config).eval()
+    model.load_state_dict(resize_tables(state, official_shapes(config)))
     captured: dict[str, torch.Tensor] = {}
 
     def keep(name: str, output: Any) -> None:
@@ -62,9 +86,9 @@ def case(golden_file: Path) -> Case:
     for stage_index, block, attention in model.deformable_layers:
         name = f"attn_s{stage_index}_b{block}"
         attention.register_forward_pre_hook(lambda *a, n=name: keep(n, a[1][0]))
-    images = recipe.batch(meta["input_seed"], meta["image_indices"], *size)
+    images = recipe.batch(meta["input_seed"], meta["image_indices"], *config.image_size)
     with torch.inference_mode():
-        outputs = model.forward_explained(torch.from_numpy(images))
+        outputs = model.forward_explained(torch.from_numpy(images).to(torch.get_default_dtype()))
     return Case(golden, meta, model, outputs, captured, state)
 
 
@@ -87,7 +111,7 @@ def test_sampling_locations_and_reference_points_match(case):
         assert np.abs(reference - case.golden[f"ref_s{stage}"]).max() < REFERENCES
 
 
-@pytest.mark.parametrize("name", ["stem", "stage0", "stage1", "stage2", "stage3", "final"])
+@pytest.mark.parametrize("name", MAPS)
 def test_feature_maps_match(case, name):
     golden = case.golden
     ours = case.captured[name].permute(0, 3, 1, 2).double().numpy()
@@ -100,23 +124,27 @@ def test_feature_maps_match(case, name):
 
 
 def test_attention_matches(case):
-    golden = case.golden
-    queries = [key for key in golden.files if key.endswith("_query")]
+    for name, ours in attention_of_queries(case):
+        assert np.abs(ours - case.golden[name]).max() < ATTENTION
+        _check_best_points(case, name, ours, case.golden[name.replace("attn", "pos")])
+
+
+def attention_of_queries(case: Case) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and our weights `(heads, Ns)` of the queries whose attention is stored."""
+    layers = {
+        f"attn_s{stage}_b{block}": attention
+        for stage, block, attention in case.model.deformable_layers
+    }
+    queries = [key for key in case.golden.files if key.endswith("_query")]
     assert queries
     for key in queries:
         name = key.removesuffix("_query")
-        row, column, _, width = (int(n) for n in golden[key])
-        stage, block = (int(part[1:]) for part in name.split("_")[1:])
-        attention = next(
-            layer.attention
-            for layer in case.model.deformable_layers
-            if (layer.stage, layer.block) == (stage, block)
-        )
+        row, column, _, width = (int(n) for n in case.golden[key])
+        attention = layers[name]
+        assert isinstance(attention, DeformableAttention)
         with torch.inference_mode():
             weights = attention.attention_weights(case.captured[name][:1])
-        ours = weights[0, :, row * width + column].numpy()
-        assert np.abs(ours - golden[name]).max() < ATTENTION
-        _check_best_points(case, name, ours, golden[f"pos_s{stage}_b{block}"])
+        yield name, weights[0, :, row * width + column].numpy()
 
 
 def _check_best_points(case: Case, name: str, weights: np.ndarray, positions: np.ndarray) -> None:
@@ -150,3 +178,27 @@ def test_an_image_through_the_official_preprocessing_matches(case):
     best = logits.softmax(0).topk(5)
     assert best.indices.tolist() == case.golden["e2e_top5"].tolist()
     assert np.abs(best.values.numpy() - case.golden["e2e_top5_prob"]).max() < SCORES
+
+
+def test_float64_gives_every_stored_digit(exact):
+    """The golden files hold the official float64 run; only their rounding is between us."""
+    golden = exact.golden
+    assert_stored(exact.outputs.logits, golden["logits"])
+    for (stage, block, attention), locations in zip(
+        exact.model.deformable_layers, exact.outputs.sampling_locations, strict=True
+    ):
+        assert_stored(locations[0], golden[f"pos_s{stage}_b{block}"])
+        assert_stored(attention.reference_points, golden[f"ref_s{stage}"])
+    for name in MAPS:
+        ours = exact.captured[name].permute(0, 3, 1, 2).numpy()
+        assert_stored(ours.ravel()[golden[f"{name}_index"]], golden[f"{name}_values"])
+        assert np.abs((ours.mean(), ours.std()) - golden[f"{name}_mean_std"]).max() < FLOAT64
+    for name, weights in attention_of_queries(exact):
+        assert_stored(weights, golden[name])
+
+
+def assert_stored(ours: ArrayLike, stored: np.ndarray) -> None:
+    """Check float64 values against the float32 numbers nearest to the official ones."""
+    assert stored.dtype == np.float32
+    rounding = np.spacing(np.abs(stored)) / 2
+    assert (np.abs(np.asarray(ours) - stored) < rounding + FLOAT64).all()
