@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-gpu check format proto bench settings demo image-test
+.PHONY: help run test convert evaluate test-gpu check format proto bench settings demo image-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -27,6 +27,12 @@ run: $(VENV)/.runtime ## install what is needed and serve the demo model
 
 test: $(VENV)/.dev ## install what is needed and run the tests
 	$(BIN)/python -m pytest
+
+convert: $(VENV)/.runtime ## CHECKPOINT=… OUT=….safetensors [OPTIONS=…]: one file with all that is known of a model
+	@$(BIN)/dat-serve convert --checkpoint '$(CHECKPOINT)' --out '$(OUT)' $(OPTIONS)
+
+evaluate: $(VENV)/.runtime ## DATA=… [OPTIONS=…]: accuracy on a folder with one subfolder for each class
+	@$(BIN)/dat-serve evaluate --data '$(DATA)' $(OPTIONS)
 
 test-gpu: $(VENV)/.dev ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

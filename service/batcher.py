@@ -20,7 +20,7 @@ from service.errors import (
     NotReady,
     Overloaded,
 )
-from service.metrics import Metrics
+from service.metrics import ModelMetrics
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -88,6 +88,13 @@ class Batcher(Generic[Item, Result]):
     A batch leaves as soon as the device is free and an item waits, with up to `max_batch` of
     those that wait. Every item gets exactly one answer: a result or an error. An item whose
     caller left or whose deadline passed leaves the queue at once and never reaches the device.
+
+    Args:
+        run_batch: takes at most `max_batch` items and returns a result for each, in order.
+        max_batch: most items in one batch.
+        queue_limit: most items admitted and not yet in a batch.
+        metrics: of the model whose items these are.
+        turn: of the device; the batchers of all models that share it take turns.
     """
 
     def __init__(
@@ -96,12 +103,14 @@ class Batcher(Generic[Item, Result]):
         *,
         max_batch: int,
         queue_limit: int,
-        metrics: Metrics,
+        metrics: ModelMetrics,
+        turn: asyncio.Lock,
     ) -> None:
         self._run_batch = run_batch
         self._max_batch = max_batch
         self._queue_limit = queue_limit
         self._metrics = metrics
+        self._turn = turn
         self._queue: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
         self._held = 0  # places admitted and not given back
         self._running = 0
@@ -176,9 +185,12 @@ class Batcher(Generic[Item, Result]):
     async def run(self) -> None:
         """Serve batches until drained."""
         while await self._wait_for_work():
-            batch = self._take()
-            if batch:
-                await self._serve(batch)
+            asked = perf_counter()
+            # The batch is taken when the device is free for it, so that it gathers until then.
+            async with self._turn:
+                batch = self._take()
+                if batch:
+                    await self._serve(batch, asked)
 
     async def _wait_for_work(self) -> bool:
         while not self._queue:
@@ -200,7 +212,7 @@ class Batcher(Generic[Item, Result]):
                 batch.append(entry)
         return batch
 
-    async def _serve(self, batch: list[_Entry[Item, Result]]) -> None:
+    async def _serve(self, batch: list[_Entry[Item, Result]], asked: float) -> None:
         size, start = len(batch), perf_counter()
         self._metrics.batches["full" if size == self._max_batch else "idle"].inc()
         self._set_running(size)
@@ -217,18 +229,19 @@ class Batcher(Generic[Item, Result]):
             return
         finally:
             self._set_running(0)
-        compute_s = perf_counter() - start
-        self._account(size, compute_s)
+        end = perf_counter()
+        compute_s = end - start
+        self._account(size, compute_s, end - asked)
         for entry, result in answers:
             # A caller can leave while its batch runs; to answer it would raise and end the loop.
             if not entry.future.done():
                 entry.future.set_result(Served(result, start - entry.enqueued_at, compute_s, size))
 
-    def _account(self, size: int, compute_s: float) -> None:
+    def _account(self, size: int, compute_s: float, cycle_s: float) -> None:
         self._metrics.batch_size.observe(size)
         self._metrics.stage["compute"].observe(compute_s)
         self._metrics.busy_seconds.inc(compute_s)
-        newest = compute_s / size
+        newest = cycle_s / size  # with the time in which other models had the device
         if not self._seconds_per_item:
             self._seconds_per_item = newest
         self._seconds_per_item += _SMOOTHING * (newest - self._seconds_per_item)

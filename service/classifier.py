@@ -26,11 +26,10 @@ from service.errors import (
     NoImages,
     ServiceError,
     TooManyImages,
-    UnknownModel,
 )
 from service.images import PreparedImage, prepare
-from service.metrics import Metrics
-from service.served_model import ServedModel
+from service.metrics import ModelMetrics
+from service.served_model import ModelCard, ServedModel
 from service.settings import Limits
 
 Explain = Literal["none", "points"]
@@ -43,7 +42,7 @@ class Options:
     """What a request asks for beside the classes of its images.
 
     Attributes:
-        model: name of the model; `None` means the one that is served.
+        model: name of the model; `None` means the default.
         top_k: predictions for each image, best first; at most all classes are given.
         explain: `points` adds the sampling locations.
         timeout_s: time until the answer is of no use, seconds; `None` means the server's default.
@@ -57,11 +56,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class with its softmax probability."""
+    """A class with its softmax probability, and its WordNet id where it has one."""
 
     label: str
     index: int
     score: float
+    wnid: str | None
 
 
 @dataclass(frozen=True)
@@ -117,20 +117,22 @@ class Classifier:
     """Classifies requests of one model.
 
     Attributes:
-        name: of the model.
-        version: of the model.
+        card: what a caller may know of the model.
+        labels: its classes, in order of the class index.
     """
 
     def __init__(
         self,
         served: ServedModel,
+        card: ModelCard,
         batcher: Batcher[EngineInput, EngineOutput],
+        *,
         decoders: ThreadPoolExecutor,
         limits: Limits,
-        metrics: Metrics,
+        metrics: ModelMetrics,
     ) -> None:
-        self.name, self.version = served.name, served.version
-        self._labels = served.labels
+        self.card = card
+        self.labels = served.labels
         self._preprocessing = Preprocessing.of(served.network.config)
         self._layers = point_layers(served.network)
         self._batcher = batcher
@@ -170,8 +172,6 @@ class Classifier:
         return outcomes
 
     def _check(self, uploads: Sequence[Upload], options: Options) -> None:
-        if options.model not in (None, self.name):
-            raise UnknownModel(f"no model {options.model!r} is served here; there is {self.name!r}")
         if options.top_k < 1:
             raise InvalidOption(f"top_k must be at least 1, not {options.top_k}")
         if options.timeout_s is not None and not 0 < options.timeout_s < float("inf"):
@@ -242,12 +242,16 @@ class Classifier:
                 )
             )
         return Classification(
-            tuple(Prediction(self._labels[i], int(i), float(scores[i])) for i in best),
+            tuple(self._prediction(int(index), scores) for index in best),
             image.width,
             image.height,
             points,
             Timing(decode_s, served.queue_s, served.compute_s, served.batch_size),
         )
+
+    def _prediction(self, index: int, scores: NDArray[np.float32]) -> Prediction:
+        label = self.labels[index]
+        return Prediction(label.name, index, float(scores[index]), label.wnid)
 
 
 @dataclass(frozen=True)

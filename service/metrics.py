@@ -8,6 +8,7 @@ the queue or the device is meant.
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from time import perf_counter
 from typing import Literal, get_args
@@ -37,32 +38,37 @@ _BODY_BYTES = tuple(float(1024 * 4**n) for n in range(9))
 _LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
+_UNKNOWN = "_unknown"  # the model of a request that named none that is served, or was not read
+
+
 class Metrics:
-    """The instruments of one replica that serves one model.
+    """The instruments of one replica; those of its models are in `ModelMetrics`.
 
     Children are bound once, so that counting costs no look-up by label.
     """
 
-    def __init__(
-        self, registry: CollectorRegistry, *, model: str, model_version: str, capacity: int
-    ) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
+        self._vectors = _ModelVectors(registry)
 
-        requests = Counter(
+        self._requests_vector = Counter(
             "dat_requests",
             "Requests by how they ended.",
             ["model", "version", "task", "protocol", "outcome"],
             registry=registry,
         )
-        self._requests = {
-            (protocol, outcome): requests.labels(
-                model, model_version, "classify", protocol, outcome
-            )
-            for protocol in get_args(Protocol)
-            for outcome in get_args(Outcome)
-        }
+        self._duration_vector = Histogram(
+            "dat_request_duration_seconds",
+            "From the head of a request to its answer.",
+            ["model", "protocol"],
+            buckets=_REQUEST_SECONDS,
+            registry=registry,
+        )
+        self._requests: dict[tuple[str, Protocol, Outcome], Counter] = {}
+        self._duration: dict[tuple[str, Protocol], Histogram] = {}
+        self._bind_requests(_UNKNOWN, "")
         self.responses = Counter(
             "dat_responses",
             "Responses by the code that the protocol showed.",
@@ -76,21 +82,13 @@ class Metrics:
             registry=registry,
         )
         self.rejected = {reason: rejected.labels(reason) for reason in get_args(Rejection)}
-        duration = Histogram(
-            "dat_request_duration_seconds",
-            "From the head of a request to its answer.",
-            ["model", "protocol"],
-            buckets=_REQUEST_SECONDS,
-            registry=registry,
-        )
         in_flight = Gauge(
             "dat_requests_in_flight",
             "Requests received and not yet answered.",
-            ["model", "protocol"],
+            ["protocol"],
             registry=registry,
         )
-        self._duration = {p: duration.labels(model, p) for p in get_args(Protocol)}
-        self._in_flight = {p: in_flight.labels(model, p) for p in get_args(Protocol)}
+        self._in_flight = {p: in_flight.labels(p) for p in get_args(Protocol)}
         body = Histogram(
             "dat_request_body_bytes",
             "Size of request bodies and messages.",
@@ -99,24 +97,6 @@ class Metrics:
             registry=registry,
         )
         self.body_bytes = {p: body.labels(p) for p in get_args(Protocol)}
-
-        stage = Histogram(
-            "dat_stage_duration_seconds",
-            "Time of one image in each stage; compute is that of its whole batch.",
-            ["model", "stage"],
-            buckets=_STAGE_SECONDS,
-            registry=registry,
-        )
-        self.stage = {name: stage.labels(model, name) for name in get_args(Stage)}
-        self.images = Counter(
-            "dat_images", "Images classified.", ["model", "task"], registry=registry
-        ).labels(model, "classify")
-        self.explained = Counter(
-            "dat_explain_requests",
-            "Requests that asked where the model looked.",
-            ["model", "kind"],
-            registry=registry,
-        ).labels(model, "points")
         decode_errors = Counter(
             "dat_image_decode_errors",
             "Images that could not be decoded.",
@@ -124,75 +104,6 @@ class Metrics:
             registry=registry,
         )
         self.decode_errors = {r: decode_errors.labels(r) for r in get_args(DecodeFailure)}
-
-        batches = Counter(
-            "dat_batches",
-            "Batches by why they left: full, or the device was idle.",
-            ["model", "trigger"],
-            registry=registry,
-        )
-        self.batches = {trigger: batches.labels(model, trigger) for trigger in get_args(Trigger)}
-        self.batch_size = Histogram(
-            "dat_batch_size",
-            "Images in a batch, without padding.",
-            ["model"],
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-            registry=registry,
-        ).labels(model)
-        batch_images = Counter(
-            "dat_batch_images",
-            "Rows that the device computed: images, and padding up to the bucket.",
-            ["model", "kind"],
-            registry=registry,
-        )
-        self.real_rows = batch_images.labels(model, "real")
-        self.padding_rows = batch_images.labels(model, "padding")
-        replays = Counter(
-            "dat_graph_replays",
-            "Batches run by replaying a captured graph, or eagerly.",
-            ["model", "mode"],
-            registry=registry,
-        )
-        self.replays = {mode: replays.labels(model, mode) for mode in ("graph", "eager")}
-        self.busy_seconds = Counter(
-            "dat_device_busy_seconds",
-            "Time in which the device had a batch; its rate is the saturation.",
-            ["model"],
-            registry=registry,
-        ).labels(model)
-
-        self.waiting = Gauge(
-            "dat_requests_waiting",
-            "Images admitted and not yet on the device.",
-            ["model"],
-            registry=registry,
-        ).labels(model)
-        self.running = Gauge(
-            "dat_requests_running", "Images on the device.", ["model"], registry=registry
-        ).labels(model)
-        Gauge(
-            "dat_queue_capacity_requests",
-            "Most images admitted and not yet on the device.",
-            ["model"],
-            registry=registry,
-        ).labels(model).set(capacity)
-        self.wait_estimate = Gauge(
-            "dat_queue_wait_estimate_seconds",
-            "Time in which the images that wait now will have reached the device.",
-            ["model"],
-            registry=registry,
-        ).labels(model)
-
-        self.ready = Gauge(
-            "dat_model_ready", "1 when warmed up.", ["model", "version"], registry=registry
-        ).labels(model, model_version)
-        load = Gauge(
-            "dat_model_load_duration_seconds",
-            "Time of each phase of loading.",
-            ["model", "phase"],
-            registry=registry,
-        )
-        self.load_seconds = {phase: load.labels(model, phase) for phase in get_args(LoadPhase)}
         self.draining = Gauge(
             "dat_draining", "1 from the signal to leave until the end.", registry=registry
         )
@@ -209,14 +120,33 @@ class Metrics:
             registry=registry,
         ).labels(version("dat-serve"), version("torch")).set(1)
 
+    def add_model(self, name: str, model_version: str, capacity: int) -> "ModelMetrics":
+        """The instruments of one more model.
+
+        Args:
+            name: of the model.
+            model_version: of the model.
+            capacity: most images admitted and not yet on the device.
+        """
+        self._bind_requests(name, model_version)
+        return ModelMetrics(self, self._vectors, name, model_version, capacity)
+
+    def _bind_requests(self, model: str, model_version: str) -> None:
+        for protocol in get_args(Protocol):
+            self._duration[model, protocol] = self._duration_vector.labels(model, protocol)
+            for outcome in get_args(Outcome):
+                self._requests[model, protocol, outcome] = self._requests_vector.labels(
+                    model, model_version, "classify", protocol, outcome
+                )
+
     @contextmanager
-    def request(self, protocol: Protocol) -> Iterator[None]:
+    def request(self, protocol: Protocol) -> Iterator["CountedRequest"]:
         """Count one request, its time and its outcome, whatever the outcome is."""
-        start = perf_counter()
+        start, counted = perf_counter(), CountedRequest()
         outcome: Outcome = "ok"
         self._in_flight[protocol].inc()
         try:
-            yield
+            yield counted
         except ServiceError as error:
             outcome = error.outcome
             raise
@@ -228,5 +158,121 @@ class Metrics:
             raise
         finally:
             self._in_flight[protocol].dec()
-            self._requests[protocol, outcome].inc()
-            self._duration[protocol].observe(perf_counter() - start)
+            self._requests[counted.model, protocol, outcome].inc()
+            self._duration[counted.model, protocol].observe(perf_counter() - start)
+
+
+@dataclass
+class CountedRequest:
+    """A request on its way; whoever finds out its model writes the name here."""
+
+    model: str = _UNKNOWN
+
+
+class _ModelVectors:
+    """The instruments that have a child for each model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.stage = Histogram(
+            "dat_stage_duration_seconds",
+            "Time of one image in each stage; compute is that of its whole batch.",
+            ["model", "stage"],
+            buckets=_STAGE_SECONDS,
+            registry=registry,
+        )
+        self.images = Counter(
+            "dat_images", "Images classified.", ["model", "task"], registry=registry
+        )
+        self.explained = Counter(
+            "dat_explain_requests",
+            "Requests that asked where the model looked.",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.batches = Counter(
+            "dat_batches",
+            "Batches by why they left: full, or the device was idle.",
+            ["model", "trigger"],
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "dat_batch_size",
+            "Images in a batch, without padding.",
+            ["model"],
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=registry,
+        )
+        self.batch_images = Counter(
+            "dat_batch_images",
+            "Rows that the device computed: images, and padding up to the bucket.",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.replays = Counter(
+            "dat_graph_replays",
+            "Batches run by replaying a captured graph, or eagerly.",
+            ["model", "mode"],
+            registry=registry,
+        )
+        self.busy_seconds = Counter(
+            "dat_device_busy_seconds",
+            "Time in which the device had a batch of the model; the sum of the rates over the "
+            "models is the saturation.",
+            ["model"],
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "dat_requests_waiting",
+            "Images admitted and not yet on the device.",
+            ["model"],
+            registry=registry,
+        )
+        self.running = Gauge(
+            "dat_requests_running", "Images on the device.", ["model"], registry=registry
+        )
+        self.capacity = Gauge(
+            "dat_queue_capacity_requests",
+            "Most images admitted and not yet on the device.",
+            ["model"],
+            registry=registry,
+        )
+        self.wait_estimate = Gauge(
+            "dat_queue_wait_estimate_seconds",
+            "Time in which the images that wait now will have reached the device.",
+            ["model"],
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "dat_model_ready", "1 when warmed up.", ["model", "version"], registry=registry
+        )
+        self.load = Gauge(
+            "dat_model_load_duration_seconds",
+            "Time of each phase of loading.",
+            ["model", "phase"],
+            registry=registry,
+        )
+
+
+class ModelMetrics:
+    """The instruments of one model, and those of the replica that count for it."""
+
+    def __init__(
+        self, replica: Metrics, vectors: _ModelVectors, name: str, model_version: str, capacity: int
+    ) -> None:
+        self.rejected = replica.rejected
+        self.decode_errors = replica.decode_errors
+        self.stage = {stage: vectors.stage.labels(name, stage) for stage in get_args(Stage)}
+        self.images = vectors.images.labels(name, "classify")
+        self.explained = vectors.explained.labels(name, "points")
+        self.batches = {t: vectors.batches.labels(name, t) for t in get_args(Trigger)}
+        self.batch_size = vectors.batch_size.labels(name)
+        self.real_rows = vectors.batch_images.labels(name, "real")
+        self.padding_rows = vectors.batch_images.labels(name, "padding")
+        self.replays = {mode: vectors.replays.labels(name, mode) for mode in ("graph", "eager")}
+        self.busy_seconds = vectors.busy_seconds.labels(name)
+        self.waiting = vectors.waiting.labels(name)
+        self.running = vectors.running.labels(name)
+        vectors.capacity.labels(name).set(capacity)
+        self.wait_estimate = vectors.wait_estimate.labels(name)
+        self.ready = vectors.ready.labels(name, model_version)
+        self.load_seconds = {p: vectors.load.labels(name, p) for p in get_args(LoadPhase)}

@@ -20,12 +20,12 @@ import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
 
-from service import served_model
-from service.batcher import Batcher
-from service.classifier import Classifier
-from service.engine.engine import Engine, EngineInput, EngineOutput
+from service.catalogue import Catalogue
+from service.engine.device import Device
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.model_file import choose_models
+from service.open_model import open_model
 from service.settings import Server, Settings
 from service.transport import rest, rpc
 
@@ -43,54 +43,39 @@ async def serve(settings: Settings) -> None:
 
     Raises:
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
+        ModelFileError: the model file cannot be used.
+        DeviceUnavailable: the device is not there.
         StartupError: a port is taken.
     """
     leave = _leave_on_signal()
     disable_created_metrics()  # a second series for each counter and histogram, read by nobody
     start = perf_counter()
-    served = served_model.load(settings.model)
-    metrics = Metrics(
-        CollectorRegistry(),
-        model=served.name,
-        model_version=served.version,
-        capacity=settings.batching.queue_limit,
-    )
-    metrics.load_seconds["read"].set(perf_counter() - start)
-    log.info("model read", model=served.name, source=str(served.source), classes=len(served.labels))
-    engine = Engine(
-        served.network,
-        metrics,
-        **settings.engine.model_dump(),
-        max_batch=settings.batching.max_batch,
-        buckets=settings.batching.buckets,
-    )
-    batcher = Batcher[EngineInput, EngineOutput](
-        engine.run_batch,
-        max_batch=engine.max_batch,
-        queue_limit=settings.batching.queue_limit,
-        metrics=metrics,
-    )
-    lifecycle = Lifecycle(lambda: engine.healthy)
+    lineup = choose_models(settings)
+    metrics = Metrics(CollectorRegistry())
+    device = Device(settings.engine.device, settings.engine.threads)
+    lifecycle = Lifecycle(lambda: device.healthy)
     decode_threads = settings.limits.decode_threads or os.cpu_count()
     with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as decoders:
-        classifier = Classifier(served, batcher, decoders, settings.limits, metrics)
+        models = [open_model(entry, settings, device, decoders, metrics) for entry in lineup.models]
+        catalogue = Catalogue([model.classifier for model in models], lineup.default)
         async with (
-            _open_servers(settings, classifier, lifecycle, metrics) as servers,
+            _open_servers(settings, catalogue, lifecycle, metrics) as servers,
             asyncio.TaskGroup() as tasks,
         ):
-            consumer = tasks.create_task(batcher.run())
-            lag = tasks.create_task(_measure_lag(metrics))
-            await engine.load()
-            batcher.open()
+            background = [tasks.create_task(model.batcher.run()) for model in models]
+            background.append(tasks.create_task(_measure_lag(metrics)))
+            for model in models:
+                await model.engine.load()
+                model.metrics.ready.set(1)
+            for model in models:
+                model.batcher.open()
             lifecycle.started = True
-            metrics.ready.set(1)
             await servers.health.show(serving=True)
             log.info(
                 "ready",
                 **servers.ports,
-                device=str(engine.device),
-                dtype=str(engine.dtype).removeprefix("torch."),
-                max_batch=engine.max_batch,
+                models=[model.classifier.card.name for model in models],
+                default=catalogue.default.card.name,
                 seconds=round(perf_counter() - start, 2),
             )
             await leave.wait()
@@ -99,11 +84,12 @@ async def serve(settings: Settings) -> None:
             await servers.health.show(serving=False)
             log.info("draining")
             await asyncio.sleep(settings.server.drain_delay_s)
-            batcher.begin_drain()
+            for model in models:
+                model.batcher.begin_drain()
             await servers.stop(settings.server.drain_grace_s)
-            consumer.cancel()
-            lag.cancel()
-        engine.close()
+            for task in background:
+                task.cancel()
+        device.close()
     log.info("stopped")
 
 
@@ -157,7 +143,7 @@ class _Servers:
 
 @asynccontextmanager
 async def _open_servers(
-    settings: Settings, classifier: Classifier, lifecycle: Lifecycle, metrics: Metrics
+    settings: Settings, catalogue: Catalogue, lifecycle: Lifecycle, metrics: Metrics
 ) -> AsyncIterator[_Servers]:
     """Serve HTTP, gRPC and metrics; not ready until `health` and `lifecycle` say so.
 
@@ -167,7 +153,7 @@ async def _open_servers(
     server = settings.server
     health = rpc.Health()
     await health.show(serving=False)
-    app = rest.create_app(classifier, lifecycle, settings.limits, metrics, version("dat-serve"))
+    app = rest.create_app(catalogue, lifecycle, settings.limits, metrics, version("dat-serve"))
     http_server = _HttpServer(
         uvicorn.Config(
             app,
@@ -178,7 +164,7 @@ async def _open_servers(
             timeout_graceful_shutdown=ceil(server.drain_grace_s),
         )
     )
-    rpc_server = rpc.create_server(classifier, health, settings.limits, metrics)
+    rpc_server = rpc.create_server(catalogue, health, settings.limits, metrics)
     with _metrics_server(server, metrics) as metrics_port, _listen(server) as listener:
         rpc_port = _add_port(rpc_server, server)
         await rpc_server.start()

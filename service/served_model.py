@@ -3,16 +3,26 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+from model import DAT, VARIANTS, load_model
+from model import checkpoint as checkpoints
+from model.checkpoint import Checkpoint, CheckpointError
+from model.cost import Cost, cost
+from service.settings import ModelChoice
 
-from model import DAT, VARIANTS, create_model
-from model.checkpoint import Checkpoint, CheckpointError, head_classes, read
-from service import settings
-
+DEMO_VARIANT = "dat_nano"
+IMAGENET_CLASSES = 1000
 _DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "dat_nano.safetensors"
 _IMAGENET_LABELS = Path(__file__).parent / "labels" / "imagenet1k.json"
+
+
+@dataclass(frozen=True)
+class Label:
+    """The name of a class, and its WordNet id where it has one."""
+
+    name: str
+    wnid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -22,69 +32,166 @@ class ServedModel:
     Attributes:
         name: that requests use.
         version: shown in every answer.
-        labels: class names, in order of the class index.
+        labels: one for each class, in order of the class index.
         network: the module, with its weights, on the CPU.
+        cost: of one image.
         source: the file the weights came from.
     """
 
     name: str
     version: str
-    labels: tuple[str, ...]
+    labels: tuple[Label, ...]
     network: DAT
+    cost: Cost
     source: Path
 
 
-def load(chosen: settings.Model) -> ServedModel:
+@dataclass(frozen=True)
+class ModelCard:
+    """What a caller may know of a model.
+
+    Attributes:
+        name: that requests use.
+        version: shown in every answer.
+        task: what it does.
+        variant: which network it is.
+        image_size: `(H, W)` of its input, pixels.
+        classes: how many it tells apart.
+        parameters: as published for the variant.
+        flops: of one image; see `model.cost`.
+        device: that runs it.
+        dtype: of its features.
+        max_batch: most images in one batch.
+    """
+
+    name: str
+    version: str
+    task: str
+    variant: str
+    image_size: tuple[int, int]
+    classes: int
+    parameters: int
+    flops: int
+    device: str
+    dtype: str
+    max_batch: int
+
+    @classmethod
+    def of(cls, served: ServedModel, *, device: str, dtype: str, max_batch: int) -> "ModelCard":
+        """The card of a loaded model on its device."""
+        config = served.network.config
+        return cls(
+            served.name,
+            served.version,
+            "classify",
+            config.name,
+            config.image_size,
+            config.num_classes,
+            served.cost.parameters,
+            served.cost.flops,
+            device,
+            dtype,
+            max_batch,
+        )
+
+
+def load(chosen: ModelChoice) -> ServedModel:
     """Read the weights and the class names.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message says which file, which key
             and what was expected.
     """
-    if chosen.name not in VARIANTS:
-        raise CheckpointError(f"no variant {chosen.name!r}; there are {', '.join(VARIANTS)}")
-    path = chosen.checkpoint or (_DEMO_CHECKPOINT if chosen.name == "dat_nano" else None)
+    variant = chosen.variant or (chosen.name if chosen.name in VARIANTS else None)
+    path = chosen.checkpoint
     if path is None:
-        raise CheckpointError(f"{chosen.name} has no bundled weights: set DAT_MODEL__CHECKPOINT")
-    checkpoint = read(path)
-    classes = head_classes(checkpoint.state) or VARIANTS[chosen.name].num_classes
-    network = create_model(chosen.name, num_classes=classes)
-    try:
-        network.load_state_dict(checkpoint.state)
-    except (CheckpointError, RuntimeError) as fault:
-        raise CheckpointError(f"{path}: {fault}") from fault
-    broken = [name for name, value in network.named_parameters() if not _finite(value)]
-    if broken:
-        raise CheckpointError(f"{path}: not a number in {', '.join(broken[:8])}")
-    labels = _labels(chosen.labels, checkpoint, classes)
-    return ServedModel(chosen.name, chosen.version, labels, network, path)
+        variant = variant or (DEMO_VARIANT if chosen.name is None else None)
+        path = _bundled(variant or chosen.name)
+    if chosen.sha256 is not None:
+        _check_sha256(path, chosen.sha256.lower())
+    checkpoint = checkpoints.read(path)
+    network = load_model(checkpoint, variant, both_sides(chosen.image_size))
+    labels = _labels(chosen.labels, checkpoint, network.config.num_classes)
+    name = chosen.name or network.config.name
+    return ServedModel(name, chosen.version, labels, network, cost(network), path)
 
 
-def _finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())
+def _bundled(variant: str | None) -> Path:
+    if variant == DEMO_VARIANT:
+        return _DEMO_CHECKPOINT
+    if variant not in VARIANTS:
+        raise CheckpointError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    raise CheckpointError(f"{variant} has no bundled weights: set DAT_MODEL__CHECKPOINT")
 
 
-def _labels(path: Path | None, checkpoint: Checkpoint, classes: int) -> tuple[str, ...]:
-    source: Path | str = path or "the checkpoint"
+def _check_sha256(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    found = checkpoints.sha256(path)
+    if found != expected:
+        raise CheckpointError(f"{path}: has the SHA-256 {found}, expected {expected}")
+
+
+def both_sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """`(H, W)` from what the settings allow: a side, or both."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _labels(path: Path | None, checkpoint: Checkpoint, classes: int) -> tuple[Label, ...]:
     if path is not None:
-        names = _read_labels(path)
-    elif checkpoint.labels is not None:
-        names = checkpoint.labels
-    elif classes == 1000:
-        source, names = _IMAGENET_LABELS, _read_labels(_IMAGENET_LABELS)
-    else:
-        raise CheckpointError(f"no names for {classes} classes: set DAT_MODEL__LABELS")
-    if len(names) != classes:
-        raise CheckpointError(f"{source} names {len(names)} classes; the model has {classes}")
-    return tuple(names)
+        return read_labels(path, classes)
+    if (stored := checkpoint.metadata.get("labels")) is not None:
+        return _expect(_parse_labels(stored, checkpoint.path), classes, checkpoint.path)
+    if classes == IMAGENET_CLASSES:
+        return read_labels(_IMAGENET_LABELS, classes)
+    raise CheckpointError(
+        f"{checkpoint.path}: has {classes} classes and no names for them: set "
+        "DAT_MODEL__LABELS, or labels in the model file"
+    )
 
 
-def _read_labels(path: Path) -> list[str]:
-    """A JSON list of names, or of objects with a `name`."""
+def read_labels(path: Path, classes: int) -> tuple[Label, ...]:
+    """Read the names of the classes: a JSON list, or a text file with one on each line.
+
+    Raises:
+        CheckpointError: the file is unreadable, or names another number of classes.
+    """
     try:
-        entries = json.loads(path.read_text("utf-8"))
-        return [entry if isinstance(entry, str) else str(entry["name"]) for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError) as fault:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise CheckpointError(f"{path}: not a readable label file: {fault}") from fault
+    if path.suffix == ".json":
+        return _expect(_parse_labels(text, path), classes, path)
+    names = [line.strip() for line in text.splitlines()]
+    if "" in names:
+        raise CheckpointError(f"{path}: line {names.index('') + 1} is empty, expected a class name")
+    return _expect(tuple(map(Label, names)), classes, path)
+
+
+def _expect(labels: tuple[Label, ...], classes: int, path: Path) -> tuple[Label, ...]:
+    if len(labels) != classes:
         raise CheckpointError(
-            f"{path}: not a JSON list of class names ({type(fault).__name__}: {fault})"
-        ) from fault
+            f"{path}: names {len(labels)} classes, expected the {classes} that the model has"
+        )
+    return labels
+
+
+def _parse_labels(text: str, path: Path) -> tuple[Label, ...]:
+    """A JSON list of names, or of objects with a `name` and perhaps a `wnid`."""
+    try:
+        entries = json.loads(text)
+    except ValueError as fault:
+        raise CheckpointError(f"{path}: not a JSON list of class names: {fault}") from fault
+    if not isinstance(entries, list):
+        raise CheckpointError(f"{path}: not a JSON list of class names")
+    return tuple(_label(index, entry, path) for index, entry in enumerate(entries))
+
+
+def _label(index: int, entry: Any, path: Path) -> Label:
+    given = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+        raise CheckpointError(
+            f"{path}: class {index} is {entry!r:.50}, expected a name or an object with a `name`"
+        )
+    wnid = given.get("wnid")
+    return Label(given["name"], wnid if isinstance(wnid, str) else None)

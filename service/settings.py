@@ -14,13 +14,21 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX = "DAT_"
 
 
-class Model(BaseModel, frozen=True, extra="forbid"):
-    """What is served."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-    name: str = Field(
-        "dat_nano",
-        description="`dat_nano`, or a published variant such as `dat_tiny_224`; requests and "
-        "metrics use the same name.",
+
+class ModelChoice(BaseModel, frozen=True, extra="forbid"):
+    """One model: which weights, and what answers call it."""
+
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="What requests and metrics call the model; without it, its variant.",
+    )
+    variant: str | None = Field(
+        None,
+        description="`dat_nano`, or a published variant such as `dat_tiny_224`; without it the "
+        "name if that is one, else what the checkpoint shows.",
     )
     version: str = Field("1", min_length=1, description="Version shown in every answer.")
     checkpoint: Path | None = Field(
@@ -28,11 +36,39 @@ class Model(BaseModel, frozen=True, extra="forbid"):
         description="Weights: an official `.pth` or this repository's `.safetensors`; "
         "the demo model needs none.",
     )
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-fA-F]{64}$",
+        description="SHA-256 that the checkpoint file must have, hexadecimal.",
+    )
     labels: Path | None = Field(
         None,
-        description="Class names, a JSON list in order of the class index; without it those "
-        "stored in the checkpoint, or ImageNet's for 1000 classes.",
+        description="Class names in order of the class index: a JSON list, or a text file with "
+        "one on each line; without it those stored in the checkpoint, or ImageNet's for 1000 "
+        "classes.",
     )
+    image_size: int | tuple[int, int] | None = Field(
+        None,
+        description="Input size, pixels: a side, or `[height, width]`; without it that of the "
+        "checkpoint or of the variant.",
+    )
+
+
+class Model(ModelChoice):
+    """What is served."""
+
+    file: Path | None = Field(
+        None,
+        description="Several models: a model file (TOML); no other setting of the model may be "
+        "given beside it.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Model":
+        beside = self.model_fields_set - {"file"}
+        if self.file is not None and beside:
+            raise ValueError(f"a model file is given, so {', '.join(sorted(beside))} belongs there")
+        return self
 
 
 class Engine(BaseModel, frozen=True, extra="forbid"):
@@ -43,7 +79,7 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Dtype = Field(
         "auto", description="Precision of the features; `auto`: float32 on CPU, bfloat16 on CUDA."
     )
     threads: int = Field(

@@ -45,6 +45,16 @@ class ClassifierServiceStub:
                 request_serializer=service_dot_pb_dot_dat__pb2.ClassifyStreamRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_dat__pb2.ClassifyStreamResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/dat.v1.ClassifierService/ListModels',
+                request_serializer=service_dot_pb_dot_dat__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_dat__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/dat.v1.ClassifierService/GetModel',
+                request_serializer=service_dot_pb_dot_dat__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_dat__pb2.GetModelResponse.FromString,
+                _registered_method=True)
 
 
 class ClassifierServiceServicer:
@@ -69,6 +79,20 @@ class ClassifierServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """The models that are served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """One model, with the names of its classes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClassifierServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -81,6 +105,16 @@ def add_ClassifierServiceServicer_to_server(servicer, server):
                     servicer.ClassifyStream,
                     request_deserializer=service_dot_pb_dot_dat__pb2.ClassifyStreamRequest.FromString,
                     response_serializer=service_dot_pb_dot_dat__pb2.ClassifyStreamResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=service_dot_pb_dot_dat__pb2.ListModelsRequest.FromString,
+                    response_serializer=service_dot_pb_dot_dat__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=service_dot_pb_dot_dat__pb2.GetModelRequest.FromString,
+                    response_serializer=service_dot_pb_dot_dat__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -138,6 +172,60 @@ class ClassifierService:
             '/dat.v1.ClassifierService/ClassifyStream',
             service_dot_pb_dot_dat__pb2.ClassifyStreamRequest.SerializeToString,
             service_dot_pb_dot_dat__pb2.ClassifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dat.v1.ClassifierService/ListModels',
+            service_dot_pb_dot_dat__pb2.ListModelsRequest.SerializeToString,
+            service_dot_pb_dot_dat__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dat.v1.ClassifierService/GetModel',
+            service_dot_pb_dot_dat__pb2.GetModelRequest.SerializeToString,
+            service_dot_pb_dot_dat__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.catalogue import Catalogue
 from service.classifier import Classification, Classifier
 from service.errors import Cancelled, ServiceError
 from service.lifecycle import Lifecycle
@@ -27,6 +28,9 @@ from service.transport.schema import (
     ClassifyOptions,
     ErrorAnswer,
     ErrorBody,
+    LabelledModelBody,
+    ModelBody,
+    ModelsAnswer,
     error_body,
 )
 from service.transport.uploads import RAW_TYPES, read_body
@@ -37,9 +41,9 @@ log = structlog.get_logger(__name__)
 
 
 def create_app(
-    classifier: Classifier, lifecycle: Lifecycle, limits: Limits, metrics: Metrics, version: str
+    catalogue: Catalogue, lifecycle: Lifecycle, limits: Limits, metrics: Metrics, version: str
 ) -> FastAPI:
-    """The HTTP interface over one core."""
+    """The HTTP interface over the cores."""
     app = FastAPI(
         title="DAT Serve",
         version=version,
@@ -68,9 +72,11 @@ def create_app(
         With one image, its failure is the status of the answer. With several, the status is
         200 and every image has its own. `Server-Timing` has the longest time in each stage.
         """
-        with metrics.request("http"):
+        with metrics.request("http") as counted:
             body = await read_body(request, limits)
             metrics.body_bytes["http"].observe(body.size)
+            classifier = catalogue.find(body.options.model)
+            counted.model = classifier.card.name
             outcomes = await _unless_disconnected(
                 request, classifier.classify(body.uploads, body.options)
             )
@@ -82,6 +88,24 @@ def create_app(
             return Response(
                 content, media_type="application/json", headers=_server_timing(outcomes)
             )
+
+    @app.get("/v1/models", tags=["models"], summary="The models that are served")
+    async def models() -> ModelsAnswer:
+        """What each of them is, and what an image costs it."""
+        return ModelsAnswer(
+            models=[ModelBody.of(classifier, catalogue) for classifier in catalogue.classifiers]
+        )
+
+    @app.get(
+        "/v1/models/{name}",
+        response_model_exclude_none=True,
+        responses={404: _ERRORS[404]},
+        tags=["models"],
+        summary="One model, with the names of its classes",
+    )
+    async def model(name: str) -> LabelledModelBody:
+        """The names are in order of the class index."""
+        return LabelledModelBody.of(catalogue.find(name), catalogue)
 
     @app.get("/health/live", tags=["health"], summary="Whether the process should go on")
     async def live() -> JSONResponse:

@@ -1,10 +1,10 @@
 """gRPC: messages to `Classifier` and back, nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from math import ceil
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import structlog
@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
+from service.catalogue import Catalogue
 from service.classifier import Classification, Classifier, Explain, LayerPoints, Options
 from service.errors import DeadlineExceeded, EngineFailed, InvalidOption, ServiceError
 from service.metrics import Metrics, Protocol
@@ -21,6 +22,7 @@ from service.transport import request_id
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = dat_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
@@ -50,9 +52,9 @@ class Health(health_aio.HealthServicer):  # type: ignore[misc]
 
 
 def create_server(
-    classifier: Classifier, health: Health, limits: Limits, metrics: Metrics
+    catalogue: Catalogue, health: Health, limits: Limits, metrics: Metrics
 ) -> grpc.aio.Server:
-    """The gRPC interface over one core, with health and reflection."""
+    """The gRPC interface over the cores, with health and reflection."""
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", limits.max_body_bytes + _MESSAGE_OVERHEAD_BYTES),
@@ -62,7 +64,7 @@ def create_server(
             ("grpc.so_reuseport", 0),
         ]
     )
-    dat_pb2_grpc.add_ClassifierServiceServicer_to_server(_Servicer(classifier, metrics), server)
+    dat_pb2_grpc.add_ClassifierServiceServicer_to_server(_Servicer(catalogue, metrics), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
         (
@@ -76,30 +78,45 @@ def create_server(
 
 
 class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
-    def __init__(self, classifier: Classifier, metrics: Metrics) -> None:
-        self._classifier = classifier
+    def __init__(self, catalogue: Catalogue, metrics: Metrics) -> None:
+        self._catalogue = catalogue
         self._metrics = metrics
 
     async def Classify(  # noqa: N802
         self, request: dat_pb2.ClassifyRequest, context: Context
     ) -> dat_pb2.ClassifyResponse:
+        return await self._unary("Classify", context, self._answer(request, context, "grpc"))
+
+    async def ListModels(  # noqa: N802
+        self, _: dat_pb2.ListModelsRequest, context: Context
+    ) -> dat_pb2.ListModelsResponse:
+        return await self._unary("ListModels", context, self._models())
+
+    async def GetModel(  # noqa: N802
+        self, request: dat_pb2.GetModelRequest, context: Context
+    ) -> dat_pb2.GetModelResponse:
+        return await self._unary("GetModel", context, self._model(request.name or None))
+
+    async def _unary(self, method: str, context: Context, work: Awaitable[T]) -> T:
+        """Await the answer of a call, and show the caller what became of it."""
         identity, start = _request_id(context), perf_counter()
         context.set_trailing_metadata(((request_id.HEADER, identity),))
         code = grpc.StatusCode.OK
         try:
-            return await self._answer(request, context, "grpc")
+            return await work
         except ServiceError as error:
             code = error.grpc_code
-            return await context.abort(code, str(error), _error_metadata(error, identity))
+            await context.abort(code, str(error), _error_metadata(error, identity))
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
         except Exception:  # gRPC would show the caller the text of a bug
             code = grpc.StatusCode.INTERNAL
             log.exception("request failed", request_id=identity)
-            return await context.abort(code, "internal error", ((request_id.HEADER, identity),))
+            await context.abort(code, "internal error", ((request_id.HEADER, identity),))
         finally:
-            self._log("Classify", code, start, identity)
+            self._log(method, code, start, identity)
+        raise AssertionError("abort returned: this is a bug")
 
     async def ClassifyStream(  # noqa: N802
         self, requests: AsyncIterator[dat_pb2.ClassifyStreamRequest], context: Context
@@ -142,16 +159,30 @@ class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
     async def _answer(
         self, request: dat_pb2.ClassifyRequest, context: Context, protocol: Protocol
     ) -> dat_pb2.ClassifyResponse:
-        with self._metrics.request(protocol):
+        with self._metrics.request(protocol) as counted:
             self._metrics.body_bytes[protocol].observe(request.ByteSize())
-            outcomes = await self._classifier.classify(
-                list(request.images), _options(request, context)
-            )
+            options = _options(request, context)
+            classifier = self._catalogue.find(options.model)
+            card = classifier.card
+            counted.model = card.name
+            outcomes = await classifier.classify(list(request.images), options)
             return dat_pb2.ClassifyResponse(
-                model=self._classifier.name,
-                version=self._classifier.version,
-                results=map(_result, outcomes),
+                model=card.name, version=card.version, results=map(_result, outcomes)
             )
+
+    async def _models(self) -> dat_pb2.ListModelsResponse:
+        return dat_pb2.ListModelsResponse(models=map(self._card, self._catalogue.classifiers))
+
+    async def _model(self, name: str | None) -> dat_pb2.GetModelResponse:
+        classifier = self._catalogue.find(name)
+        labels = (dat_pb2.Label(**vars(label)) for label in classifier.labels)
+        return dat_pb2.GetModelResponse(model=self._card(classifier), labels=labels)
+
+    def _card(self, classifier: Classifier) -> dat_pb2.Model:
+        facts = vars(classifier.card).copy()
+        height, width = facts.pop("image_size")
+        default = classifier is self._catalogue.default
+        return dat_pb2.Model(default=default, width=width, height=height, **facts)
 
     def _log(self, method: str, code: grpc.StatusCode, start: float, identity: str) -> None:
         self._metrics.responses.labels("grpc", code.name).inc()

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
+from service.catalogue import Catalogue
 from service.classifier import Classification, Classifier, LayerPoints, Options
 from service.errors import ServiceError
 
@@ -31,7 +32,7 @@ class ClassifyOptions(BaseModel):
         description="Seconds until the answer is of no use.",
         json_schema_extra={"exclusiveMinimum": 0},
     )
-    model: str | None = Field(None, description="Name of the model; absent: the one served.")
+    model: str | None = Field(None, description="Name of the model; absent: the default.")
 
     def options(self) -> Options:
         """The same for the core."""
@@ -65,10 +66,13 @@ class PredictionBody(BaseModel):
     label: str = Field(examples=["star"])
     index: int = Field(description="Index of the class, from 0.", examples=[2])
     score: float = Field(description="Softmax probability.", examples=[0.998])
+    wnid: str | None = Field(
+        None, description="WordNet id, of ImageNet's classes.", examples=["n01440764"]
+    )
 
 
 class ImageSize(BaseModel):
-    """Size of the uploaded image after its EXIF orientation, pixels."""
+    """Size of an image, pixels; of an uploaded one after its EXIF orientation."""
 
     width: int = Field(examples=[640])
     height: int = Field(examples=[480])
@@ -154,11 +158,70 @@ class ClassifyAnswer(BaseModel):
     ) -> "ClassifyAnswer":
         """From the core's."""
         return cls(
-            model=classifier.name,
-            version=classifier.version,
+            model=classifier.card.name,
+            version=classifier.card.version,
             request_id=request_id,
             results=[ImageResult.of(outcome, request_id) for outcome in outcomes],
         )
+
+
+class ModelBody(BaseModel):
+    """A model that is served here."""
+
+    name: str = Field(description="What requests call it.", examples=["dat_nano"])
+    version: str = Field(examples=["1"])
+    default: bool = Field(description="Whether it answers requests without a name.")
+    task: str = Field(examples=["classify"])
+    variant: str = Field(examples=["dat_nano"])
+    image_size: ImageSize = Field(description="Its input, pixels.")
+    classes: int = Field(examples=[12])
+    parameters: int = Field(description="As published for the variant.")
+    flops: int = Field(description="Of one image; a multiply-add is one.")
+    device: str = Field(examples=["cpu"])
+    dtype: str = Field(description="Of its features.", examples=["float32"])
+    max_batch: int = Field(description="Most images in one batch.")
+
+    @classmethod
+    def of(cls, classifier: Classifier, catalogue: Catalogue) -> "ModelBody":
+        """From the core's."""
+        return cls(**_card(classifier, catalogue))
+
+
+class LabelBody(BaseModel):
+    """A class of a model."""
+
+    index: int = Field(description="From 0.")
+    label: str = Field(examples=["star"])
+    wnid: str | None = Field(None, description="WordNet id, of ImageNet's classes.")
+
+
+class LabelledModelBody(ModelBody):
+    """A model with the names of its classes."""
+
+    labels: list[LabelBody]
+
+    @classmethod
+    def of(cls, classifier: Classifier, catalogue: Catalogue) -> "LabelledModelBody":
+        """From the core's."""
+        labels = [
+            LabelBody(index=index, label=label.name, wnid=label.wnid)
+            for index, label in enumerate(classifier.labels)
+        ]
+        return cls(labels=labels, **_card(classifier, catalogue))
+
+
+class ModelsAnswer(BaseModel):
+    """All models that are served here."""
+
+    models: list[ModelBody]
+
+
+def _card(classifier: Classifier, catalogue: Catalogue) -> dict[str, Any]:
+    height, width = classifier.card.image_size
+    return vars(classifier.card) | {
+        "default": classifier is catalogue.default,
+        "image_size": ImageSize(width=width, height=height),
+    }
 
 
 def error_body(error: ServiceError, request_id: str) -> ErrorBody:

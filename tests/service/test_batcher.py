@@ -14,9 +14,15 @@ from service.metrics import Metrics
 FAR = 1e9  # loop time, seconds
 
 
-def opened(run_batch, *, max_batch=4, queue_limit=100):
-    metrics = Metrics(CollectorRegistry(), model="m", model_version="1", capacity=queue_limit)
-    batcher = Batcher(run_batch, max_batch=max_batch, queue_limit=queue_limit, metrics=metrics)
+def opened(run_batch, *, max_batch=4, queue_limit=100, turn=None):
+    metrics = Metrics(CollectorRegistry()).add_model("m", "1", queue_limit)
+    batcher = Batcher(
+        run_batch,
+        max_batch=max_batch,
+        queue_limit=queue_limit,
+        metrics=metrics,
+        turn=turn or asyncio.Lock(),
+    )
     batcher.open()
     return batcher, metrics
 
@@ -206,8 +212,8 @@ async def test_places_are_free_as_soon_as_the_device_has_the_image():
 
 
 async def test_a_batcher_that_is_not_open_refuses():
-    metrics = Metrics(CollectorRegistry(), model="m", model_version="1", capacity=1)
-    batcher = Batcher(Device(), max_batch=1, queue_limit=1, metrics=metrics)
+    metrics = Metrics(CollectorRegistry()).add_model("m", "1", 1)
+    batcher = Batcher(Device(), max_batch=1, queue_limit=1, metrics=metrics, turn=asyncio.Lock())
     with pytest.raises(NotReady):
         batcher.admit(1)
 
@@ -276,3 +282,42 @@ def test_every_admitted_item_has_exactly_one_outcome_whatever_happens(steps, max
         assert metrics.waiting._value.get() == metrics.running._value.get() == 0
 
     asyncio.run(scenario())
+
+
+async def test_models_that_share_a_device_take_turns_and_gather_meanwhile():
+    seen: list[list[int]] = []
+    turn, first, free = asyncio.Lock(), asyncio.Event(), asyncio.Event()
+
+    async def device(items: Sequence[int]) -> list[int]:
+        seen.append(list(items))
+        first.set()
+        await free.wait()
+        return list(items)
+
+    a, _ = opened(device, max_batch=2, turn=turn)
+    b, b_metrics = opened(device, max_batch=2, turn=turn)
+    runs = [asyncio.create_task(batcher.run()) for batcher in (a, b)]
+    of_a = [asyncio.create_task(submit(a, n)) for n in range(5)]
+    await first.wait()
+    of_b = [asyncio.create_task(submit(b, n)) for n in range(100, 103)]
+    await asyncio.sleep(0)
+    free.set()
+    assert await asyncio.gather(*of_a, *of_b) == [0, 1, 2, 3, 4, 100, 101, 102]
+    assert seen == [[0, 1], [100, 101], [2, 3], [102], [4]]
+    assert b_metrics.waiting._value.get() == 0
+    for run in runs:
+        run.cancel()
+
+
+async def test_the_wait_estimate_counts_the_turns_of_other_models():
+    turn = asyncio.Lock()
+    device = Device()
+    batcher, _ = opened(device, max_batch=1, turn=turn)
+    run = asyncio.create_task(batcher.run())
+    async with turn:
+        waiting = asyncio.create_task(submit(batcher, 0))
+        await asyncio.sleep(0.05)
+    await waiting
+    with batcher.admit(10):
+        assert batcher.wait_estimate_s > 10 * 0.05
+    run.cancel()

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from model import create_model
-from service.engine.engine import DeviceUnavailable, Engine, EngineInput
+from service.engine.device import Device, DeviceUnavailable
+from service.engine.engine import Engine, EngineInput
 from service.engine.graphs import default_buckets, pick_bucket
-from service.metrics import Metrics
+from service.metrics import Metrics, ModelMetrics
 from tests.conftest import official_state
 
 
@@ -33,11 +34,11 @@ def test_default_buckets_reach_the_largest_batch(max_batch):
     assert default_buckets(torch.device("cpu"), 3) == (1, 2, 3)
 
 
-def opened(**settings: object) -> tuple[Engine, Metrics]:
+def opened(device: str = "cpu", **settings: object) -> tuple[Engine, ModelMetrics]:
     model = create_model("dat_nano")
     model.load_state_dict(official_state("dat_nano"))
-    metrics = Metrics(CollectorRegistry(), model="m", model_version="1", capacity=1)
-    engine = Engine(model, metrics, **{"device": "cpu", "threads": 1} | settings)  # type: ignore[arg-type]
+    metrics = Metrics(CollectorRegistry()).add_model("m", "1", 1)
+    engine = Engine(model, Device(device, threads=1), metrics, **settings)  # type: ignore[arg-type]
     asyncio.run(engine.load())
     return engine, metrics
 

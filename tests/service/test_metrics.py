@@ -20,8 +20,8 @@ def change(before: dict[str, float], after: dict[str, float], name: str) -> floa
     return after[name] - before[name]
 
 
-def requests(protocol: str, outcome: str) -> str:
-    return f"dat_requests_total,model=dat_nano,outcome={outcome},protocol={protocol},task=classify"
+def requests(protocol: str, outcome: str, model: str = "dat_nano") -> str:
+    return f"dat_requests_total,model={model},outcome={outcome},protocol={protocol},task=classify"
 
 
 async def test_counters_equal_the_traffic(fresh_server):
@@ -38,7 +38,7 @@ async def test_counters_equal_the_traffic(fresh_server):
     assert change(before, after, requests("http", "ok")) == 7
     assert change(before, after, requests("http", "client_error")) == 2
     assert change(before, after, requests("grpc", "ok")) == 4
-    assert change(before, after, requests("grpc", "client_error")) == 1
+    assert change(before, after, requests("grpc", "client_error", "_unknown")) == 1
     assert change(before, after, requests("stream", "ok")) == 3
     images = 5 + 2 * 2 + 4 + 3
     assert change(before, after, "dat_images_total,model=dat_nano,task=classify") == images
@@ -59,7 +59,7 @@ async def test_counters_equal_the_traffic(fresh_server):
     for gauge in ("waiting", "running"):
         assert after[f"dat_requests_{gauge},model=dat_nano"] == 0
     for protocol in ("http", "grpc", "stream"):
-        assert after[f"dat_requests_in_flight,model=dat_nano,protocol={protocol}"] == 0
+        assert after[f"dat_requests_in_flight,protocol={protocol}"] == 0
     assert after["dat_model_ready,model=dat_nano"] == 1
 
 

@@ -4,6 +4,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from service.model_file import choose_models
+from service.served_model import load
 from service.settings import Settings, variables
 from tests.server import ROOT
 
@@ -15,7 +17,7 @@ def clean_environment(monkeypatch):
 
 
 def test_the_defaults_serve_the_demo_model():
-    assert Settings().model.name == "dat_nano"
+    assert load(choose_models(Settings()).find(None)).name == "dat_nano"
 
 
 def test_a_variable_sets_its_field(monkeypatch):

@@ -1,0 +1,120 @@
+"""Which models a replica serves: the one of the settings, or those of a model file."""
+
+import tomllib
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from service.settings import Batching, Dtype, ModelChoice, Settings
+
+
+class ModelFileError(Exception):
+    """A model file that cannot be used; the message names the file, the field and the reason."""
+
+
+class ModelEntry(ModelChoice):
+    """One model, with what it has of its own instead of the general settings."""
+
+    dtype: Dtype | None = None
+    max_batch: int | None = None
+    buckets: tuple[int, ...] | None = None
+    queue_limit: int | None = None
+
+    def batching(self, general: Batching) -> Batching:
+        """The general settings of batches with those of this model.
+
+        Raises:
+            pydantic.ValidationError: together they make no sense.
+        """
+        own = {
+            name: value
+            for name in ("max_batch", "buckets", "queue_limit")
+            if (value := getattr(self, name)) is not None
+        }
+        # The largest batch and the buckets say the same; one of the two replaces both.
+        replaced = {"max_batch", "buckets"} if {"max_batch", "buckets"} & own.keys() else set()
+        return Batching(**general.model_dump(exclude=replaced) | own)
+
+
+class Lineup(BaseModel, frozen=True, extra="forbid"):
+    """The models of one replica.
+
+    Attributes:
+        models: at least one, with distinct names.
+        default: the one that answers a request without a name; `None` means the first.
+    """
+
+    models: tuple[ModelEntry, ...] = Field(min_length=1)
+    default: str | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [entry.name for entry in self.models]
+        if len(names) > 1 and None in names:
+            raise ValueError("every model needs a name")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two models are called {', '.join(map(str, twice))}")
+        if self.default is not None and self.default not in names:
+            raise ValueError(
+                f"the default {self.default!r} is none of {', '.join(map(str, names))}"
+            )
+        return self
+
+    def find(self, name: str | None) -> ModelEntry:
+        """The model of that name, or the default.
+
+        Raises:
+            ModelFileError: there is none of that name.
+        """
+        wanted = name or self.default
+        if wanted is None:
+            return self.models[0]
+        for entry in self.models:
+            if entry.name == wanted:
+                return entry
+        raise ModelFileError(f"no model is called {name!r}")
+
+
+def choose_models(settings: Settings) -> Lineup:
+    """The models that the settings ask for.
+
+    Raises:
+        ModelFileError: the model file is missing, malformed, or contradicts the settings.
+    """
+    path = settings.model.file
+    if path is None:
+        choice = settings.model.model_dump(exclude={"file"})
+        return Lineup(models=(ModelEntry(**choice),))
+    try:
+        lineup = Lineup.model_validate(tomllib.loads(path.read_text("utf-8")))
+        for entry in lineup.models:
+            if entry.batching(settings.batching).queue_limit < settings.limits.max_images:
+                raise ModelFileError(
+                    f"{path}: {entry.name}: queue_limit must not be under limits.max_images "
+                    f"({settings.limits.max_images}), or a full request could never be admitted"
+                )
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+        raise ModelFileError(f"{path}: {fault}") from fault
+    except ValidationError as faults:
+        raise ModelFileError(f"{path}: {_first(faults)}") from faults
+    return lineup.model_copy(
+        update={"models": tuple(_beside(path, entry) for entry in lineup.models)}
+    )
+
+
+def _beside(path: Path, entry: ModelEntry) -> ModelEntry:
+    """Files are named relative to the folder of the model file."""
+    files = {
+        name: path.parent / file
+        for name in ("checkpoint", "labels")
+        if (file := getattr(entry, name)) is not None
+    }
+    return entry.model_copy(update=files)
+
+
+def _first(faults: ValidationError) -> str:
+    fault = faults.errors(include_url=False)[0]
+    where = ".".join(map(str, fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
