@@ -27,6 +27,7 @@ from torch import Tensor
 from demo.train import CHECKPOINT, CONFIG, GUIDANCE_SHARE, TRAINING_SEED, VALIDATION_SEED
 from demo.views import View, upload, view
 from model import DAT, create_model
+from model.attention import DeformableAttention
 from model.checkpoint import read
 from model.transforms import Normalise
 
@@ -82,7 +83,9 @@ def evaluate(model: DAT, views: Iterator[View]) -> dict[str, float]:
         objects, points = Objects.of(batch), explained.sampling_locations[-1]
         # Not the reference points themselves: DAT++ places some outside the map, and counting
         # their way back onto it would flatter the offsets.
-        unmoved = model.deformable_layers[-1].attention.move(torch.zeros_like(points))
+        attention = model.deformable_layers[-1].attention
+        assert isinstance(attention, DeformableAttention)
+        unmoved = attention.move(torch.zeros_like(points))
         own, others, still = map(objects.distances, (points, points.roll(1, 0), unmoved))
         near = GUIDANCE_SHARE * objects.radii
         found["points_nearer"].append(own < still)

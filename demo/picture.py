@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from demo.canvas import jpeg
 from demo.evaluate import bundled_model
-from demo.scenes import CLASSES, jpeg, scene
+from demo.scenes import CLASSES, scene
 from demo.views import view
 from model import DAT
 from model.transforms import Normalise, Preprocessing
@@ -38,7 +39,7 @@ def panel(model: DAT, index: int) -> tuple[Image.Image, str]:
     preprocessing = Preprocessing.of(config)
     side, crop = preprocessing.resize_to[0], config.image_size[0]
     rendered = scene(SEED, index, side * RENDERED, side * RENDERED)
-    seen = view(rendered, jpeg(rendered, 92), config)
+    seen = view(rendered, jpeg(rendered.pixels, 92), config)
     with torch.inference_mode():
         explained = model.forward_explained(Normalise()(torch.from_numpy(seen.pixels[None])))
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from demo.scenes import CLASSES, jpeg, scene
+from demo.canvas import jpeg
+from demo.scenes import CLASSES, scene
 
 FOLDER = Path(__file__).parent / "samples"
 SEED = 3
@@ -30,7 +31,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for index, height, width in PICTURES:
         rendered = scene(SEED, index, height, width)
-        (FOLDER / f"{CLASSES[rendered.label]}.jpg").write_bytes(jpeg(rendered, QUALITY))
+        (FOLDER / f"{CLASSES[rendered.label]}.jpg").write_bytes(jpeg(rendered.pixels, QUALITY))
 
 
 if __name__ == "__main__":

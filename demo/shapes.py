@@ -124,7 +124,18 @@ def outline(name: str, rng: np.random.Generator) -> Polygon:
     return polygon
 
 
+def area(polygon: Polygon) -> float:
+    """Return the area of a polygon `(N, 2)`."""
+    return abs(float(_triangles(polygon).sum())) / 2
+
+
 def _centroid(polygon: Polygon) -> NDArray[np.float64]:
     following = np.roll(polygon, -1, axis=0)
-    cross = polygon[:, 0] * following[:, 1] - following[:, 0] * polygon[:, 1]
-    return np.average((polygon + following) / 3, axis=0, weights=cross)
+    return np.average((polygon + following) / 3, axis=0, weights=_triangles(polygon))
+
+
+def _triangles(polygon: Polygon) -> NDArray[np.float64]:
+    """Twice the signed areas `(N,)` between each edge and the origin."""
+    following = np.roll(polygon, -1, axis=0)
+    doubled: NDArray[np.float64] = polygon[:, 0] * following[:, 1] - following[:, 0] * polygon[:, 1]
+    return doubled

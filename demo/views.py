@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from demo.scenes import Scene, jpeg, scene
+from demo.canvas import jpeg
+from demo.scenes import Scene, scene
 from model import DatConfig
 from model.transforms import Preprocessing, to_model_pixels
 
@@ -45,7 +46,7 @@ def upload(seed: int, index: int, largest: int) -> tuple[Scene, bytes]:
     shorter = int(rng.uniform(5 / 8, 1) * longer)
     height, width = (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
     rendered = scene(seed, index, height, width)
-    return rendered, jpeg(rendered, int(rng.integers(55, 96)))
+    return rendered, jpeg(rendered.pixels, int(rng.integers(55, 96)))
 
 
 def view(rendered: Scene, file: bytes, config: DatConfig) -> View:
