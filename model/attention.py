@@ -79,7 +79,8 @@ def _corners(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
     first = cell.floor()
     both = torch.stack((first, first + 1), -1)
     weights = (1 - (cell.unsqueeze(-1) - both).abs()) * ((both >= 0) & (both < size))
-    return both.clamp(0, size - 1).long(), weights
+    # The weight of a position that is no number says so; its index must still be one.
+    return both.nan_to_num().clamp(0, size - 1).long(), weights
 
 
 def _points_first(corners: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ def relative_position_bias_by_slices(
     # Row of the table for query row 0; rounding must not push it below the table.
     row = ((1 - y) * ((H - 1) / 2)).clamp(0, H - 1)
     column = ((1 - x) * ((W - 1) / 2)).clamp(0, W - 1)
-    first_row, first_column = row.floor(), column.floor()
+    first_row, first_column = row.nan_to_num().floor(), column.nan_to_num().floor()
     # The extra row and column are read with weight 0 alone.
     padded = F.pad(table.to(locations.dtype), (0, 1, 0, 1))
     slices = padded.unfold(1, H + 1, 1).unfold(2, W + 1, 1)  # (heads, H, W, H + 1, W + 1)

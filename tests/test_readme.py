@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from model import DAT, VARIANTS
+from model.cost import cost
 from service.errors import ServiceError
 from tests.server import ROOT
 from tests.service.test_errors import all_errors
@@ -43,3 +46,17 @@ def test_links_lead_somewhere():
 def test_every_error_is_in_the_table(error: type[ServiceError]):
     row = f"| `{error.code}` | {int(error.http_status)} | {error.grpc_code.name} | "
     assert row in README
+
+
+def test_the_table_of_variants_says_what_the_modules_cost():
+    rows = re.findall(r"`(dat_(?:pp_)?\w+_\d{3})` \| (\d+) \| ([\d.]+) M \| ([\d.]+) G", README)
+    assert {name for name, *_ in rows} == {
+        name for name in VARIANTS if name.endswith(("_224", "_384"))
+    }
+    for name, size, parameters, flops in rows:
+        config = VARIANTS[name]
+        assert config.image_size == (int(size), int(size))
+        with torch.device("meta"):
+            found = cost(DAT(config))
+        assert f"{found.parameters / 1e6:.1f}" == parameters, name
+        assert f"{found.flops / 1e9:.1f}" == flops, name

@@ -78,6 +78,17 @@ def test_a_row_is_the_same_alone_and_in_any_batch(small):
                 torch.testing.assert_close(one[0], many[row], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_is_no_number_spoils_no_other(small, value):
+    images = torch.randn(3, 3, 128, 128, generator=torch.Generator().manual_seed(8))
+    spoilt = images.clone()
+    spoilt[1] = value
+    with torch.inference_mode():
+        expected, outputs = small(images), small(spoilt)
+    assert outputs[1].isnan().all()
+    torch.testing.assert_close(outputs[::2], expected[::2], atol=1e-5, rtol=1e-5)
+
+
 def test_training_mode_computes_the_same(small):
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
