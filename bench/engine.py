@@ -47,7 +47,7 @@ def open_engine(
     """
     model = create_model(name)
     model.load_state_dict(recipe_state(name))
-    metrics = Metrics(CollectorRegistry()).add_model(name, "bench", 1)
+    metrics = Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1)
     engine = Engine(model, Device(device, threads), metrics, dtype=dtype, max_batch=max_batch)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.load())

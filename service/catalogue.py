@@ -1,33 +1,63 @@
-"""The models that a replica serves, by name."""
+"""The models that a replica serves, by task and name."""
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
-from service.classifier import Classifier
+from service.core import Core
 from service.errors import UnknownModel
+
+TaskCore = TypeVar("TaskCore", bound=Core[Any, Any, Any, Any, Any])
 
 
 class Catalogue:
     """The cores of all models.
 
     Attributes:
-        classifiers: in the order of the settings.
-        default: the one that answers a request without a name.
+        cores: in the order of the settings.
     """
 
-    def __init__(self, classifiers: Sequence[Classifier], default: str | None = None) -> None:
-        self.classifiers = tuple(classifiers)
-        self._by_name = {classifier.card.name: classifier for classifier in classifiers}
-        self.default = self._by_name[default] if default else self.classifiers[0]
+    def __init__(
+        self, cores: Sequence[Core[Any, Any, Any, Any, Any]], default: str | None = None
+    ) -> None:
+        self.cores = tuple(cores)
+        self._default = default
 
-    def find(self, name: str | None) -> Classifier:
-        """The model of that name, or the default.
+    def default(self, kind: type[TaskCore]) -> TaskCore | None:
+        """The model of a task that answers requests without a name.
+
+        The default of the settings, if it has the task, else the first that has it.
+        """
+        cores = [core for core in self.cores if isinstance(core, kind)]
+        named = [core for core in cores if core.card.name == self._default]
+        return next(iter(named or cores), None)
+
+    def find(self, kind: type[TaskCore], name: str | None) -> TaskCore:
+        """The model of a task by its name, or the task's default.
+
+        Raises:
+            UnknownModel: none of that task is served under that name.
+        """
+        cores = {core.card.name: core for core in self.cores if isinstance(core, kind)}
+        core = self.default(kind) if name is None else cores.get(name)
+        if core is None:
+            wanted = "" if name is None else f" {name!r}"
+            served = ", ".join(map(repr, cores)) or "none"
+            raise UnknownModel(f"no model{wanted} for this task is served here; there is {served}")
+        return core
+
+    def describe(self, name: str | None) -> Core[Any, Any, Any, Any, Any]:
+        """The model of any task by its name, or the first default.
 
         Raises:
             UnknownModel: none is served under that name.
         """
-        if name is None:
-            return self.default
-        if name not in self._by_name:
-            served = ", ".join(map(repr, self._by_name))
-            raise UnknownModel(f"no model {name!r} is served here; there is {served}")
-        return self._by_name[name]
+        wanted = name or self._default or self.cores[0].card.name
+        for core in self.cores:
+            if core.card.name == wanted:
+                return core
+        served = ", ".join(repr(core.card.name) for core in self.cores)
+        raise UnknownModel(f"no model {wanted!r} is served here; there is {served}")
+
+    def is_default(self, core: Core[Any, Any, Any, Any, Any]) -> bool:
+        """Whether it answers requests of its task that name no model."""
+        return core is self.default(type(core))

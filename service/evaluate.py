@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
 from model import checkpoint as checkpoints
-from service.classifier import Classification, Classifier, Options
+from service.classifier import Classification, Classifier, ClassifyOptions
 from service.engine.device import Device
 from service.errors import InvalidImage, ServiceError
 from service.metrics import Metrics
@@ -124,9 +124,9 @@ async def evaluate(
     """
     device = Device(settings.engine.device, settings.engine.threads)
     decode_threads = settings.limits.decode_threads or os.cpu_count() or 1
-    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as decoders:
-        model = open_model(entry, settings, device, decoders, Metrics(CollectorRegistry()))
-        images = find_images(folder, model.classifier.labels)
+    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as workers:
+        model = open_model(entry, settings, device, workers, Metrics(CollectorRegistry()))
+        images = find_images(folder, model.core.labels)
         subject = _subject(model, folder)
         answers = _read_journal(journal, subject)
         left = [image for image in images if str(image.path) not in answers]
@@ -142,9 +142,7 @@ async def evaluate(
                 journal.open("a", encoding="utf-8") as file,
                 tqdm(total=len(images), initial=len(images) - len(left), unit="image") as bar,
             ):
-                async for image, top in _ask(
-                    model.classifier, folder, left, min(at_once, queue_limit)
-                ):
+                async for image, top in _ask(model.core, folder, left, min(at_once, queue_limit)):
                     answers[str(image.path)] = top
                     file.write(json.dumps({"image": str(image.path), "top": top}) + "\n")
                     file.flush()
@@ -158,7 +156,7 @@ async def evaluate(
 
 def _subject(model: OpenModel, folder: Path) -> dict[str, Any]:
     """What is measured: a journal of anything else must not be gone on with."""
-    card = model.classifier.card
+    card = model.core.card
     return {
         "model": card.name,
         "variant": card.variant,
@@ -226,8 +224,9 @@ async def _top(
         EvaluationError: the file cannot be read, or the device failed.
     """
     try:
+        options = ClassifyOptions(top_k=_TOP_K, timeout_s=_PATIENCE_S)
         upload = await asyncio.to_thread((folder / image.path).read_bytes)
-        (outcome,) = await classifier.classify([upload], Options(None, _TOP_K, "none", _PATIENCE_S))
+        (outcome,) = await classifier.answer([upload], options)
     except InvalidImage:
         return image, None
     except (OSError, ServiceError) as fault:

@@ -20,6 +20,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from service.errors import Cancelled, DecodeFailure, EngineFailed, Outcome, ServiceError
 
+Task = Literal["classify", "detect"]
 Protocol = Literal["http", "grpc", "stream"]
 Stage = Literal["decode", "queue", "compute", "postprocess"]
 Rejection = Literal["queue_full", "draining", "not_ready"]
@@ -66,9 +67,10 @@ class Metrics:
             buckets=_REQUEST_SECONDS,
             registry=registry,
         )
-        self._requests: dict[tuple[str, Protocol, Outcome], Counter] = {}
+        self._requests: dict[tuple[str, Task, Protocol, Outcome], Counter] = {}
         self._duration: dict[tuple[str, Protocol], Histogram] = {}
-        self._bind_requests(_UNKNOWN, "")
+        for task in get_args(Task):
+            self._bind_requests(_UNKNOWN, "", task)
         self.responses = Counter(
             "dat_responses",
             "Responses by the code that the protocol showed.",
@@ -120,27 +122,35 @@ class Metrics:
             registry=registry,
         ).labels(version("dat-serve"), version("torch")).set(1)
 
-    def add_model(self, name: str, model_version: str, capacity: int) -> "ModelMetrics":
+    def add_model(self, name: str, model_version: str, task: Task, capacity: int) -> "ModelMetrics":
         """The instruments of one more model.
 
         Args:
             name: of the model.
             model_version: of the model.
+            task: what it does.
             capacity: most images admitted and not yet on the device.
         """
-        self._bind_requests(name, model_version)
-        return ModelMetrics(self, self._vectors, name, model_version, capacity)
+        self._bind_requests(name, model_version, task)
+        return ModelMetrics(
+            self,
+            self._vectors,
+            name=name,
+            model_version=model_version,
+            task=task,
+            capacity=capacity,
+        )
 
-    def _bind_requests(self, model: str, model_version: str) -> None:
+    def _bind_requests(self, model: str, model_version: str, task: Task) -> None:
         for protocol in get_args(Protocol):
             self._duration[model, protocol] = self._duration_vector.labels(model, protocol)
             for outcome in get_args(Outcome):
-                self._requests[model, protocol, outcome] = self._requests_vector.labels(
-                    model, model_version, "classify", protocol, outcome
+                self._requests[model, task, protocol, outcome] = self._requests_vector.labels(
+                    model, model_version, task, protocol, outcome
                 )
 
     @contextmanager
-    def request(self, protocol: Protocol) -> Iterator["CountedRequest"]:
+    def request(self, task: Task, protocol: Protocol) -> Iterator["CountedRequest"]:
         """Count one request, its time and its outcome, whatever the outcome is."""
         start, counted = perf_counter(), CountedRequest()
         outcome: Outcome = "ok"
@@ -158,7 +168,7 @@ class Metrics:
             raise
         finally:
             self._in_flight[protocol].dec()
-            self._requests[counted.model, protocol, outcome].inc()
+            self._requests[counted.model, task, protocol, outcome].inc()
             self._duration[counted.model, protocol].observe(perf_counter() - start)
 
 
@@ -181,7 +191,7 @@ class _ModelVectors:
             registry=registry,
         )
         self.images = Counter(
-            "dat_images", "Images classified.", ["model", "task"], registry=registry
+            "dat_images", "Images answered.", ["model", "task"], registry=registry
         )
         self.explained = Counter(
             "dat_explain_requests",
@@ -257,12 +267,19 @@ class ModelMetrics:
     """The instruments of one model, and those of the replica that count for it."""
 
     def __init__(
-        self, replica: Metrics, vectors: _ModelVectors, name: str, model_version: str, capacity: int
+        self,
+        replica: Metrics,
+        vectors: _ModelVectors,
+        *,
+        name: str,
+        model_version: str,
+        task: Task,
+        capacity: int,
     ) -> None:
         self.rejected = replica.rejected
         self.decode_errors = replica.decode_errors
         self.stage = {stage: vectors.stage.labels(name, stage) for stage in get_args(Stage)}
-        self.images = vectors.images.labels(name, "classify")
+        self.images = vectors.images.labels(name, task)
         self.explained = vectors.explained.labels(name, "points")
         self.batches = {t: vectors.batches.labels(name, t) for t in get_args(Trigger)}
         self.batch_size = vectors.batch_size.labels(name)

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 class OpenModel:
     """A model from its weights to its core; `engine.load` and `batcher.run` make it work."""
 
-    classifier: Classifier
+    core: Classifier
     batcher: Batcher[EngineInput, EngineOutput]
     engine: Engine
     metrics: ModelMetrics
@@ -35,7 +35,7 @@ def open_model(
     entry: ModelEntry,
     settings: Settings,
     device: Device,
-    decoders: ThreadPoolExecutor,
+    workers: ThreadPoolExecutor,
     metrics: Metrics,
 ) -> OpenModel:
     """Read a model, and put the engine, the batcher and the core over it.
@@ -46,7 +46,7 @@ def open_model(
     start = perf_counter()
     served = served_model.load(entry)
     batching = entry.batching(settings.batching)
-    own = metrics.add_model(served.name, served.version, batching.queue_limit)
+    own = metrics.add_model(served.name, served.version, "classify", batching.queue_limit)
     own.load_seconds["read"].set(perf_counter() - start)
     engine = Engine(
         served.network,
@@ -83,7 +83,5 @@ def open_model(
         dtype=card.dtype,
         max_batch=card.max_batch,
     )
-    classifier = Classifier(
-        served, card, batcher, decoders=decoders, limits=settings.limits, metrics=own
-    )
-    return OpenModel(classifier, batcher, engine, own, served.source)
+    core = Classifier(served, card, batcher, workers=workers, limits=settings.limits, metrics=own)
+    return OpenModel(core, batcher, engine, own, served.source)

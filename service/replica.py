@@ -54,10 +54,10 @@ async def serve(settings: Settings) -> None:
     metrics = Metrics(CollectorRegistry())
     device = Device(settings.engine.device, settings.engine.threads)
     lifecycle = Lifecycle(lambda: device.healthy)
-    decode_threads = settings.limits.decode_threads or os.cpu_count()
-    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as decoders:
-        models = [open_model(entry, settings, device, decoders, metrics) for entry in lineup.models]
-        catalogue = Catalogue([model.classifier for model in models], lineup.default)
+    threads = settings.limits.decode_threads or os.cpu_count()
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as workers:
+        models = [open_model(entry, settings, device, workers, metrics) for entry in lineup.models]
+        catalogue = Catalogue([model.core for model in models], lineup.default)
         async with (
             _open_servers(settings, catalogue, lifecycle, metrics) as servers,
             asyncio.TaskGroup() as tasks,
@@ -74,8 +74,8 @@ async def serve(settings: Settings) -> None:
             log.info(
                 "ready",
                 **servers.ports,
-                models=[model.classifier.card.name for model in models],
-                default=catalogue.default.card.name,
+                models=[model.core.card.name for model in models],
+                default=lineup.default or models[0].core.card.name,
                 seconds=round(perf_counter() - start, 2),
             )
             await leave.wait()

@@ -9,6 +9,7 @@ from model import DAT, VARIANTS, load_model
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint, CheckpointError
 from model.cost import Cost, cost
+from service.metrics import Task
 from service.settings import ModelChoice
 
 DEMO_VARIANT = "dat_nano"
@@ -66,7 +67,7 @@ class ModelCard:
 
     name: str
     version: str
-    task: str
+    task: Task
     variant: str
     image_size: tuple[int, int]
     classes: int

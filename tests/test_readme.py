@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from model import DAT, VARIANTS
 from model.cost import cost
@@ -56,7 +55,6 @@ def test_the_table_of_variants_says_what_the_modules_cost():
     for name, size, parameters, flops in rows:
         config = VARIANTS[name]
         assert config.image_size == (int(size), int(size))
-        with torch.device("meta"):
-            found = cost(DAT(config))
+        found = cost(DAT(config))
         assert f"{found.parameters / 1e6:.1f}" == parameters, name
         assert f"{found.flops / 1e9:.1f}" == flops, name

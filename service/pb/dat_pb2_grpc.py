@@ -45,16 +45,6 @@ class ClassifierServiceStub:
                 request_serializer=service_dot_pb_dot_dat__pb2.ClassifyStreamRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_dat__pb2.ClassifyStreamResponse.FromString,
                 _registered_method=True)
-        self.ListModels = channel.unary_unary(
-                '/dat.v1.ClassifierService/ListModels',
-                request_serializer=service_dot_pb_dot_dat__pb2.ListModelsRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_dat__pb2.ListModelsResponse.FromString,
-                _registered_method=True)
-        self.GetModel = channel.unary_unary(
-                '/dat.v1.ClassifierService/GetModel',
-                request_serializer=service_dot_pb_dot_dat__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_dat__pb2.GetModelResponse.FromString,
-                _registered_method=True)
 
 
 class ClassifierServiceServicer:
@@ -79,20 +69,6 @@ class ClassifierServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListModels(self, request, context):
-        """The models that are served.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetModel(self, request, context):
-        """One model, with the names of its classes.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_ClassifierServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,16 +81,6 @@ def add_ClassifierServiceServicer_to_server(servicer, server):
                     servicer.ClassifyStream,
                     request_deserializer=service_dot_pb_dot_dat__pb2.ClassifyStreamRequest.FromString,
                     response_serializer=service_dot_pb_dot_dat__pb2.ClassifyStreamResponse.SerializeToString,
-            ),
-            'ListModels': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListModels,
-                    request_deserializer=service_dot_pb_dot_dat__pb2.ListModelsRequest.FromString,
-                    response_serializer=service_dot_pb_dot_dat__pb2.ListModelsResponse.SerializeToString,
-            ),
-            'GetModel': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetModel,
-                    request_deserializer=service_dot_pb_dot_dat__pb2.GetModelRequest.FromString,
-                    response_serializer=service_dot_pb_dot_dat__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,6 +148,72 @@ class ClassifierService:
             metadata,
             _registered_method=True)
 
+
+class ModelServiceStub:
+    """Says which models are served.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListModels = channel.unary_unary(
+                '/dat.v1.ModelService/ListModels',
+                request_serializer=service_dot_pb_dot_dat__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_dat__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/dat.v1.ModelService/GetModel',
+                request_serializer=service_dot_pb_dot_dat__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_dat__pb2.GetModelResponse.FromString,
+                _registered_method=True)
+
+
+class ModelServiceServicer:
+    """Says which models are served.
+    """
+
+    def ListModels(self, request, context):
+        """All models.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """One model, with the names of its classes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ModelServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=service_dot_pb_dot_dat__pb2.ListModelsRequest.FromString,
+                    response_serializer=service_dot_pb_dot_dat__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=service_dot_pb_dot_dat__pb2.GetModelRequest.FromString,
+                    response_serializer=service_dot_pb_dot_dat__pb2.GetModelResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'dat.v1.ModelService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('dat.v1.ModelService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ModelService:
+    """Says which models are served.
+    """
+
     @staticmethod
     def ListModels(request,
             target,
@@ -196,7 +228,7 @@ class ClassifierService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/dat.v1.ClassifierService/ListModels',
+            '/dat.v1.ModelService/ListModels',
             service_dot_pb_dot_dat__pb2.ListModelsRequest.SerializeToString,
             service_dot_pb_dot_dat__pb2.ListModelsResponse.FromString,
             options,
@@ -223,7 +255,7 @@ class ClassifierService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/dat.v1.ClassifierService/GetModel',
+            '/dat.v1.ModelService/GetModel',
             service_dot_pb_dot_dat__pb2.GetModelRequest.SerializeToString,
             service_dot_pb_dot_dat__pb2.GetModelResponse.FromString,
             options,

@@ -1,31 +1,32 @@
-"""HTTP: bytes to `Classifier` and back, nothing else."""
+"""HTTP: bytes to the cores and back, nothing else."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.catalogue import Catalogue
-from service.classifier import Classification, Classifier
+from service.classifier import Classifier
+from service.core import Answer, Core, Options
 from service.errors import Cancelled, ServiceError
 from service.lifecycle import Lifecycle
-from service.metrics import Metrics
+from service.metrics import Metrics, Task
+from service.served_model import ModelCard
 from service.settings import Limits
 from service.transport import request_id as request_ids
+from service.transport.classify_schema import ClassifyAnswer, ClassifyJson, ClassifyOptionsBody
 from service.transport.schema import (
-    ClassifyAnswer,
-    ClassifyJson,
-    ClassifyOptions,
     ErrorAnswer,
     ErrorBody,
     LabelledModelBody,
@@ -33,9 +34,11 @@ from service.transport.schema import (
     ModelsAnswer,
     error_body,
 )
-from service.transport.uploads import RAW_TYPES, read_body
+from service.transport.uploads import RAW_TYPES, Form, read_body
 
 T = TypeVar("T")
+TaskOptions = TypeVar("TaskOptions", bound=Options)
+TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
 
 log = structlog.get_logger(__name__)
 
@@ -57,44 +60,13 @@ def create_app(
     app.add_exception_handler(Exception, _internal_error)
     app.add_middleware(RequestContext, metrics=metrics)
 
-    @app.post(
-        "/v1/classify",
-        response_model=ClassifyAnswer,
-        response_model_exclude_none=True,
-        responses=_ERRORS,
-        openapi_extra=_classify_request(),
-        tags=["classify"],
-        summary="Classify the images of one request",
-    )
-    async def classify(request: Request) -> Response:
-        """Takes one image as the body, one or many as multipart files, or as base64 in JSON.
-
-        With one image, its failure is the status of the answer. With several, the status is
-        200 and every image has its own. `Server-Timing` has the longest time in each stage.
-        """
-        with metrics.request("http") as counted:
-            body = await read_body(request, limits)
-            metrics.body_bytes["http"].observe(body.size)
-            classifier = catalogue.find(body.options.model)
-            counted.model = classifier.card.name
-            outcomes = await _unless_disconnected(
-                request, classifier.classify(body.uploads, body.options)
-            )
-            render = partial(_render, classifier, outcomes, request_id(request))
-            # The points of 32 images are a hundred thousand numbers: a tenth of a second in which
-            # the event loop would serve nobody.
-            explained = body.options.explain == "points"
-            content = await asyncio.to_thread(render) if explained else render()
-            return Response(
-                content, media_type="application/json", headers=_server_timing(outcomes)
-            )
+    for task in (_CLASSIFY,):
+        _add_task(app, task, catalogue, limits, metrics)
 
     @app.get("/v1/models", tags=["models"], summary="The models that are served")
     async def models() -> ModelsAnswer:
         """What each of them is, and what an image costs it."""
-        return ModelsAnswer(
-            models=[ModelBody.of(classifier, catalogue) for classifier in catalogue.classifiers]
-        )
+        return ModelsAnswer(models=[ModelBody.of(core, catalogue) for core in catalogue.cores])
 
     @app.get(
         "/v1/models/{name}",
@@ -105,7 +77,7 @@ def create_app(
     )
     async def model(name: str) -> LabelledModelBody:
         """The names are in order of the class index."""
-        return LabelledModelBody.of(catalogue.find(name), catalogue)
+        return LabelledModelBody.of(catalogue.describe(name), catalogue)
 
     @app.get("/health/live", tags=["health"], summary="Whether the process should go on")
     async def live() -> JSONResponse:
@@ -125,11 +97,86 @@ def create_app(
     return app
 
 
-def _render(
-    classifier: Classifier, outcomes: Sequence[Classification | ServiceError], identity: str
-) -> str:
-    answer = ClassifyAnswer.of(classifier, outcomes, identity)
-    return answer.model_dump_json(exclude_none=True)
+@dataclass(frozen=True)
+class _Task(Generic[TaskOptions, TaskAnswer]):
+    """How a task looks over HTTP.
+
+    Attributes:
+        name: also the last part of its path.
+        core: what answers.
+        form: of a request.
+        answer: the JSON of its answer.
+        render: that JSON from what the core says, for the request of that id.
+        summary: for the document of the interface.
+        example: a JSON body, for the same.
+    """
+
+    name: Task
+    core: type[Core[TaskOptions, Any, Any, Any, TaskAnswer]]
+    form: Form[TaskOptions]
+    answer: type[BaseModel]
+    render: Callable[[ModelCard, Sequence[TaskAnswer | ServiceError], str], BaseModel]
+    summary: str
+    example: dict[str, Any]
+
+
+_CLASSIFY = _Task(
+    "classify",
+    Classifier,
+    Form(ClassifyOptionsBody, ClassifyJson),
+    ClassifyAnswer,
+    ClassifyAnswer.of,
+    "Classify the images of one request",
+    {"images": ["/9j/4AAQSkZJRg...", "iVBORw0KGgo..."], "top_k": 3, "explain": "points"},
+)
+
+
+def _add_task(
+    app: FastAPI,
+    task: _Task[TaskOptions, TaskAnswer],
+    catalogue: Catalogue,
+    limits: Limits,
+    metrics: Metrics,
+) -> None:
+    """Serve a task at `/v1/<name>`."""
+
+    async def answer(request: Request) -> Response:
+        """Takes one image as the body, one or many as multipart files, or as base64 in JSON.
+
+        With one image, its failure is the status of the answer. With several, the status is
+        200 and every image has its own. `Server-Timing` has the longest time in each stage.
+        """
+        with metrics.request(task.name, "http") as counted:
+            body = await read_body(request, limits, task.form)
+            metrics.body_bytes["http"].observe(body.size)
+            core = catalogue.find(task.core, body.options.model)
+            counted.model = core.card.name
+            outcomes = await _unless_disconnected(request, core.answer(body.uploads, body.options))
+
+            def render() -> str:
+                rendered = task.render(core.card, outcomes, request_id(request))
+                return rendered.model_dump_json(exclude_none=True)
+
+            # The points of 32 images are a hundred thousand numbers: a tenth of a second in which
+            # the event loop would serve nobody.
+            explained = body.options.explain == "points"
+            content = await asyncio.to_thread(render) if explained else render()
+            return Response(
+                content, media_type="application/json", headers=_server_timing(outcomes)
+            )
+
+    app.add_api_route(
+        f"/v1/{task.name}",
+        answer,
+        methods=["POST"],
+        response_model=task.answer,
+        response_model_exclude_none=True,
+        responses=_ERRORS,
+        openapi_extra=_request_schema(task),
+        tags=[task.name],
+        operation_id=task.name,
+        summary=task.summary,
+    )
 
 
 def request_id(request: Request) -> str:
@@ -199,8 +246,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _server_timing(outcomes: Sequence[Classification | ServiceError]) -> dict[str, str]:
-    timings = [outcome.timing for outcome in outcomes if isinstance(outcome, Classification)]
+def _server_timing(outcomes: Sequence[Answer | ServiceError]) -> dict[str, str]:
+    timings = [outcome.timing for outcome in outcomes if isinstance(outcome, Answer)]
     if not timings:
         return {}
     stages = {
@@ -259,11 +306,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _classify_request() -> dict[str, Any]:
+def _request_schema(task: _Task[Any, Any]) -> dict[str, Any]:
     """OpenAPI of the three kinds of body, and of the options in the query."""
     binary = {"schema": {"type": "string", "format": "binary"}}
-    options = ClassifyOptions.model_json_schema()["properties"]
-    example = {"images": ["/9j/4AAQSkZJRg...", "iVBORw0KGgo..."], "top_k": 3, "explain": "points"}
+    options = task.form.options.model_json_schema()["properties"]
     multipart = {
         "type": "object",
         "properties": {
@@ -281,8 +327,8 @@ def _classify_request() -> dict[str, Any]:
                 **dict.fromkeys(RAW_TYPES, binary),
                 "multipart/form-data": {"schema": multipart},
                 "application/json": {
-                    "schema": ClassifyJson.model_json_schema(),
-                    "example": example,
+                    "schema": task.form.json.model_json_schema(),
+                    "example": task.example,
                 },
             },
         },

@@ -1,10 +1,11 @@
-"""gRPC: messages to `Classifier` and back, nothing else."""
+"""gRPC: messages to the cores and back, nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from math import ceil
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
@@ -13,19 +14,24 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from service.catalogue import Catalogue
-from service.classifier import Classification, Classifier, Explain, LayerPoints, Options
+from service.classifier import Classification, Classifier, ClassifyOptions
+from service.core import Answer, Core, Explain, Options, Timing
 from service.errors import DeadlineExceeded, EngineFailed, InvalidOption, ServiceError
-from service.metrics import Metrics, Protocol
+from service.metrics import Metrics, Protocol, Task
 from service.pb import dat_pb2, dat_pb2_grpc
+from service.points import LayerPoints
+from service.served_model import ModelCard
 from service.settings import Limits
 from service.transport import request_id
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+TaskOptions = TypeVar("TaskOptions", bound=Options)
+TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
 Context = grpc.aio.ServicerContext[Any, Any]
 
-SERVICE = dat_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
+SERVICES = [service.full_name for service in dat_pb2.DESCRIPTOR.services_by_name.values()]
 _EXPLAIN: dict[int, Explain] = {
     dat_pb2.EXPLAIN_UNSPECIFIED: "none",
     dat_pb2.EXPLAIN_NONE: "none",
@@ -38,7 +44,7 @@ _STREAM_CONCURRENCY = 64
 
 
 class Health(health_aio.HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1 of the whole server and of the classifier, which share their state."""
+    """grpc.health.v1 of the whole server and of its services, which share their state."""
 
     async def show(self, serving: bool) -> None:
         """Tell all who ask or watch."""
@@ -47,7 +53,7 @@ class Health(health_aio.HealthServicer):  # type: ignore[misc]
             if serving
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for service in ("", SERVICE):
+        for service in ("", *SERVICES):
             await self.set(service, status)
 
 
@@ -64,11 +70,13 @@ def create_server(
             ("grpc.so_reuseport", 0),
         ]
     )
-    dat_pb2_grpc.add_ClassifierServiceServicer_to_server(_Servicer(catalogue, metrics), server)
+    calls = _Calls(catalogue, metrics)
+    dat_pb2_grpc.add_ClassifierServiceServicer_to_server(_ClassifierServicer(calls), server)
+    dat_pb2_grpc.add_ModelServiceServicer_to_server(_ModelServicer(calls), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
         (
-            SERVICE,
+            *SERVICES,
             health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
             reflection.SERVICE_NAME,
         ),
@@ -77,27 +85,33 @@ def create_server(
     return server
 
 
-class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
+@dataclass(frozen=True)
+class _Task(Generic[TaskOptions, TaskAnswer]):
+    """How a task looks over gRPC.
+
+    Attributes:
+        name: of the task.
+        core: what answers.
+        options: of the core from a request and the seconds that are left for it.
+        response: from what the core says.
+        streamed: the message of a stream.
+    """
+
+    name: Task
+    core: type[Core[TaskOptions, Any, Any, Any, TaskAnswer]]
+    options: Callable[[Any, float | None], TaskOptions]
+    response: Callable[[ModelCard, Sequence[TaskAnswer | ServiceError]], Any]
+    streamed: Callable[..., Any]
+
+
+class _Calls:
+    """What all calls have in common: what became of them, told to the caller and counted."""
+
     def __init__(self, catalogue: Catalogue, metrics: Metrics) -> None:
-        self._catalogue = catalogue
+        self.catalogue = catalogue
         self._metrics = metrics
 
-    async def Classify(  # noqa: N802
-        self, request: dat_pb2.ClassifyRequest, context: Context
-    ) -> dat_pb2.ClassifyResponse:
-        return await self._unary("Classify", context, self._answer(request, context, "grpc"))
-
-    async def ListModels(  # noqa: N802
-        self, _: dat_pb2.ListModelsRequest, context: Context
-    ) -> dat_pb2.ListModelsResponse:
-        return await self._unary("ListModels", context, self._models())
-
-    async def GetModel(  # noqa: N802
-        self, request: dat_pb2.GetModelRequest, context: Context
-    ) -> dat_pb2.GetModelResponse:
-        return await self._unary("GetModel", context, self._model(request.name or None))
-
-    async def _unary(self, method: str, context: Context, work: Awaitable[T]) -> T:
+    async def unary(self, method: str, context: Context, work: Awaitable[T]) -> T:
         """Await the answer of a call, and show the caller what became of it."""
         identity, start = _request_id(context), perf_counter()
         context.set_trailing_metadata(((request_id.HEADER, identity),))
@@ -118,16 +132,17 @@ class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
             self._log(method, code, start, identity)
         raise AssertionError("abort returned: this is a bug")
 
-    async def ClassifyStream(  # noqa: N802
-        self, requests: AsyncIterator[dat_pb2.ClassifyStreamRequest], context: Context
+    async def stream(
+        self, method: str, context: Context, requests: AsyncIterator[Any], task: _Task[Any, Any]
     ) -> None:
+        """Answer the requests of a stream, a bounded number at a time, as they are ready."""
         identity, start = _request_id(context), perf_counter()
         free = asyncio.Semaphore(_STREAM_CONCURRENCY)
         writing = asyncio.Lock()  # gRPC allows one write at a time
 
-        async def serve(message: dat_pb2.ClassifyStreamRequest) -> None:
+        async def serve(message: Any) -> None:
             try:
-                answer = await self._stream_answer(message, context)
+                answer = await self._stream_answer(message, context, task)
                 async with writing:
                     await context.write(answer)
             finally:
@@ -141,48 +156,36 @@ class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
                     tasks.create_task(serve(message))
             code = grpc.StatusCode.OK
         finally:
-            self._log("ClassifyStream", code, start, identity)
+            self._log(method, code, start, identity)
 
-    async def _stream_answer(
-        self, message: dat_pb2.ClassifyStreamRequest, context: Context
-    ) -> dat_pb2.ClassifyStreamResponse:
+    async def _stream_answer(self, message: Any, context: Context, task: _Task[Any, Any]) -> Any:
         try:
-            response = await self._answer(message.request, context, "stream")
+            response = await self.answer(message.request, context, "stream", task)
         except ServiceError as error:
-            return dat_pb2.ClassifyStreamResponse(id=message.id, error=_error(error))
+            return task.streamed(id=message.id, error=_error(error))
         except Exception:  # a bug in one request must not end the stream of the others
             log.exception("request failed", stream_request=message.id)
             failure = _error(EngineFailed("internal error"))
-            return dat_pb2.ClassifyStreamResponse(id=message.id, error=failure)
-        return dat_pb2.ClassifyStreamResponse(id=message.id, response=response)
+            return task.streamed(id=message.id, error=failure)
+        return task.streamed(id=message.id, response=response)
 
-    async def _answer(
-        self, request: dat_pb2.ClassifyRequest, context: Context, protocol: Protocol
-    ) -> dat_pb2.ClassifyResponse:
-        with self._metrics.request(protocol) as counted:
+    async def answer(
+        self, request: Any, context: Context, protocol: Protocol, task: _Task[Any, Any]
+    ) -> Any:
+        """The response to the request of a task.
+
+        Raises:
+            ServiceError: the request as a whole cannot be answered.
+        """
+        with self._metrics.request(task.name, protocol) as counted:
             self._metrics.body_bytes[protocol].observe(request.ByteSize())
-            options = _options(request, context)
-            classifier = self._catalogue.find(options.model)
-            card = classifier.card
-            counted.model = card.name
-            outcomes = await classifier.classify(list(request.images), options)
-            return dat_pb2.ClassifyResponse(
-                model=card.name, version=card.version, results=map(_result, outcomes)
-            )
-
-    async def _models(self) -> dat_pb2.ListModelsResponse:
-        return dat_pb2.ListModelsResponse(models=map(self._card, self._catalogue.classifiers))
-
-    async def _model(self, name: str | None) -> dat_pb2.GetModelResponse:
-        classifier = self._catalogue.find(name)
-        labels = (dat_pb2.Label(**vars(label)) for label in classifier.labels)
-        return dat_pb2.GetModelResponse(model=self._card(classifier), labels=labels)
-
-    def _card(self, classifier: Classifier) -> dat_pb2.Model:
-        facts = vars(classifier.card).copy()
-        height, width = facts.pop("image_size")
-        default = classifier is self._catalogue.default
-        return dat_pb2.Model(default=default, width=width, height=height, **facts)
+            remaining = context.time_remaining()
+            if remaining is not None and remaining <= 0:
+                raise DeadlineExceeded("the deadline passed before the request was read")
+            options = task.options(request, remaining)
+            core = self.catalogue.find(task.core, options.model)
+            counted.model = core.card.name
+            return task.response(core.card, await core.answer(list(request.images), options))
 
     def _log(self, method: str, code: grpc.StatusCode, start: float, identity: str) -> None:
         self._metrics.responses.labels("grpc", code.name).inc()
@@ -195,22 +198,82 @@ class _Servicer(dat_pb2_grpc.ClassifierServiceServicer):
         )
 
 
+class _ClassifierServicer(dat_pb2_grpc.ClassifierServiceServicer):
+    def __init__(self, calls: _Calls) -> None:
+        self._calls = calls
+
+    async def Classify(  # noqa: N802
+        self, request: dat_pb2.ClassifyRequest, context: Context
+    ) -> dat_pb2.ClassifyResponse:
+        answer = self._calls.answer(request, context, "grpc", _CLASSIFY)
+        return await self._calls.unary("Classify", context, answer)
+
+    async def ClassifyStream(  # noqa: N802
+        self, requests: AsyncIterator[dat_pb2.ClassifyStreamRequest], context: Context
+    ) -> None:
+        await self._calls.stream("ClassifyStream", context, requests, _CLASSIFY)
+
+
+class _ModelServicer(dat_pb2_grpc.ModelServiceServicer):
+    def __init__(self, calls: _Calls) -> None:
+        self._calls = calls
+
+    async def ListModels(  # noqa: N802
+        self, _: dat_pb2.ListModelsRequest, context: Context
+    ) -> dat_pb2.ListModelsResponse:
+        return await self._calls.unary("ListModels", context, self._list())
+
+    async def GetModel(  # noqa: N802
+        self, request: dat_pb2.GetModelRequest, context: Context
+    ) -> dat_pb2.GetModelResponse:
+        return await self._calls.unary("GetModel", context, self._get(request.name or None))
+
+    async def _list(self) -> dat_pb2.ListModelsResponse:
+        return dat_pb2.ListModelsResponse(models=map(self._model, self._calls.catalogue.cores))
+
+    async def _get(self, name: str | None) -> dat_pb2.GetModelResponse:
+        core = self._calls.catalogue.describe(name)
+        labels = (dat_pb2.Label(**vars(label)) for label in core.labels)
+        return dat_pb2.GetModelResponse(model=self._model(core), labels=labels)
+
+    def _model(self, core: Core[Any, Any, Any, Any, Any]) -> dat_pb2.Model:
+        facts = vars(core.card).copy()
+        height, width = facts.pop("image_size")
+        default = self._calls.catalogue.is_default(core)
+        return dat_pb2.Model(default=default, width=width, height=height, **facts)
+
+
+def _classify_options(
+    request: dat_pb2.ClassifyRequest, remaining_s: float | None
+) -> ClassifyOptions:
+    return ClassifyOptions(
+        model=request.model or None,
+        explain=_explain(request.explain),
+        timeout_s=remaining_s,
+        top_k=request.top_k if request.HasField("top_k") else ClassifyOptions.top_k,
+    )
+
+
+def _explain(value: int) -> Explain:
+    explain = _EXPLAIN.get(value)
+    if explain is None:
+        raise InvalidOption(f"explain has no value {value}")
+    return explain
+
+
+def _classify_response(
+    card: ModelCard, outcomes: Sequence[Classification | ServiceError]
+) -> dat_pb2.ClassifyResponse:
+    return dat_pb2.ClassifyResponse(
+        model=card.name, version=card.version, results=map(_result, outcomes)
+    )
+
+
 def _request_id(context: Context) -> str:
     given = dict(context.invocation_metadata() or ()).get(request_id.HEADER, "")
     # Only keys that end in -bin have values of bytes.
     assert isinstance(given, str)
     return request_id.choose(given)
-
-
-def _options(request: dat_pb2.ClassifyRequest, context: Context) -> Options:
-    explain = _EXPLAIN.get(request.explain)
-    if explain is None:
-        raise InvalidOption(f"explain has no value {request.explain}")
-    remaining = context.time_remaining()
-    if remaining is not None and remaining <= 0:
-        raise DeadlineExceeded("the deadline passed before the request was read")
-    top_k = request.top_k if request.HasField("top_k") else Options.top_k
-    return Options(request.model or None, top_k, explain, remaining)
 
 
 def _error_metadata(error: ServiceError, identity: str) -> tuple[tuple[str, str], ...]:
@@ -228,18 +291,23 @@ def _error(error: ServiceError) -> dat_pb2.Error:
 def _result(outcome: Classification | ServiceError) -> dat_pb2.ImageResult:
     if isinstance(outcome, ServiceError):
         return dat_pb2.ImageResult(error=_error(outcome))
-    timing = outcome.timing
     return dat_pb2.ImageResult(
         classification=dat_pb2.Classification(
             predictions=[dat_pb2.Prediction(**vars(p)) for p in outcome.predictions],
             width=outcome.width,
             height=outcome.height,
-            points=None
-            if outcome.points is None
-            else dat_pb2.Points(layers=map(_layer, outcome.points)),
-            timing=dat_pb2.Timing(**vars(timing)),
+            points=_points(outcome.points),
+            timing=_timing(outcome.timing),
         )
     )
+
+
+def _timing(timing: Timing) -> dat_pb2.Timing:
+    return dat_pb2.Timing(**vars(timing))
+
+
+def _points(layers: Sequence[LayerPoints] | None) -> dat_pb2.Points | None:
+    return None if layers is None else dat_pb2.Points(layers=map(_layer, layers))
 
 
 def _layer(layer: LayerPoints) -> dat_pb2.DeformableLayer:
@@ -253,3 +321,12 @@ def _layer(layer: LayerPoints) -> dat_pb2.DeformableLayer:
         sampling_locations=layer.sampling_locations.ravel().tolist(),
         reference_points=layer.reference_points.ravel().tolist(),
     )
+
+
+_CLASSIFY = _Task(
+    "classify",
+    Classifier,
+    _classify_options,
+    _classify_response,
+    dat_pb2.ClassifyStreamResponse,
+)

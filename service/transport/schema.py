@@ -1,6 +1,5 @@
 """The JSON of the HTTP interface: what OpenAPI documents and what clients parse."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -8,22 +7,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from service.catalogue import Catalogue
-from service.classifier import Classification, Classifier, LayerPoints, Options
+from service.core import Core, Timing
 from service.errors import ServiceError
+from service.points import LayerPoints
 
+AnyCore = Core[Any, Any, Any, Any, Any]
 Base64 = Annotated[StrictStr, Field(description="A file's bytes, base64 (RFC 4648, section 4).")]
 
 
-class ClassifyOptions(BaseModel):
-    """Options of a request, in the query, the JSON body or the form fields."""
+class OptionsBody(BaseModel):
+    """Options of a request of any task, in the query, the JSON body or the form fields."""
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int = Field(
-        5,
-        description="Predictions for each image, best first, at least 1; at most all classes.",
-        json_schema_extra={"minimum": 1},
-    )
     explain: Literal["none", "points"] = Field(
         "none", description="`points` returns where every deformable layer looked."
     )
@@ -34,13 +30,9 @@ class ClassifyOptions(BaseModel):
     )
     model: str | None = Field(None, description="Name of the model; absent: the default.")
 
-    def options(self) -> Options:
-        """The same for the core."""
-        return Options(self.model, self.top_k, self.explain, self.timeout)
 
-
-class ClassifyJson(ClassifyOptions):
-    """A JSON body: one image or several, with options."""
+class ImagesBody(BaseModel):
+    """The images of a JSON body: one or several."""
 
     image: Base64 | None = None
     images: list[Base64] | None = None
@@ -58,17 +50,6 @@ class ErrorAnswer(BaseModel):
     """The answer to a request that failed as a whole."""
 
     error: ErrorBody
-
-
-class PredictionBody(BaseModel):
-    """A class with its probability."""
-
-    label: str = Field(examples=["star"])
-    index: int = Field(description="Index of the class, from 0.", examples=[2])
-    score: float = Field(description="Softmax probability.", examples=[0.998])
-    wnid: str | None = Field(
-        None, description="WordNet id, of ImageNet's classes.", examples=["n01440764"]
-    )
 
 
 class ImageSize(BaseModel):
@@ -113,56 +94,10 @@ class TimingBody(BaseModel):
     compute_s: float = Field(description="The forward pass of its batch, seconds.")
     batch_size: int = Field(description="Images in its batch.")
 
-
-class ImageResult(BaseModel):
-    """What became of one image: `ok` with predictions, or `error`."""
-
-    status: Literal["ok", "error"]
-    predictions: list[PredictionBody] | None = None
-    image: ImageSize | None = None
-    points: list[LayerPointsBody] | None = Field(
-        default=None, description="One entry for each deformable layer; present when asked for."
-    )
-    timing: TimingBody | None = None
-    error: ErrorBody | None = None
-
     @classmethod
-    def of(cls, outcome: Classification | ServiceError, request_id: str) -> "ImageResult":
+    def of(cls, timing: Timing) -> "TimingBody":
         """From the core's."""
-        if isinstance(outcome, ServiceError):
-            return cls(status="error", error=error_body(outcome, request_id))
-        points = outcome.points
-        return cls(
-            status="ok",
-            predictions=[PredictionBody(**vars(p)) for p in outcome.predictions],
-            image=ImageSize(width=outcome.width, height=outcome.height),
-            points=None if points is None else [LayerPointsBody.of(layer) for layer in points],
-            timing=TimingBody(**vars(outcome.timing)),
-        )
-
-
-class ClassifyAnswer(BaseModel):
-    """One result for each image of the request, in order."""
-
-    model: str = Field(examples=["dat_nano"])
-    version: str = Field(examples=["1"])
-    request_id: str
-    results: list[ImageResult]
-
-    @classmethod
-    def of(
-        cls,
-        classifier: Classifier,
-        outcomes: Sequence[Classification | ServiceError],
-        request_id: str,
-    ) -> "ClassifyAnswer":
-        """From the core's."""
-        return cls(
-            model=classifier.card.name,
-            version=classifier.card.version,
-            request_id=request_id,
-            results=[ImageResult.of(outcome, request_id) for outcome in outcomes],
-        )
+        return cls(**vars(timing))
 
 
 class ModelBody(BaseModel):
@@ -170,7 +105,7 @@ class ModelBody(BaseModel):
 
     name: str = Field(description="What requests call it.", examples=["dat_nano"])
     version: str = Field(examples=["1"])
-    default: bool = Field(description="Whether it answers requests without a name.")
+    default: bool = Field(description="Whether it answers requests of its task without a name.")
     task: str = Field(examples=["classify"])
     variant: str = Field(examples=["dat_nano"])
     image_size: ImageSize = Field(description="Its input, pixels.")
@@ -182,9 +117,9 @@ class ModelBody(BaseModel):
     max_batch: int = Field(description="Most images in one batch.")
 
     @classmethod
-    def of(cls, classifier: Classifier, catalogue: Catalogue) -> "ModelBody":
+    def of(cls, core: AnyCore, catalogue: Catalogue) -> "ModelBody":
         """From the core's."""
-        return cls(**_card(classifier, catalogue))
+        return cls(**_card(core, catalogue))
 
 
 class LabelBody(BaseModel):
@@ -201,13 +136,13 @@ class LabelledModelBody(ModelBody):
     labels: list[LabelBody]
 
     @classmethod
-    def of(cls, classifier: Classifier, catalogue: Catalogue) -> "LabelledModelBody":
+    def of(cls, core: AnyCore, catalogue: Catalogue) -> "LabelledModelBody":
         """From the core's."""
         labels = [
             LabelBody(index=index, label=label.name, wnid=label.wnid)
-            for index, label in enumerate(classifier.labels)
+            for index, label in enumerate(core.labels)
         ]
-        return cls(labels=labels, **_card(classifier, catalogue))
+        return cls(labels=labels, **_card(core, catalogue))
 
 
 class ModelsAnswer(BaseModel):
@@ -216,10 +151,10 @@ class ModelsAnswer(BaseModel):
     models: list[ModelBody]
 
 
-def _card(classifier: Classifier, catalogue: Catalogue) -> dict[str, Any]:
-    height, width = classifier.card.image_size
-    return vars(classifier.card) | {
-        "default": classifier is catalogue.default,
+def _card(core: AnyCore, catalogue: Catalogue) -> dict[str, Any]:
+    height, width = core.card.image_size
+    return vars(core.card) | {
+        "default": catalogue.is_default(core),
         "image_size": ImageSize(width=width, height=height),
     }
 

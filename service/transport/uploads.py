@@ -6,7 +6,7 @@ import sys
 from base64 import b64decode
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from service.classifier import Options, Upload
+from service.core import Options, Upload
 from service.errors import (
     Cancelled,
     ImageTooLarge,
@@ -25,23 +25,52 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.settings import Limits
-from service.transport.schema import ClassifyJson, ClassifyOptions
+from service.transport.schema import ImagesBody
+
+TaskOptions = TypeVar("TaskOptions", bound=Options)
+Options_co = TypeVar("Options_co", bound=Options, covariant=True)
 
 RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 _MAX_FORM_FIELDS = 16
 _PARSED_AT_ONCE_BYTES = 2**20
 
 
+class TaskOptionsBody(Protocol[Options_co]):
+    """The options of a task as its requests give them."""
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self: ...  # noqa: D102
+
+    @classmethod
+    def model_json_schema(cls) -> dict[str, Any]: ...  # noqa: D102
+
+    def options(self) -> Options_co:
+        """The same for the core."""
+
+
 @dataclass(frozen=True)
-class Body:
+class Form(Generic[TaskOptions]):
+    """What the requests of a task look like.
+
+    Attributes:
+        options: the options of a query or of form fields.
+        json: a JSON body.
+    """
+
+    options: type[TaskOptionsBody[TaskOptions]]
+    json: type[ImagesBody]
+
+
+@dataclass(frozen=True)
+class Body(Generic[TaskOptions]):
     """What a request holds."""
 
     uploads: list[Upload]
-    options: Options
+    options: TaskOptions
     size: int  # bytes
 
 
-async def read_body(request: Request, limits: Limits) -> Body:
+async def read_body(request: Request, limits: Limits, form: Form[TaskOptions]) -> Body[TaskOptions]:
     """Read one request.
 
     Raises:
@@ -56,16 +85,16 @@ async def read_body(request: Request, limits: Limits) -> Body:
         raise InvalidOption("an option is given twice in the query")
     if kind in RAW_TYPES:
         data = await _read(request, limits.max_image_bytes)
-        return Body([data], _options(query, {}), len(data))
+        return Body([data], _options(form, query, {}), len(data))
     if kind == "application/json":
         data = await _read(request, limits.max_body_bytes)
         # Off the event loop: megabytes of base64 take tens of milliseconds.
-        uploads, given = await asyncio.to_thread(_parse_json, data)
-        return Body(uploads, _options(query, given), len(data))
+        uploads, given = await asyncio.to_thread(_parse_json, data, form.json)
+        return Body(uploads, _options(form, query, given), len(data))
     if kind == "multipart/form-data":
         data = await _read(request, limits.max_body_bytes)
         uploads, given = await _parse_multipart(request, data, limits)
-        return Body(uploads, _options(query, given), len(data))
+        return Body(uploads, _options(form, query, given), len(data))
     raise UnsupportedMediaType(
         f"content type {kind!r} is not read here; send {', '.join(RAW_TYPES)}, "
         "multipart/form-data or application/json"
@@ -88,9 +117,9 @@ async def _read(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _parse_json(data: bytes) -> tuple[list[Upload], dict[str, Any]]:
+def _parse_json(data: bytes, body: type[ImagesBody]) -> tuple[list[Upload], dict[str, Any]]:
     try:
-        parsed = ClassifyJson.model_validate_json(data)
+        parsed = body.model_validate_json(data)
     except ValidationError as error:
         raise InvalidRequest(describe(error)) from error
     if parsed.image is not None and parsed.images is not None:
@@ -145,11 +174,11 @@ async def _parse_multipart(
     return uploads, fields
 
 
-def _options(query: dict[str, Any], given: dict[str, Any]) -> Options:
+def _options(form: Form[TaskOptions], query: dict[str, Any], given: dict[str, Any]) -> TaskOptions:
     if twice := query.keys() & given.keys():
         raise InvalidOption(f"{', '.join(sorted(twice))} is given in the query and in the body")
     try:
-        return ClassifyOptions.model_validate(query | given).options()
+        return form.options.model_validate(query | given).options()
     except ValidationError as error:
         raise InvalidOption(describe(error)) from error
 

@@ -15,7 +15,7 @@ from model.cost import cost
 from model.deformable_detr import DeformableDetrAttention, weighted_samples
 from model.official import official_shapes
 from model.transforms import PixelMap
-from service.classifier import point_layers
+from service.points import point_layers
 from service.engine.engine import Classify
 from tests.conftest import official_state, recipe_state
 

@@ -15,7 +15,7 @@ FAR = 1e9  # loop time, seconds
 
 
 def opened(run_batch, *, max_batch=4, queue_limit=100, turn=None):
-    metrics = Metrics(CollectorRegistry()).add_model("m", "1", queue_limit)
+    metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", queue_limit)
     batcher = Batcher(
         run_batch,
         max_batch=max_batch,
@@ -212,7 +212,7 @@ async def test_places_are_free_as_soon_as_the_device_has_the_image():
 
 
 async def test_a_batcher_that_is_not_open_refuses():
-    metrics = Metrics(CollectorRegistry()).add_model("m", "1", 1)
+    metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", 1)
     batcher = Batcher(Device(), max_batch=1, queue_limit=1, metrics=metrics, turn=asyncio.Lock())
     with pytest.raises(NotReady):
         batcher.admit(1)

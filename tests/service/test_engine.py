@@ -37,7 +37,7 @@ def test_default_buckets_reach_the_largest_batch(max_batch):
 def opened(device: str = "cpu", **settings: object) -> tuple[Engine, ModelMetrics]:
     model = create_model("dat_nano")
     model.load_state_dict(official_state("dat_nano"))
-    metrics = Metrics(CollectorRegistry()).add_model("m", "1", 1)
+    metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", 1)
     engine = Engine(model, Device(device, threads=1), metrics, **settings)  # type: ignore[arg-type]
     asyncio.run(engine.load())
     return engine, metrics

@@ -99,7 +99,7 @@ async def test_both_transports_describe_the_models(server):
     assert unknown.json()["error"]["code"] == "unknown_model"
 
     async with channel(server) as open_channel:
-        stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
+        stub = dat_pb2_grpc.ModelServiceStub(open_channel)
         over_grpc = await stub.ListModels(dat_pb2.ListModelsRequest())
         default = await stub.GetModel(dat_pb2.GetModelRequest())
         named = await stub.GetModel(dat_pb2.GetModelRequest(name="tiny"))
