@@ -8,6 +8,7 @@ The projections are folded (see `checkpoint.py`): queries come out scaled by `he
 keys have no bias, which softmax cannot see; the bias of the values is part of `proj`.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DatConfig
+
+# Above so many logits of one image, attention goes through the queries in bands of rows, each of
+# so many logits of the batch: their whole matrix would take gigabytes on the maps of a detector.
+BANDED_FROM = 1 << 23
+BAND = 1 << 21
 
 
 class Attended(NamedTuple):
@@ -121,6 +127,31 @@ def relative_position_bias(
         align_corners=True,
     )
     return bias.view(B, heads, H * W, Ns)
+
+
+def relative_position_bias_in_bands(
+    table: Tensor, query_rows: Tensor, query_columns: Tensor, locations: Tensor, rows: int
+) -> Iterator[Tensor]:
+    """`relative_position_bias` of so many rows of queries after the other.
+
+    Between two bands only the vertical displacements change.
+
+    Yields:
+        `(B, heads, rows * W, Hk * Wk)`, the last with the rows that are left.
+    """
+    B, G, Hk, Wk, _ = locations.shape
+    heads, TH, TW = table.shape
+    W, Ns = len(query_columns), Hk * Wk
+    y, x = (locations.reshape(B * G, 1, 1, Ns, 2) * 0.5).unbind(-1)
+    displacement_xy = locations.new_empty(B * G, rows, W, Ns, 2)
+    displacement_xy[..., 0] = query_columns.view(1, 1, W, 1) * 0.5 - x
+    tables = table.to(locations.dtype).view(1, G, heads // G, TH, TW).expand(B, -1, -1, -1, -1)
+    tables = tables.reshape(B * G, heads // G, TH, TW)
+    for band in query_rows.split(rows):
+        part = displacement_xy[:, : len(band)]
+        part[..., 1] = band.view(1, -1, 1, 1) * 0.5 - y
+        bias = F.grid_sample(tables, part.flatten(1, 2), align_corners=True)
+        yield bias.view(B, heads, len(band) * W, Ns)
 
 
 def relative_position_bias_by_slices(
@@ -252,24 +283,42 @@ class DeformableAttention(nn.Module):
 
     def project(self, tokens: Tensor) -> Projected:
         """All that attention needs, from the normed tokens `(B, H, W, C)`."""
+        queries, keys, values, locations = self._sampled(tokens)
+        bias = self.bias(locations).to(tokens.dtype)
+        return Projected(queries, keys, values, bias, locations)
+
+    def _sampled(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys and values `(B, heads, N, head_dim)`, and where the keys are from."""
         B, H, W, C = tokens.shape
         q = self.q(tokens)
         locations = self.move(self._offsets(q))
         sampled = sample_features(tokens, locations).to(tokens.dtype)
         keys, values = self.kv(sampled).view(B, -1, 2, self.heads, C // self.heads).unbind(2)
-        return Projected(
-            q.view(B, H * W, self.heads, -1).transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            self.bias(locations).to(tokens.dtype),
-            locations,
-        )
+        queries = q.view(B, H * W, self.heads, -1)
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), locations
 
     def forward(self, tokens: Tensor) -> Attended:
         """Attend from the normed tokens `(B, H, W, C)`."""
+        H, W = self.size
+        logits_of_row = self.heads * W * self.reference_points[..., 0].numel()
+        if H * logits_of_row > BANDED_FROM:
+            return self._attend_in_bands(tokens, max(1, BAND // (len(tokens) * logits_of_row)))
         queries, keys, values, bias, locations = self.project(tokens)
         attended = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
         return Attended(self.proj(attended.transpose(1, 2).reshape(tokens.shape)), locations)
+
+    def _attend_in_bands(self, tokens: Tensor, rows: int) -> Attended:
+        """`forward`, so many rows of queries at a time."""
+        queries, keys, values, locations = self._sampled(tokens)
+        biases = relative_position_bias_in_bands(
+            self.relative_position_bias_table, self.query_rows, self.query_columns, locations, rows
+        )
+        attended = []
+        for band, bias in zip(queries.split(rows * self.size[1], 2), biases, strict=True):
+            mask = bias.to(tokens.dtype)
+            part = F.scaled_dot_product_attention(band, keys, values, mask, scale=1.0)
+            attended.append(part.transpose(1, 2).flatten(2))
+        return Attended(self.proj(torch.cat(attended, 1)).view(tokens.shape), locations)
 
     def attention_weights(self, tokens: Tensor) -> Tensor:
         """Softmax `(B, heads, HW, Ns)` of the forward pass over the same tokens."""

@@ -12,6 +12,7 @@ loaded or the mode is set. In training mode it is laid out in every call.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -22,6 +23,9 @@ from model.attention import Attended
 from model.config import DatConfig
 
 OUTSIDE_WINDOW = -100.0  # the checkpoints' own mask between regions of a shifted window
+# From so many tiles of neighbourhoods on, those of a kind share their bias: it would take
+# hundreds of megabytes on the maps of a detector.
+SHARED_FROM = 65
 
 
 class LocalAttention(nn.Module):
@@ -64,8 +68,12 @@ class LocalAttention(nn.Module):
         Returns:
             `(B, tiles * N, C)`.
         """
-        B, tiles, _, C = queries.shape
         bias = self.lay_out_bias() if self.laid_out_bias is None else self.laid_out_bias
+        return self.attend_with(bias, queries, keys, values)
+
+    def attend_with(self, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """`attend` with a given bias, one of all tiles or one for each."""
+        B, tiles, _, C = queries.shape
         if len(bias) > 1:
             bias = bias.expand(B, *bias.shape).flatten(0, 1)
         q, k, v = (
@@ -131,7 +139,8 @@ class NeighborhoodAttention(LocalAttention):
 
     At a border the neighbourhood moves inwards, so every query has `window ** 2` real keys. A
     map with a side under `window` is padded with zero tokens first, which take part as keys.
-    Queries are taken in square tiles, each with the union of its neighbourhoods as keys.
+    Queries are taken in square tiles, each with the union of its neighbourhoods as keys. Tiles
+    whose neighbourhoods lie alike, as all do that touch no border, are of one kind.
     """
 
     query_index: Tensor
@@ -153,26 +162,48 @@ class NeighborhoodAttention(LocalAttention):
         window, self.size = self.window, size
         H, W = self.padded = max(size[0], window), max(size[1], window)
         rows, columns = _AxisTiles(H, window), _AxisTiles(W, window)
-        tile = rows.tile[:, None] * len(columns.queries) + columns.tile
-        slot = rows.slot[:, None] * window + columns.slot
-        place = tile * window**2 + slot
+        kind = _cross(rows.kind * len(columns.inside), columns.kind, torch.add)
         inside = _cross(rows.inside, columns.inside, torch.logical_and)
         table_index = _cross(rows.displacement * (2 * window - 1), columns.displacement, torch.add)
+        order = torch.arange(len(kind))
+        self.runs = [(slice(None), slice(None))]  # of tiles, with their biases
+        if len(kind) >= SHARED_FROM:
+            order = kind.argsort(stable=True)
+            ends = kind.bincount().cumsum(0).tolist()
+            self.runs = [
+                (slice(start, end), slice(index, index + 1))
+                for index, (start, end) in enumerate(pairwise([0, *ends]))
+            ]
+        else:
+            inside, table_index = inside[kind], table_index[kind]
+        tile = order.argsort()[rows.tile[:, None] * len(columns.queries) + columns.tile]
+        slot = rows.slot[:, None] * window + columns.slot
+        place = tile * window**2 + slot
         for name, value in {
-            "query_index": _cross(rows.queries * W, columns.queries, torch.add),
-            "key_index": _cross(rows.keys * W, columns.keys, torch.add),
-            "place": place[: self.size[0], : self.size[1]].flatten(),
+            "query_index": _cross(rows.queries * W, columns.queries, torch.add)[order],
+            "key_index": _cross(rows.keys * W, columns.keys, torch.add)[order],
+            "place": place[: size[0], : size[1]].flatten(),
             "table_index": table_index.where(inside, 0),
             "mask": torch.zeros(inside.shape).masked_fill(~inside, -torch.inf),
         }.items():
             self.register_buffer(name, value, persistent=False)
 
     def lay_out_bias(self) -> Tensor:
-        """Bias and mask, `(tiles, heads, queries, keys)`."""
+        """Bias and mask, `(tiles or kinds, heads, queries, keys)`."""
         bias = self.relative_position_bias_table.flatten(1)[
             :, self.table_index
         ]  # (heads, tiles, queries, keys)
         return bias.transpose(0, 1) + self.mask.unsqueeze(1)
+
+    def attend_with(self, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """`attend`, kind by kind where tiles share their bias."""
+        attended = [
+            super(NeighborhoodAttention, self).attend_with(
+                bias[of_run], *(part[:, run] for part in (queries, keys, values))
+            )
+            for run, of_run in self.runs
+        ]
+        return torch.cat(attended, 1)
 
     def forward(self, tokens: Tensor) -> Attended:
         """Attend from the normed tokens `(B, H, W, C)`."""
@@ -197,22 +228,34 @@ class _AxisTiles:
         tile: `(size,)`, the tile that answers for a cell.
         slot: `(size,)`, its place among the queries of that tile.
         keys: `(tiles, 2 * window - 1)`, cells.
-        displacement: `(tiles, window, 2 * window - 1)`, key minus query plus `window - 1`.
+        kind: `(tiles,)`, equal for tiles whose neighbourhoods lie alike.
+        displacement: `(kinds, window, 2 * window - 1)`, key minus query plus `window - 1`.
         inside: of the same shape, whether the key is in the neighbourhood of the query.
     """
 
     def __init__(self, size: int, window: int) -> None:
         reach, last = window // 2, size - window
-        first = torch.arange(0, size, window).clamp(max=last)
+        starts = [min(start, last) for start in range(0, size, window)]
+        # From the first query of a tile: where its keys and the neighbourhoods of its queries
+        # begin.
+        alike = [
+            tuple(min(max(start + query - reach, 0), last) - start for query in (0, *range(window)))
+            for start in starts
+        ]
+        kinds = list(dict.fromkeys(alike))
+        first = torch.tensor(starts)
         self.queries = first[:, None] + torch.arange(window)
         cells = torch.arange(size)
         self.tile = cells // window
         self.slot = cells - first[self.tile]
-        keys = (first - reach).clamp(0, last)[:, None] + torch.arange(2 * window - 1)
-        start = (self.queries - reach).clamp(0, last)[..., None]
-        self.inside = (keys[:, None] >= start) & (keys[:, None] < start + window)
-        self.displacement = keys[:, None] - self.queries[..., None] + window - 1
-        self.keys = keys.clamp(max=size - 1)
+        first_key = (first - reach).clamp(0, last)
+        self.keys = (first_key[:, None] + torch.arange(2 * window - 1)).clamp(max=size - 1)
+        self.kind = torch.tensor([kinds.index(tile) for tile in alike])
+        begins = torch.tensor(kinds)
+        key = begins[:, :1, None] + torch.arange(2 * window - 1)  # (kinds, 1, 2 * window - 1)
+        begin = begins[:, 1:, None]
+        self.inside = (key >= begin) & (key < begin + window)
+        self.displacement = key - torch.arange(window)[:, None] + window - 1
 
 
 def _cross(rows: Tensor, columns: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ one `run_batch` coroutine and the results back.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, Self, TypeVar
@@ -86,7 +86,8 @@ class Batcher(Generic[Item, Result]):
     """A bounded first-in, first-out queue with one consumer.
 
     A batch leaves as soon as the device is free and an item waits, with up to `max_batch` of
-    those that wait. Every item gets exactly one answer: a result or an error. An item whose
+    those that wait: the oldest, and the next ones of its group, so that no group waits for ever.
+    Every item gets exactly one answer: a result or an error. An item whose
     caller left or whose deadline passed leaves the queue at once and never reaches the device.
 
     Args:
@@ -95,6 +96,7 @@ class Batcher(Generic[Item, Result]):
         queue_limit: most items admitted and not yet in a batch.
         metrics: of the model whose items these are.
         turn: of the device; the batchers of all models that share it take turns.
+        group: what all items of a batch must have in common; all may share one by default.
     """
 
     def __init__(
@@ -105,12 +107,14 @@ class Batcher(Generic[Item, Result]):
         queue_limit: int,
         metrics: ModelMetrics,
         turn: asyncio.Lock,
+        group: Callable[[Item], Hashable] = lambda _: None,
     ) -> None:
         self._run_batch = run_batch
         self._max_batch = max_batch
         self._queue_limit = queue_limit
         self._metrics = metrics
         self._turn = turn
+        self._group = group
         self._queue: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
         self._held = 0  # places admitted and not given back
         self._running = 0
@@ -203,11 +207,16 @@ class Batcher(Generic[Item, Result]):
     def _take(self) -> list[_Entry[Item, Result]]:
         loop_time, now = asyncio.get_running_loop().time(), perf_counter()
         batch: list[_Entry[Item, Result]] = []
-        while self._queue and len(batch) < self._max_batch:
-            entry, _ = self._queue.popitem(last=False)
-            entry.admission.give_back()
+        for entry in list(self._queue):
+            if len(batch) == self._max_batch:
+                break
             # A busy loop can be late with the timeout of an entry.
-            if entry.deadline > loop_time and not entry.future.done():
+            alive = entry.deadline > loop_time and not entry.future.done()
+            if alive and batch and self._group(entry.item) != self._group(batch[0].item):
+                continue
+            del self._queue[entry]
+            entry.admission.give_back()
+            if alive:
                 self._metrics.stage["queue"].observe(now - entry.enqueued_at)
                 batch.append(entry)
         return batch

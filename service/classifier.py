@@ -74,6 +74,8 @@ class Classifier(Core[ClassifyOptions, PreparedImage, EngineInput, EngineOutput,
     def check(self, options: ClassifyOptions) -> None:  # noqa: D102
         if options.top_k < 1:
             raise InvalidOption(f"top_k must be at least 1, not {options.top_k}")
+        if options.explain == "objects":
+            raise InvalidOption("explain=objects is for detectors")
 
     def prepare(self, upload: bytes) -> PreparedImage:  # noqa: D102
         return prepare(upload, self._limits, self._preprocessing)

@@ -26,7 +26,7 @@ from service.metrics import ModelMetrics
 from service.served_model import Label, ModelCard
 from service.settings import Limits
 
-Explain = Literal["none", "points"]
+Explain = Literal["none", "points", "objects"]
 # One image of a request: its bytes, or why the transport could not get at them.
 Upload = bytes | InvalidImage
 
@@ -37,7 +37,8 @@ class Options:
 
     Attributes:
         model: name of the model; `None` means the default.
-        explain: `points` adds the sampling locations.
+        explain: `points` adds the sampling locations; `objects`, of detectors alone, says of
+            each object as well which of them lie inside.
         timeout_s: time until the answer is of no use, seconds; `None` means the server's default.
     """
 
@@ -151,8 +152,8 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         deadline = loop.time() + (
             self._limits.default_timeout_s if timeout_s is None else timeout_s
         )
-        if options.explain == "points":
-            self._metrics.explained.inc()
+        if options.explain != "none":
+            self._metrics.explained[options.explain].inc()
         with self._batcher.admit(len(uploads)) as admission:
             async with asyncio.TaskGroup() as tasks:
                 running = [

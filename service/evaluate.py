@@ -25,7 +25,7 @@ from service.engine.device import Device
 from service.errors import InvalidImage, ServiceError
 from service.metrics import Metrics
 from service.model_file import ModelEntry
-from service.open_model import OpenModel, open_model
+from service.open_model import OpenModel, Shared, open_model
 from service.served_model import Label
 from service.settings import Settings
 
@@ -125,8 +125,12 @@ async def evaluate(
     device = Device(settings.engine.device, settings.engine.threads)
     decode_threads = settings.limits.decode_threads or os.cpu_count() or 1
     with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as workers:
-        model = open_model(entry, settings, device, workers, Metrics(CollectorRegistry()))
-        images = find_images(folder, model.core.labels)
+        metrics = Metrics(CollectorRegistry())
+        model = open_model(entry, Shared(settings, device, workers, metrics))
+        classifier = model.core
+        if not isinstance(classifier, Classifier):
+            raise EvaluationError(f"{classifier.card.name} is no classifier")
+        images = find_images(folder, classifier.labels)
         subject = _subject(model, folder)
         answers = _read_journal(journal, subject)
         left = [image for image in images if str(image.path) not in answers]
@@ -142,7 +146,7 @@ async def evaluate(
                 journal.open("a", encoding="utf-8") as file,
                 tqdm(total=len(images), initial=len(images) - len(left), unit="image") as bar,
             ):
-                async for image, top in _ask(model.core, folder, left, min(at_once, queue_limit)):
+                async for image, top in _ask(classifier, folder, left, min(at_once, queue_limit)):
                     answers[str(image.path)] = top
                     file.write(json.dumps({"image": str(image.path), "top": top}) + "\n")
                     file.flush()
@@ -160,7 +164,7 @@ def _subject(model: OpenModel, folder: Path) -> dict[str, Any]:
     return {
         "model": card.name,
         "variant": card.variant,
-        "image_size": list(card.image_size),
+        "image_size": card.image_size and list(card.image_size),
         "dtype": card.dtype,
         "device": card.device,
         "checkpoint_sha256": checkpoints.sha256(model.source),

@@ -23,6 +23,7 @@ from service.errors import Cancelled, DecodeFailure, EngineFailed, Outcome, Serv
 Task = Literal["classify", "detect"]
 Protocol = Literal["http", "grpc", "stream"]
 Stage = Literal["decode", "queue", "compute", "postprocess"]
+Explanation = Literal["points", "objects"]
 Rejection = Literal["queue_full", "draining", "not_ready"]
 Trigger = Literal["full", "idle"]
 LoadPhase = Literal["read", "build", "warmup"]
@@ -280,7 +281,9 @@ class ModelMetrics:
         self.decode_errors = replica.decode_errors
         self.stage = {stage: vectors.stage.labels(name, stage) for stage in get_args(Stage)}
         self.images = vectors.images.labels(name, task)
-        self.explained = vectors.explained.labels(name, "points")
+        self.explained = {
+            kind: vectors.explained.labels(name, kind) for kind in get_args(Explanation)
+        }
         self.batches = {t: vectors.batches.labels(name, t) for t in get_args(Trigger)}
         self.batch_size = vectors.batch_size.labels(name)
         self.real_rows = vectors.batch_images.labels(name, "real")

@@ -4,18 +4,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import structlog
 
 from service import served_model
 from service.batcher import Batcher
 from service.classifier import Classifier
+from service.core import Core
+from service.detector import DetectorCore
+from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
 from service.engine.device import Device
 from service.engine.engine import Engine, EngineInput, EngineOutput
 from service.metrics import Metrics, ModelMetrics
-from service.model_file import ModelEntry
-from service.served_model import ModelCard
-from service.settings import Settings
+from service.model_file import ModelEntry, ModelFileError
+from service.served_model import ModelCard, ServedDetector, ServedModel
+from service.settings import Batching, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -24,35 +28,56 @@ log = structlog.get_logger(__name__)
 class OpenModel:
     """A model from its weights to its core; `engine.load` and `batcher.run` make it work."""
 
-    core: Classifier
-    batcher: Batcher[EngineInput, EngineOutput]
-    engine: Engine
+    core: Core[Any, Any, Any, Any, Any]
+    batcher: Batcher[Any, Any]
+    engine: Engine | DetectionEngine
     metrics: ModelMetrics
     source: Path
 
 
-def open_model(
-    entry: ModelEntry,
-    settings: Settings,
-    device: Device,
-    workers: ThreadPoolExecutor,
-    metrics: Metrics,
-) -> OpenModel:
+@dataclass(frozen=True)
+class Shared:
+    """What the models of a replica have in common."""
+
+    settings: Settings
+    device: Device
+    workers: ThreadPoolExecutor
+    metrics: Metrics
+
+
+def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
     """Read a model, and put the engine, the batcher and the core over it.
 
     Raises:
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
+        ModelFileError: a precision in which a detector does not run.
     """
     start = perf_counter()
     served = served_model.load(entry)
-    batching = entry.batching(settings.batching)
-    own = metrics.add_model(served.name, served.version, "classify", batching.queue_limit)
-    own.load_seconds["read"].set(perf_counter() - start)
+    read_s = perf_counter() - start
+    batching = entry.batching(shared.settings.batching)
+    opened = (
+        _open_detector(served, entry, batching, shared)
+        if isinstance(served, ServedDetector)
+        else _open_classifier(served, entry, batching, shared)
+    )
+    opened.metrics.load_seconds["read"].set(read_s)
+    _log(opened.core.card, served.source)
+    return opened
+
+
+def _open_classifier(
+    served: ServedModel, entry: ModelEntry, batching: Batching, shared: Shared
+) -> OpenModel:
+    device = shared.device
+    metrics = shared.metrics.add_model(
+        served.name, served.version, "classify", batching.queue_limit
+    )
     engine = Engine(
         served.network,
         device,
-        own,
-        dtype=entry.dtype or settings.engine.dtype,
+        metrics,
+        dtype=entry.dtype or shared.settings.engine.dtype,
         max_batch=batching.max_batch,
         buckets=batching.buckets,
     )
@@ -60,7 +85,7 @@ def open_model(
         engine.run_batch,
         max_batch=engine.max_batch,
         queue_limit=batching.queue_limit,
-        metrics=own,
+        metrics=metrics,
         turn=device.turn,
     )
     card = ModelCard.of(
@@ -69,19 +94,64 @@ def open_model(
         dtype=str(engine.dtype).removeprefix("torch."),
         max_batch=engine.max_batch,
     )
+    core = Classifier(
+        served,
+        card,
+        batcher,
+        workers=shared.workers,
+        limits=shared.settings.limits,
+        metrics=metrics,
+    )
+    return OpenModel(core, batcher, engine, metrics, served.source)
+
+
+def _open_detector(
+    served: ServedDetector, entry: ModelEntry, batching: Batching, shared: Shared
+) -> OpenModel:
+    if entry.dtype not in (None, "auto", "float32"):
+        raise ModelFileError(f"{served.name}: detectors run in float32, not {entry.dtype}")
+    device = shared.device
+    metrics = shared.metrics.add_model(served.name, served.version, "detect", batching.queue_limit)
+    largest = batching.max_batch or max(batching.buckets, default=0)
+    engine = DetectionEngine(served.detector, device, metrics, max_batch=largest)
+    batcher = Batcher[DetectionInput, DetectionOutput](
+        engine.run_batch,
+        max_batch=engine.max_batch,
+        queue_limit=batching.queue_limit,
+        metrics=metrics,
+        turn=device.turn,
+        group=lambda item: item.padded_size,
+    )
+    card = ModelCard.of_detector(
+        served, device=str(device.torch_device), max_batch=engine.max_batch
+    )
+    core = DetectorCore(
+        served,
+        card,
+        batcher,
+        workers=shared.workers,
+        limits=shared.settings.limits,
+        metrics=metrics,
+    )
+    return OpenModel(core, batcher, engine, metrics, served.source)
+
+
+def _log(card: ModelCard, source: Path) -> None:
+    per_image = {}
+    if card.image_size is not None and card.flops is not None:
+        height, width = card.image_size
+        per_image = {"image_size": f"{height}x{width}", "flops": f"{card.flops / 1e9:.2f} G"}
     log.info(
         "model",
         name=card.name,
         version=card.version,
+        task=card.task,
         variant=card.variant,
-        source=str(served.source),
-        image_size="{}x{}".format(*card.image_size),
+        source=str(source),
         classes=card.classes,
         parameters=f"{card.parameters / 1e6:.1f} M",
-        flops=f"{card.flops / 1e9:.2f} G",
         device=card.device,
         dtype=card.dtype,
         max_batch=card.max_batch,
+        **per_image,
     )
-    core = Classifier(served, card, batcher, workers=workers, limits=settings.limits, metrics=own)
-    return OpenModel(core, batcher, engine, own, served.source)

@@ -1,12 +1,22 @@
 """Where the model looked: sampling locations as pixels of the uploaded image."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from model.attention import DeformableAttentionPP, grid_positions
+from model.config import DatConfig
 from model.dat import DAT
-from model.transforms import PixelMap
+
+
+class PixelMap(Protocol):
+    """The way from the pixels of a model's input to those of the image."""
+
+    def to_image(self, points_xy: ArrayLike) -> NDArray[np.float64]:
+        """Map points `(..., 2)`."""
 
 
 @dataclass(frozen=True)
@@ -76,4 +86,21 @@ def point_layers(network: DAT) -> tuple[PointLayer, ...]:
         stride, first = network.config.cell_geometry(stage)
         reference = attention.reference_points.numpy()
         layers.append(PointLayer(stage, block, (width, height), stride, first, reference))
+    return tuple(layers)
+
+
+@lru_cache(maxsize=64)
+def layers_for_size(config: DatConfig, image_size: tuple[int, int]) -> tuple[PointLayer, ...]:
+    """The same for a DAT++ backbone and an input of `(H, W)` pixels, without a network of it."""
+    layers = []
+    for index, stage in enumerate(config.stages):
+        height, width = config.map_size(index, image_size)
+        stride, first = config.cell_geometry(index)
+        keys = (-(-side // stage.offset_stride) for side in (height, width))
+        reference = grid_positions(*map(DeformableAttentionPP.reference_axis, keys)).numpy()
+        layers += [
+            PointLayer(index, block, (width, height), stride, first, reference)
+            for block, kind in enumerate(stage.blocks)
+            if kind == "D"
+        ]
     return tuple(layers)

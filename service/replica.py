@@ -25,7 +25,7 @@ from service.engine.device import Device
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.model_file import choose_models
-from service.open_model import open_model
+from service.open_model import Shared, open_model
 from service.settings import Server, Settings
 from service.transport import rest, rpc
 
@@ -56,7 +56,8 @@ async def serve(settings: Settings) -> None:
     lifecycle = Lifecycle(lambda: device.healthy)
     threads = settings.limits.decode_threads or os.cpu_count()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as workers:
-        models = [open_model(entry, settings, device, workers, metrics) for entry in lineup.models]
+        shared = Shared(settings, device, workers, metrics)
+        models = [open_model(entry, shared) for entry in lineup.models]
         catalogue = Catalogue([model.core for model in models], lineup.default)
         async with (
             _open_servers(settings, catalogue, lifecycle, metrics) as servers,

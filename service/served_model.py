@@ -9,13 +9,17 @@ from model import DAT, VARIANTS, load_model
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint, CheckpointError
 from model.cost import Cost, cost
+from model.detection import DETECTORS, Detector, load_detector
+from model.detection.official import is_detector
 from service.metrics import Task
 from service.settings import ModelChoice
 
 DEMO_VARIANT = "dat_nano"
-IMAGENET_CLASSES = 1000
 _DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "dat_nano.safetensors"
-_IMAGENET_LABELS = Path(__file__).parent / "labels" / "imagenet1k.json"
+# Of classifiers and of detectors with as many classes.
+_IMAGENET = (1000, Path(__file__).parent / "labels" / "imagenet1k.json")
+_COCO = (80, Path(__file__).parent / "labels" / "coco.json")
+_ALL_VARIANTS = {*VARIANTS, *DETECTORS}
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,25 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
+class ServedDetector:
+    """A loaded detector and how answers name things.
+
+    Attributes:
+        name: that requests use.
+        version: shown in every answer.
+        labels: one for each class, in order of the class index.
+        detector: the module, with its weights, on the CPU.
+        source: the file the weights came from.
+    """
+
+    name: str
+    version: str
+    labels: tuple[Label, ...]
+    detector: Detector
+    source: Path
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a caller may know of a model.
 
@@ -56,10 +79,10 @@ class ModelCard:
         version: shown in every answer.
         task: what it does.
         variant: which network it is.
-        image_size: `(H, W)` of its input, pixels.
+        image_size: `(H, W)` of its input, pixels; `None` where it changes with the image.
         classes: how many it tells apart.
         parameters: as published for the variant.
-        flops: of one image; see `model.cost`.
+        flops: of one image, see `model.cost`; `None` where they change with the image.
         device: that runs it.
         dtype: of its features.
         max_batch: most images in one batch.
@@ -69,17 +92,35 @@ class ModelCard:
     version: str
     task: Task
     variant: str
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     classes: int
     parameters: int
-    flops: int
+    flops: int | None
     device: str
     dtype: str
     max_batch: int
 
     @classmethod
+    def of_detector(cls, served: ServedDetector, *, device: str, max_batch: int) -> "ModelCard":
+        """The card of a loaded detector on its device."""
+        config = served.detector.config
+        return cls(
+            served.name,
+            served.version,
+            "detect",
+            config.name,
+            None,
+            config.num_classes,
+            sum(parameter.numel() for parameter in served.detector.parameters()),
+            None,
+            device,
+            "float32",
+            max_batch,
+        )
+
+    @classmethod
     def of(cls, served: ServedModel, *, device: str, dtype: str, max_batch: int) -> "ModelCard":
-        """The card of a loaded model on its device."""
+        """The card of a loaded classifier on its device."""
         config = served.network.config
         return cls(
             served.name,
@@ -96,14 +137,14 @@ class ModelCard:
         )
 
 
-def load(chosen: ModelChoice) -> ServedModel:
+def load(chosen: ModelChoice) -> ServedModel | ServedDetector:
     """Read the weights and the class names.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message says which file, which key
             and what was expected.
     """
-    variant = chosen.variant or (chosen.name if chosen.name in VARIANTS else None)
+    variant = chosen.variant or (chosen.name if chosen.name in _ALL_VARIANTS else None)
     path = chosen.checkpoint
     if path is None:
         variant = variant or (DEMO_VARIANT if chosen.name is None else None)
@@ -111,17 +152,37 @@ def load(chosen: ModelChoice) -> ServedModel:
     if chosen.sha256 is not None:
         _check_sha256(path, chosen.sha256.lower())
     checkpoint = checkpoints.read(path)
+    if variant in DETECTORS or (variant is None and is_detector(checkpoint.state)):
+        return _load_detector(chosen, checkpoint, variant)
     network = load_model(checkpoint, variant, both_sides(chosen.image_size))
-    labels = _labels(chosen.labels, checkpoint, network.config.num_classes)
+    labels = _labels(chosen.labels, checkpoint, network.config.num_classes, _IMAGENET)
     name = chosen.name or network.config.name
     return ServedModel(name, chosen.version, labels, network, cost(network), path)
+
+
+def _load_detector(
+    chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None
+) -> ServedDetector:
+    if chosen.image_size is not None:
+        raise CheckpointError(
+            f"{checkpoint.path}: a detector takes every image at a size of its own; image_size "
+            "is for classifiers"
+        )
+    loaded = load_detector(checkpoint, variant)
+    config = loaded.detector.config
+    if chosen.labels is None and loaded.labels is not None:
+        labels = tuple(map(Label, loaded.labels))
+    else:
+        labels = _labels(chosen.labels, checkpoint, config.num_classes, _COCO)
+    name = chosen.name or config.name
+    return ServedDetector(name, chosen.version, labels, loaded.detector, checkpoint.path)
 
 
 def _bundled(variant: str | None) -> Path:
     if variant == DEMO_VARIANT:
         return _DEMO_CHECKPOINT
-    if variant not in VARIANTS:
-        raise CheckpointError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    if variant not in _ALL_VARIANTS:
+        raise CheckpointError(f"no variant {variant!r}; there are {', '.join(_ALL_VARIANTS)}")
     raise CheckpointError(f"{variant} has no bundled weights: set DAT_MODEL__CHECKPOINT")
 
 
@@ -138,13 +199,15 @@ def both_sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size
 
 
-def _labels(path: Path | None, checkpoint: Checkpoint, classes: int) -> tuple[Label, ...]:
+def _labels(
+    path: Path | None, checkpoint: Checkpoint, classes: int, known: tuple[int, Path]
+) -> tuple[Label, ...]:
     if path is not None:
         return read_labels(path, classes)
     if (stored := checkpoint.metadata.get("labels")) is not None:
         return _expect(_parse_labels(stored, checkpoint.path), classes, checkpoint.path)
-    if classes == IMAGENET_CLASSES:
-        return read_labels(_IMAGENET_LABELS, classes)
+    if classes == known[0]:
+        return read_labels(known[1], classes)
     raise CheckpointError(
         f"{checkpoint.path}: has {classes} classes and no names for them: set "
         "DAT_MODEL__LABELS, or labels in the model file"

@@ -31,11 +31,18 @@ ALLOWED = {
         "service.points", "service.served_model",
     },
     "service/catalogue.py": {"service.core"},
+    "service/masks.py": set(),
+    "service/engine/detection.py": {"model", "service.engine"},
+    "service/detector.py": {
+        "model", "service.batcher", "service.core", "service.engine", "service.images",
+        "service.masks", "service.points", "service.served_model",
+    },
     "service/convert.py": {"model", "service.served_model"},
 }  # fmt: skip
 TRANSPORT = {
-    "service.catalogue", "service.classifier", "service.core", "service.lifecycle",
-    "service.pb", "service.points", "service.served_model", "service.transport",
+    "service.catalogue", "service.classifier", "service.core", "service.detector",
+    "service.lifecycle", "service.masks", "service.pb", "service.points",
+    "service.served_model", "service.transport",
 }  # fmt: skip
 
 

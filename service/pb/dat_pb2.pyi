@@ -12,9 +12,24 @@ class Explain(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EXPLAIN_UNSPECIFIED: _ClassVar[Explain]
     EXPLAIN_NONE: _ClassVar[Explain]
     EXPLAIN_POINTS: _ClassVar[Explain]
+    EXPLAIN_OBJECTS: _ClassVar[Explain]
+
+class MaskFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MASK_FORMAT_UNSPECIFIED: _ClassVar[MaskFormat]
+    MASK_FORMAT_NONE: _ClassVar[MaskFormat]
+    MASK_FORMAT_RLE: _ClassVar[MaskFormat]
+    MASK_FORMAT_POLYGON: _ClassVar[MaskFormat]
+    MASK_FORMAT_PNG: _ClassVar[MaskFormat]
 EXPLAIN_UNSPECIFIED: Explain
 EXPLAIN_NONE: Explain
 EXPLAIN_POINTS: Explain
+EXPLAIN_OBJECTS: Explain
+MASK_FORMAT_UNSPECIFIED: MaskFormat
+MASK_FORMAT_NONE: MaskFormat
+MASK_FORMAT_RLE: MaskFormat
+MASK_FORMAT_POLYGON: MaskFormat
+MASK_FORMAT_PNG: MaskFormat
 
 class ClassifyRequest(_message.Message):
     __slots__ = ("images", "model", "top_k", "explain")
@@ -135,6 +150,152 @@ class Error(_message.Message):
     message: str
     grpc_code: int
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., grpc_code: _Optional[int] = ...) -> None: ...
+
+class DetectRequest(_message.Message):
+    __slots__ = ("images", "model", "explain", "score_threshold", "max_detections", "classes", "masks")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    MAX_DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedScalarFieldContainer[bytes]
+    model: str
+    explain: Explain
+    score_threshold: float
+    max_detections: int
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    masks: MaskFormat
+    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., explain: _Optional[_Union[Explain, str]] = ..., score_threshold: _Optional[float] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., masks: _Optional[_Union[MaskFormat, str]] = ...) -> None: ...
+
+class DetectResponse(_message.Message):
+    __slots__ = ("model", "version", "results")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    results: _containers.RepeatedCompositeFieldContainer[DetectResult]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., results: _Optional[_Iterable[_Union[DetectResult, _Mapping]]] = ...) -> None: ...
+
+class DetectStreamRequest(_message.Message):
+    __slots__ = ("id", "request")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    request: DetectRequest
+    def __init__(self, id: _Optional[str] = ..., request: _Optional[_Union[DetectRequest, _Mapping]] = ...) -> None: ...
+
+class DetectStreamResponse(_message.Message):
+    __slots__ = ("id", "response", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    response: DetectResponse
+    error: Error
+    def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[DetectResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class DetectResult(_message.Message):
+    __slots__ = ("image", "error")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    image: DetectedImage
+    error: Error
+    def __init__(self, image: _Optional[_Union[DetectedImage, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class DetectedImage(_message.Message):
+    __slots__ = ("detections", "width", "height", "input_width", "input_height", "points", "timing")
+    DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    INPUT_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    detections: _containers.RepeatedCompositeFieldContainer[Detection]
+    width: int
+    height: int
+    input_width: int
+    input_height: int
+    points: Points
+    timing: Timing
+    def __init__(self, detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_height: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class Detection(_message.Message):
+    __slots__ = ("label", "index", "score", "box", "rle", "polygon", "png", "points_inside")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    RLE_FIELD_NUMBER: _ClassVar[int]
+    POLYGON_FIELD_NUMBER: _ClassVar[int]
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    POINTS_INSIDE_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    index: int
+    score: float
+    box: Box
+    rle: RunLengths
+    polygon: Polygons
+    png: PngMask
+    points_inside: _containers.RepeatedCompositeFieldContainer[PointsInside]
+    def __init__(self, label: _Optional[str] = ..., index: _Optional[int] = ..., score: _Optional[float] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., rle: _Optional[_Union[RunLengths, _Mapping]] = ..., polygon: _Optional[_Union[Polygons, _Mapping]] = ..., png: _Optional[_Union[PngMask, _Mapping]] = ..., points_inside: _Optional[_Iterable[_Union[PointsInside, _Mapping]]] = ...) -> None: ...
+
+class Box(_message.Message):
+    __slots__ = ("x1", "y1", "x2", "y2")
+    X1_FIELD_NUMBER: _ClassVar[int]
+    Y1_FIELD_NUMBER: _ClassVar[int]
+    X2_FIELD_NUMBER: _ClassVar[int]
+    Y2_FIELD_NUMBER: _ClassVar[int]
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    def __init__(self, x1: _Optional[float] = ..., y1: _Optional[float] = ..., x2: _Optional[float] = ..., y2: _Optional[float] = ...) -> None: ...
+
+class RunLengths(_message.Message):
+    __slots__ = ("height", "width", "counts")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    counts: str
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., counts: _Optional[str] = ...) -> None: ...
+
+class Polygons(_message.Message):
+    __slots__ = ("rings",)
+    RINGS_FIELD_NUMBER: _ClassVar[int]
+    rings: _containers.RepeatedCompositeFieldContainer[Ring]
+    def __init__(self, rings: _Optional[_Iterable[_Union[Ring, _Mapping]]] = ...) -> None: ...
+
+class Ring(_message.Message):
+    __slots__ = ("points",)
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    points: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, points: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PngMask(_message.Message):
+    __slots__ = ("png", "left", "top")
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    png: bytes
+    left: int
+    top: int
+    def __init__(self, png: _Optional[bytes] = ..., left: _Optional[int] = ..., top: _Optional[int] = ...) -> None: ...
+
+class PointsInside(_message.Message):
+    __slots__ = ("stage", "block", "indices")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    INDICES_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    block: int
+    indices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, stage: _Optional[int] = ..., block: _Optional[int] = ..., indices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -149,6 +149,126 @@ class ClassifierService:
             _registered_method=True)
 
 
+class DetectorServiceStub:
+    """Finds objects in images with a DAT++ detector, and says where the model looked.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Detect = channel.unary_unary(
+                '/dat.v1.DetectorService/Detect',
+                request_serializer=service_dot_pb_dot_dat__pb2.DetectRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_dat__pb2.DetectResponse.FromString,
+                _registered_method=True)
+        self.DetectStream = channel.stream_stream(
+                '/dat.v1.DetectorService/DetectStream',
+                request_serializer=service_dot_pb_dot_dat__pb2.DetectStreamRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_dat__pb2.DetectStreamResponse.FromString,
+                _registered_method=True)
+
+
+class DetectorServiceServicer:
+    """Finds objects in images with a DAT++ detector, and says where the model looked.
+    """
+
+    def Detect(self, request, context):
+        """Detects in the images of one request; failures and deadlines are as in Classify.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetectStream(self, request_iterator, context):
+        """Detects in a stream of requests, as ClassifyStream classifies.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_DetectorServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Detect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detect,
+                    request_deserializer=service_dot_pb_dot_dat__pb2.DetectRequest.FromString,
+                    response_serializer=service_dot_pb_dot_dat__pb2.DetectResponse.SerializeToString,
+            ),
+            'DetectStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.DetectStream,
+                    request_deserializer=service_dot_pb_dot_dat__pb2.DetectStreamRequest.FromString,
+                    response_serializer=service_dot_pb_dot_dat__pb2.DetectStreamResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'dat.v1.DetectorService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('dat.v1.DetectorService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class DetectorService:
+    """Finds objects in images with a DAT++ detector, and says where the model looked.
+    """
+
+    @staticmethod
+    def Detect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dat.v1.DetectorService/Detect',
+            service_dot_pb_dot_dat__pb2.DetectRequest.SerializeToString,
+            service_dot_pb_dot_dat__pb2.DetectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetectStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/dat.v1.DetectorService/DetectStream',
+            service_dot_pb_dot_dat__pb2.DetectStreamRequest.SerializeToString,
+            service_dot_pb_dot_dat__pb2.DetectStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ModelServiceStub:
     """Says which models are served.
     """

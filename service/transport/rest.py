@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.catalogue import Catalogue
 from service.classifier import Classifier
 from service.core import Answer, Core, Options
+from service.detector import DetectorCore
 from service.errors import Cancelled, ServiceError
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics, Task
@@ -26,6 +27,7 @@ from service.served_model import ModelCard
 from service.settings import Limits
 from service.transport import request_id as request_ids
 from service.transport.classify_schema import ClassifyAnswer, ClassifyJson, ClassifyOptionsBody
+from service.transport.detect_schema import DetectAnswer, DetectJson, DetectOptionsBody
 from service.transport.schema import (
     ErrorAnswer,
     ErrorBody,
@@ -50,7 +52,7 @@ def create_app(
     app = FastAPI(
         title="DAT Serve",
         version=version,
-        description="Classifies images with DAT vision models, and says where the model looked.",
+        description="Runs DAT vision models on images, and says where they looked.",
         # Their pages load scripts from another host; the document itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
@@ -60,10 +62,15 @@ def create_app(
     app.add_exception_handler(Exception, _internal_error)
     app.add_middleware(RequestContext, metrics=metrics)
 
-    for task in (_CLASSIFY,):
-        _add_task(app, task, catalogue, limits, metrics)
+    _add_task(app, _CLASSIFY, catalogue, limits, metrics)
+    _add_task(app, _DETECT, catalogue, limits, metrics)
 
-    @app.get("/v1/models", tags=["models"], summary="The models that are served")
+    @app.get(
+        "/v1/models",
+        response_model_exclude_none=True,
+        tags=["models"],
+        summary="The models that are served",
+    )
     async def models() -> ModelsAnswer:
         """What each of them is, and what an image costs it."""
         return ModelsAnswer(models=[ModelBody.of(core, catalogue) for core in catalogue.cores])
@@ -129,6 +136,15 @@ _CLASSIFY = _Task(
     "Classify the images of one request",
     {"images": ["/9j/4AAQSkZJRg...", "iVBORw0KGgo..."], "top_k": 3, "explain": "points"},
 )
+_DETECT = _Task(
+    "detect",
+    DetectorCore,
+    Form(DetectOptionsBody, DetectJson),
+    DetectAnswer,
+    DetectAnswer.of,
+    "Detect the objects in the images of one request",
+    {"image": "/9j/4AAQSkZJRg...", "score_threshold": 0.3, "classes": ["person"], "masks": "rle"},
+)
 
 
 def _add_task(
@@ -159,7 +175,7 @@ def _add_task(
 
             # The points of 32 images are a hundred thousand numbers: a tenth of a second in which
             # the event loop would serve nobody.
-            explained = body.options.explain == "points"
+            explained = body.options.explain != "none"
             content = await asyncio.to_thread(render) if explained else render()
             return Response(
                 content, media_type="application/json", headers=_server_timing(outcomes)

@@ -1,11 +1,10 @@
 """gRPC: messages to the cores and back, nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable
 from math import ceil
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import structlog
@@ -14,29 +13,20 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from service.catalogue import Catalogue
-from service.classifier import Classification, Classifier, ClassifyOptions
-from service.core import Answer, Core, Explain, Options, Timing
-from service.errors import DeadlineExceeded, EngineFailed, InvalidOption, ServiceError
-from service.metrics import Metrics, Protocol, Task
+from service.core import Core
+from service.errors import DeadlineExceeded, EngineFailed, ServiceError
+from service.metrics import Metrics, Protocol
 from service.pb import dat_pb2, dat_pb2_grpc
-from service.points import LayerPoints
-from service.served_model import ModelCard
 from service.settings import Limits
 from service.transport import request_id
+from service.transport.messages import CLASSIFY, DETECT, RpcTask, error_message
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-TaskOptions = TypeVar("TaskOptions", bound=Options)
-TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICES = [service.full_name for service in dat_pb2.DESCRIPTOR.services_by_name.values()]
-_EXPLAIN: dict[int, Explain] = {
-    dat_pb2.EXPLAIN_UNSPECIFIED: "none",
-    dat_pb2.EXPLAIN_NONE: "none",
-    dat_pb2.EXPLAIN_POINTS: "points",
-}
 # Beside the images, a message holds options and framing.
 _MESSAGE_OVERHEAD_BYTES = 64 * 1024
 # Requests of one stream that are worked on at a time; more wait in the flow control of HTTP/2.
@@ -72,6 +62,7 @@ def create_server(
     )
     calls = _Calls(catalogue, metrics)
     dat_pb2_grpc.add_ClassifierServiceServicer_to_server(_ClassifierServicer(calls), server)
+    dat_pb2_grpc.add_DetectorServiceServicer_to_server(_DetectorServicer(calls), server)
     dat_pb2_grpc.add_ModelServiceServicer_to_server(_ModelServicer(calls), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
@@ -83,25 +74,6 @@ def create_server(
         server,
     )
     return server
-
-
-@dataclass(frozen=True)
-class _Task(Generic[TaskOptions, TaskAnswer]):
-    """How a task looks over gRPC.
-
-    Attributes:
-        name: of the task.
-        core: what answers.
-        options: of the core from a request and the seconds that are left for it.
-        response: from what the core says.
-        streamed: the message of a stream.
-    """
-
-    name: Task
-    core: type[Core[TaskOptions, Any, Any, Any, TaskAnswer]]
-    options: Callable[[Any, float | None], TaskOptions]
-    response: Callable[[ModelCard, Sequence[TaskAnswer | ServiceError]], Any]
-    streamed: Callable[..., Any]
 
 
 class _Calls:
@@ -133,7 +105,7 @@ class _Calls:
         raise AssertionError("abort returned: this is a bug")
 
     async def stream(
-        self, method: str, context: Context, requests: AsyncIterator[Any], task: _Task[Any, Any]
+        self, method: str, context: Context, requests: AsyncIterator[Any], task: RpcTask[Any, Any]
     ) -> None:
         """Answer the requests of a stream, a bounded number at a time, as they are ready."""
         identity, start = _request_id(context), perf_counter()
@@ -158,19 +130,19 @@ class _Calls:
         finally:
             self._log(method, code, start, identity)
 
-    async def _stream_answer(self, message: Any, context: Context, task: _Task[Any, Any]) -> Any:
+    async def _stream_answer(self, message: Any, context: Context, task: RpcTask[Any, Any]) -> Any:
         try:
             response = await self.answer(message.request, context, "stream", task)
         except ServiceError as error:
-            return task.streamed(id=message.id, error=_error(error))
+            return task.streamed(id=message.id, error=error_message(error))
         except Exception:  # a bug in one request must not end the stream of the others
             log.exception("request failed", stream_request=message.id)
-            failure = _error(EngineFailed("internal error"))
+            failure = error_message(EngineFailed("internal error"))
             return task.streamed(id=message.id, error=failure)
         return task.streamed(id=message.id, response=response)
 
     async def answer(
-        self, request: Any, context: Context, protocol: Protocol, task: _Task[Any, Any]
+        self, request: Any, context: Context, protocol: Protocol, task: RpcTask[Any, Any]
     ) -> Any:
         """The response to the request of a task.
 
@@ -205,13 +177,29 @@ class _ClassifierServicer(dat_pb2_grpc.ClassifierServiceServicer):
     async def Classify(  # noqa: N802
         self, request: dat_pb2.ClassifyRequest, context: Context
     ) -> dat_pb2.ClassifyResponse:
-        answer = self._calls.answer(request, context, "grpc", _CLASSIFY)
+        answer = self._calls.answer(request, context, "grpc", CLASSIFY)
         return await self._calls.unary("Classify", context, answer)
 
     async def ClassifyStream(  # noqa: N802
         self, requests: AsyncIterator[dat_pb2.ClassifyStreamRequest], context: Context
     ) -> None:
-        await self._calls.stream("ClassifyStream", context, requests, _CLASSIFY)
+        await self._calls.stream("ClassifyStream", context, requests, CLASSIFY)
+
+
+class _DetectorServicer(dat_pb2_grpc.DetectorServiceServicer):
+    def __init__(self, calls: _Calls) -> None:
+        self._calls = calls
+
+    async def Detect(  # noqa: N802
+        self, request: dat_pb2.DetectRequest, context: Context
+    ) -> dat_pb2.DetectResponse:
+        answer = self._calls.answer(request, context, "grpc", DETECT)
+        return await self._calls.unary("Detect", context, answer)
+
+    async def DetectStream(  # noqa: N802
+        self, requests: AsyncIterator[dat_pb2.DetectStreamRequest], context: Context
+    ) -> None:
+        await self._calls.stream("DetectStream", context, requests, DETECT)
 
 
 class _ModelServicer(dat_pb2_grpc.ModelServiceServicer):
@@ -238,35 +226,9 @@ class _ModelServicer(dat_pb2_grpc.ModelServiceServicer):
 
     def _model(self, core: Core[Any, Any, Any, Any, Any]) -> dat_pb2.Model:
         facts = vars(core.card).copy()
-        height, width = facts.pop("image_size")
+        height, width = facts.pop("image_size") or (None, None)
         default = self._calls.catalogue.is_default(core)
         return dat_pb2.Model(default=default, width=width, height=height, **facts)
-
-
-def _classify_options(
-    request: dat_pb2.ClassifyRequest, remaining_s: float | None
-) -> ClassifyOptions:
-    return ClassifyOptions(
-        model=request.model or None,
-        explain=_explain(request.explain),
-        timeout_s=remaining_s,
-        top_k=request.top_k if request.HasField("top_k") else ClassifyOptions.top_k,
-    )
-
-
-def _explain(value: int) -> Explain:
-    explain = _EXPLAIN.get(value)
-    if explain is None:
-        raise InvalidOption(f"explain has no value {value}")
-    return explain
-
-
-def _classify_response(
-    card: ModelCard, outcomes: Sequence[Classification | ServiceError]
-) -> dat_pb2.ClassifyResponse:
-    return dat_pb2.ClassifyResponse(
-        model=card.name, version=card.version, results=map(_result, outcomes)
-    )
 
 
 def _request_id(context: Context) -> str:
@@ -282,51 +244,3 @@ def _error_metadata(error: ServiceError, identity: str) -> tuple[tuple[str, str]
         # What gRPC's own retry policies obey (proposal A6).
         metadata.append(("grpc-retry-pushback-ms", str(max(1, ceil(error.retry_after_s * 1e3)))))
     return tuple(metadata)
-
-
-def _error(error: ServiceError) -> dat_pb2.Error:
-    return dat_pb2.Error(code=error.code, message=str(error), grpc_code=error.grpc_code.value[0])
-
-
-def _result(outcome: Classification | ServiceError) -> dat_pb2.ImageResult:
-    if isinstance(outcome, ServiceError):
-        return dat_pb2.ImageResult(error=_error(outcome))
-    return dat_pb2.ImageResult(
-        classification=dat_pb2.Classification(
-            predictions=[dat_pb2.Prediction(**vars(p)) for p in outcome.predictions],
-            width=outcome.width,
-            height=outcome.height,
-            points=_points(outcome.points),
-            timing=_timing(outcome.timing),
-        )
-    )
-
-
-def _timing(timing: Timing) -> dat_pb2.Timing:
-    return dat_pb2.Timing(**vars(timing))
-
-
-def _points(layers: Sequence[LayerPoints] | None) -> dat_pb2.Points | None:
-    return None if layers is None else dat_pb2.Points(layers=map(_layer, layers))
-
-
-def _layer(layer: LayerPoints) -> dat_pb2.DeformableLayer:
-    groups, rows, columns, _ = layer.sampling_locations.shape
-    return dat_pb2.DeformableLayer(
-        stage=layer.stage,
-        block=layer.block,
-        groups=groups,
-        rows=rows,
-        columns=columns,
-        sampling_locations=layer.sampling_locations.ravel().tolist(),
-        reference_points=layer.reference_points.ravel().tolist(),
-    )
-
-
-_CLASSIFY = _Task(
-    "classify",
-    Classifier,
-    _classify_options,
-    _classify_response,
-    dat_pb2.ClassifyStreamResponse,
-)

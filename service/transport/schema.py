@@ -108,10 +108,14 @@ class ModelBody(BaseModel):
     default: bool = Field(description="Whether it answers requests of its task without a name.")
     task: str = Field(examples=["classify"])
     variant: str = Field(examples=["dat_nano"])
-    image_size: ImageSize = Field(description="Its input, pixels.")
+    image_size: ImageSize | None = Field(
+        description="Its input, pixels; absent where it changes with the image."
+    )
     classes: int = Field(examples=[12])
     parameters: int = Field(description="As published for the variant.")
-    flops: int = Field(description="Of one image; a multiply-add is one.")
+    flops: int | None = Field(
+        description="Of one image, a multiply-add is one; absent where they change with the image."
+    )
     device: str = Field(examples=["cpu"])
     dtype: str = Field(description="Of its features.", examples=["float32"])
     max_batch: int = Field(description="Most images in one batch.")
@@ -152,10 +156,10 @@ class ModelsAnswer(BaseModel):
 
 
 def _card(core: AnyCore, catalogue: Catalogue) -> dict[str, Any]:
-    height, width = core.card.image_size
+    size = core.card.image_size
     return vars(core.card) | {
         "default": catalogue.is_default(core),
-        "image_size": ImageSize(width=width, height=height),
+        "image_size": None if size is None else ImageSize(width=size[1], height=size[0]),
     }
 
 

@@ -15,8 +15,8 @@ from model.cost import cost
 from model.deformable_detr import DeformableDetrAttention, weighted_samples
 from model.official import official_shapes
 from model.transforms import PixelMap
-from service.points import point_layers
 from service.engine.engine import Classify
+from service.points import point_layers
 from tests.conftest import official_state, recipe_state
 
 SMALL = DatConfig(

@@ -14,7 +14,7 @@ from service.metrics import Metrics
 FAR = 1e9  # loop time, seconds
 
 
-def opened(run_batch, *, max_batch=4, queue_limit=100, turn=None):
+def opened(run_batch, *, max_batch=4, queue_limit=100, turn=None, **settings):
     metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", queue_limit)
     batcher = Batcher(
         run_batch,
@@ -22,6 +22,7 @@ def opened(run_batch, *, max_batch=4, queue_limit=100, turn=None):
         queue_limit=queue_limit,
         metrics=metrics,
         turn=turn or asyncio.Lock(),
+        **settings,
     )
     batcher.open()
     return batcher, metrics
@@ -321,3 +322,35 @@ async def test_the_wait_estimate_counts_the_turns_of_other_models():
     with batcher.admit(10):
         assert batcher.wait_estimate_s > 10 * 0.05
     run.cancel()
+
+
+@given(st.lists(st.integers(0, 99), max_size=40), st.integers(1, 5), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_a_batch_is_of_one_group_and_begins_with_the_oldest(items, max_batch, groups):
+    items = list(enumerate(items))
+
+    def group(item):
+        return item[1] % groups
+
+    async def scenario():
+        seen: list[list[tuple[int, int]]] = []
+
+        async def device(batch):
+            seen.append(list(batch))
+            return list(batch)
+
+        batcher, _ = opened(device, max_batch=max_batch, group=group)
+        async with asyncio.TaskGroup() as tasks:
+            answers = [tasks.create_task(submit(batcher, item)) for item in items]
+            await asyncio.sleep(0)
+            run = tasks.create_task(batcher.run())
+            batcher.begin_drain()
+        assert [answer.result() for answer in answers] == items
+        assert run.done()
+        left = list(items)
+        for batch in seen:
+            assert batch == [i for i in left if group(i) == group(left[0])][:max_batch]
+            left = [item for item in left if item not in batch]
+        assert not left
+
+    asyncio.run(scenario())

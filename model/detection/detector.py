@@ -1,0 +1,215 @@
+"""Detectors: backbone, pyramid and head in one, built by name or from a checkpoint."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from torch import Tensor, nn
+
+from model import checkpoint
+from model.checkpoint import Checkpoint, CheckpointError
+from model.dat import DeformableLayer
+from model.detection.backbone import Backbone
+from model.detection.config import DETECTORS, DetectorConfig
+from model.detection.detections import Detections
+from model.detection.fpn import FeaturePyramid
+from model.detection.official import fold, is_official, num_classes, official_shapes, parameters
+from model.detection.retinanet import RetinaNetHead
+from model.detection.roi_heads import TwoStageHead
+
+SIZES_KEPT = 8  # input sizes whose geometry stays in memory
+
+
+class ExplainedDetections(NamedTuple):
+    """Detections with the sampling locations of the same forward pass.
+
+    Attributes:
+        detections: of every image.
+        sampling_locations: for each of `Detector.deformable_layers`, `(B, G, Hk, Wk, 2)`,
+            (y, x), in the coordinates of `model.attention`.
+    """
+
+    detections: list[Detections]
+    sampling_locations: tuple[Tensor, ...]
+
+
+class Detector(nn.Module):
+    """An official detector.
+
+    Its post-processing is part of it: the heads return what was found, on the CPU.
+
+    Attributes:
+        config: what it is made of.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone, config.first_stage)
+        self.fpn = FeaturePyramid(config)
+        self.head = RetinaNetHead(config) if config.kind == "retinanet" else TwoStageHead(config)
+        self._sizes: OrderedDict[tuple[int, int], Backbone] = OrderedDict()
+        self.register_load_state_dict_pre_hook(_translate)
+        self.register_load_state_dict_post_hook(_forget_sizes)
+
+    @property
+    def deformable_layers(self) -> list[DeformableLayer]:
+        """The deformable attentions, in the order of the forward pass."""
+        return self.backbone.deformable_layers
+
+    def forward(self, images: Tensor, resized_sizes: Tensor, scales_xy: Tensor) -> list[Detections]:
+        """Detections of every image; for the arguments see `forward_explained`."""
+        return self.forward_explained(images, resized_sizes, scales_xy).detections
+
+    def forward_explained(
+        self, images: Tensor, resized_sizes: Tensor, scales_xy: Tensor
+    ) -> ExplainedDetections:
+        """Detections and sampling locations.
+
+        Args:
+            images: `(B, 3, H, W)`, normalised, each padded to multiples of 32 and no further.
+            resized_sizes: `(B, 2)`, `(H, W)` of the images without padding, pixels.
+            scales_xy: `(B, 2)`, by which the original images were enlarged.
+
+        Raises:
+            ValueError: a size that the backbone cannot take.
+        """
+        height, width = images.shape[2:]
+        features = self.backbone_for((height, width))(images)
+        limits = resized_sizes.flip(-1).to(images.dtype)
+        detections = self.head(self.fpn(features.maps), limits, scales_xy)
+        return ExplainedDetections(detections, features.sampling_locations)
+
+    def backbone_for(self, image_size: tuple[int, int]) -> Backbone:
+        """The backbone for images of `(H, W)` pixels.
+
+        The sizes used last stay in memory. All of them have the same parameters.
+
+        Raises:
+            ValueError: the backbone cannot take the size.
+        """
+        if image_size not in self._sizes:
+            self._sizes[image_size] = self.backbone.for_size(image_size)
+            if len(self._sizes) > SIZES_KEPT:
+                self._sizes.popitem(last=False)
+        self._sizes.move_to_end(image_size)
+        return self._sizes[image_size]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode."""
+        self._sizes.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Parameters are shared with the backbones of all sizes, buffers are not.
+        self._sizes.clear()
+        return super()._apply(fn, recurse)
+
+
+def _forget_sizes(module: nn.Module, _: object) -> None:
+    assert isinstance(module, Detector)
+    module._sizes.clear()
+
+
+def _translate(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    assert isinstance(module, Detector)
+    own, given = module.state_dict(), parameters(state)
+    official = is_official(given)
+    expected = official_shapes(module.config) if official else checkpoint.shapes(own)
+    checkpoint.verify(given, expected, module.config.name)
+    if official:
+        given = fold(given, module.config)
+    state.clear()
+    state.update({key: tensor.to(own[key].dtype) for key, tensor in given.items()})
+
+
+def create_detector(name: str, **changes: Any) -> Detector:
+    """Build a published detector in evaluation mode, with parameters not yet loaded.
+
+    Args:
+        name: a key of `model.detection.config.DETECTORS`.
+        **changes: fields of `DetectorConfig` that differ, such as `num_classes`.
+
+    Raises:
+        KeyError: no such detector; the message lists those there are.
+    """
+    if name not in DETECTORS:
+        raise KeyError(f"no detector {name!r}; there are {', '.join(DETECTORS)}")
+    return Detector(replace(DETECTORS[name], **changes)).eval()
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """A detector with the names of its classes.
+
+    Attributes:
+        detector: in evaluation mode.
+        labels: class names in order of the class index, or `None` if the file has none.
+    """
+
+    detector: Detector
+    labels: tuple[str, ...] | None
+
+
+def load_detector(weights: Path | Checkpoint, name: str | None = None) -> LoadedDetector:
+    """Build the detector that a checkpoint is of, with its weights.
+
+    Args:
+        weights: a file, or what `model.checkpoint.read` made of it.
+        name: a key of `DETECTORS`; `None` finds it by what the file says, or by the names and
+            shapes of official weights.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used; the message names the file, the key and
+            the expectation.
+    """
+    given = weights if isinstance(weights, Checkpoint) else checkpoint.read(weights)
+    config = _configure(given, name)
+    labels = _class_names(given, config.num_classes)
+    detector = Detector(config).eval()
+    try:
+        detector.load_state_dict(given.state)
+    except CheckpointError as fault:
+        raise CheckpointError(f"{given.path}: {fault}") from fault
+    return LoadedDetector(detector, labels)
+
+
+def _configure(given: Checkpoint, name: str | None) -> DetectorConfig:
+    if name is not None and name not in DETECTORS:
+        raise CheckpointError(f"no detector {name!r}; there are {', '.join(DETECTORS)}")
+    stored = given.metadata.get("variant")
+    if stored is not None and (stored not in DETECTORS or name not in (None, stored)):
+        raise CheckpointError(f"{given.path}: holds a {stored}, expected {name or 'a detector'}")
+    name = name or stored
+    state = parameters(given.state)
+    classes = num_classes(state)
+    known = [
+        config if classes is None else replace(config, num_classes=classes)
+        for config in DETECTORS.values()
+    ]
+    if name is not None:
+        return next(config for config in known if config.name == name)
+    shapes = checkpoint.shapes(state)
+    found = next((config for config in known if shapes == official_shapes(config)), None)
+    if found is None:
+        raise CheckpointError(
+            f"{given.path}: fits no detector; name one of {', '.join(DETECTORS)} to see what "
+            "differs"
+        )
+    return found
+
+
+def _class_names(given: Checkpoint, expected: int) -> tuple[str, ...] | None:
+    """Raises: CheckpointError: names that are not those of the classes."""
+    names = given.meta.get("CLASSES")
+    if names is None:
+        return None
+    if (
+        not isinstance(names, (list, tuple))
+        or len(names) != expected
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise CheckpointError(f"{given.path}: meta CLASSES, expected {expected} names")
+    return tuple(names)

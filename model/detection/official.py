@@ -1,0 +1,200 @@
+"""The official state dicts of detectors: the only file that knows their names.
+
+Their weights are folded as those of the classifiers are (see `model.official`), and
+
+- the BatchNorm after a convolution of a cascade's box head is part of the convolution;
+- the first linear layer of a box head reads its features channels-last;
+- the transposed convolution of a mask head is a linear layer.
+
+Names and shapes are those of github.com/LeapLabTHU/DAT-Detection (commit 4d4023d) with
+mmdetection 2.26.0.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import Tensor
+
+from model.detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS
+from model.detection.config import DetectorConfig
+from model.detection.roi_heads import BOX_BINS
+from model.official import Rule, Shapes, State, affine, apply, flatten, layer, sources, trunk_rules
+
+_WRAPPER = "module."  # before every name when a distributed model was saved
+_COUNTER = "num_batches_tracked"  # of a BatchNorm in training
+_NORM_EPSILON = 1e-5
+
+
+def is_official(state: State) -> bool:
+    """Whether a state dict uses the official names."""
+    return "backbone.patch_proj.0.weight" in state
+
+
+def is_detector(state: State) -> bool:
+    """Whether a state dict, official or our own, is of a detector."""
+    return any(name.removeprefix(_WRAPPER).startswith("backbone.") for name in state)
+
+
+def parameters(state: State) -> dict[str, Tensor]:
+    """A state dict without the wrapper's prefix and without counters."""
+    return {
+        key.removeprefix(_WRAPPER): tensor
+        for key, tensor in state.items()
+        if not key.endswith(_COUNTER)
+    }
+
+
+def official_shapes(config: DetectorConfig) -> Shapes:
+    """The parameters of an official checkpoint of this detector, by official name."""
+    return sources(_rules(config))
+
+
+def fold(state: State, config: DetectorConfig) -> dict[str, Tensor]:
+    """This repository's state dict, float64, from the parameters of an official one.
+
+    The names and shapes must be those of `official_shapes`.
+    """
+    return apply(_rules(config), state)
+
+
+def num_classes(state: State) -> int | None:
+    """How many classes a state dict, official or our own, tells apart; `None` if it has no head."""
+    for name, per_class, others in (
+        ("bbox_head.retina_cls.bias", RETINANET_ANCHORS.per_cell, 0),
+        ("roi_head.bbox_head.fc_cls.bias", 1, 1),
+        ("roi_head.bbox_head.0.fc_cls.bias", 1, 1),
+        ("head.classes.bias", RETINANET_ANCHORS.per_cell, 0),
+        ("head.box_heads.0.classes.bias", 1, 1),
+    ):
+        if name in state and state[name].ndim == 1:
+            return max(1, len(state[name]) // per_class - others)
+    return None
+
+
+def _rules(config: DetectorConfig) -> Iterator[Rule]:
+    for rule in trunk_rules(config.backbone):
+        named = {f"backbone.{source}": shape for source, shape in rule.sources.items()}
+        yield replace(rule, target=f"backbone.{rule.target}", sources=named)
+    for index, stage in enumerate(config.backbone.stages):
+        if index >= config.first_stage:
+            name = f"backbone.norms.{index}"
+            yield from affine(name, f"{name}.norm", stage.dim)
+    yield from _pyramid(config)
+    if config.kind == "retinanet":
+        yield from _retinanet(config)
+        return
+    yield from _proposals(config)
+    for index in range(config.refinements):
+        number = f".{index}" if config.kind == "cascade_mask_rcnn" else ""
+        yield from _box_head(config, f"head.box_heads.{index}", f"roi_head.bbox_head{number}")
+        yield from _mask_head(config, f"head.mask_heads.{index}", f"roi_head.mask_head{number}")
+
+
+def _pyramid(config: DetectorConfig) -> Iterator[Rule]:
+    dims = [stage.dim for stage in config.backbone.stages[config.first_stage :]]
+    for index, dim in enumerate(dims):
+        lateral = f"neck.lateral_convs.{index}.conv"
+        yield from layer(f"fpn.laterals.{index}", lateral, config.channels, dim, 1, 1, fold=flatten)
+        yield from _convolution(config, f"fpn.outputs.{index}", f"neck.fpn_convs.{index}.conv")
+    for index in range(config.extra_convolutions):
+        before = config.channels if index else dims[-1]
+        source = f"neck.fpn_convs.{len(dims) + index}.conv"
+        yield from layer(f"fpn.extra.{index}", source, config.channels, before, 3, 3)
+
+
+def _convolution(
+    config: DetectorConfig, target: str, source: str, outputs: int | None = None
+) -> Iterator[Rule]:
+    yield from layer(target, source, outputs or config.channels, config.channels, 3, 3)
+
+
+def _retinanet(config: DetectorConfig) -> Iterator[Rule]:
+    for ours, official in (("class_tower", "cls_convs"), ("box_tower", "reg_convs")):
+        for index in range(4):
+            yield from _convolution(
+                config, f"head.{ours}.{index}", f"bbox_head.{official}.{index}.conv"
+            )
+    anchors = RETINANET_ANCHORS.per_cell
+    yield from _convolution(
+        config, "head.classes", "bbox_head.retina_cls", anchors * config.num_classes
+    )
+    yield from _convolution(config, "head.boxes", "bbox_head.retina_reg", anchors * 4)
+
+
+def _proposals(config: DetectorConfig) -> Iterator[Rule]:
+    anchors = RPN_ANCHORS.per_cell
+    yield from _convolution(config, "head.rpn.conv", "rpn_head.rpn_conv")
+    for ours, official, outputs in (
+        ("objectness", "rpn_cls", anchors),
+        ("boxes", "rpn_reg", 4 * anchors),
+    ):
+        source = f"rpn_head.{official}"
+        yield from layer(f"head.rpn.{ours}", source, outputs, config.channels, 1, 1, fold=flatten)
+
+
+def _box_head(config: DetectorConfig, target: str, source: str) -> Iterator[Rule]:
+    cascade = config.kind == "cascade_mask_rcnn"
+    for index in range(4 if cascade else 0):
+        yield from _convolution_with_norm(
+            config, f"{target}.tower.{index}", f"{source}.shared_convs.{index}"
+        )
+    linear = f"{source}.shared_fcs"
+    yield from layer(
+        f"{target}.hidden.0",
+        f"{linear}.0",
+        config.hidden,
+        config.channels * BOX_BINS**2,
+        fold=_channels_last,
+    )
+    if not cascade:
+        yield from layer(f"{target}.hidden.1", f"{linear}.1", config.hidden, config.hidden)
+    yield from layer(f"{target}.classes", f"{source}.fc_cls", config.num_classes + 1, config.hidden)
+    yield from layer(f"{target}.boxes", f"{source}.fc_reg", 4 * config.num_classes, config.hidden)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """A linear layer over features `(C, 7, 7)`, for features `(7, 7, C)`."""
+    return weight.unflatten(1, (-1, BOX_BINS**2)).transpose(1, 2).flatten(1)
+
+
+def _convolution_with_norm(config: DetectorConfig, target: str, source: str) -> Iterator[Rule]:
+    norm: Shapes = {f"{source}.bn.{name}": (config.channels,) for name in ("weight", "running_var")}
+    kernel: Shapes = {f"{source}.conv.weight": (config.channels, config.channels, 3, 3)}
+
+    def scale(weight: Tensor, variance: Tensor) -> Tensor:
+        return weight / (variance + _NORM_EPSILON).sqrt()
+
+    yield Rule(
+        f"{target}.weight",
+        kernel | norm,
+        lambda kernel, *norm: kernel * scale(*norm).view(-1, 1, 1, 1),
+    )
+    yield Rule(
+        f"{target}.bias",
+        norm | {f"{source}.bn.{name}": (config.channels,) for name in ("bias", "running_mean")},
+        lambda weight, variance, bias, mean: bias - mean * scale(weight, variance),
+    )
+
+
+def _mask_head(config: DetectorConfig, target: str, source: str) -> Iterator[Rule]:
+    for index in range(4):
+        yield from _convolution(config, f"{target}.tower.{index}", f"{source}.convs.{index}.conv")
+    yield Rule(
+        f"{target}.upsample.weight",
+        {f"{source}.upsample.weight": (config.channels, config.channels, 2, 2)},
+        lambda weight: weight.permute(2, 3, 1, 0).flatten(0, 2),
+    )
+    yield Rule(
+        f"{target}.upsample.bias",
+        {f"{source}.upsample.bias": (config.channels,)},
+        lambda bias: bias.repeat(4),
+    )
+    yield from layer(
+        f"{target}.classes",
+        f"{source}.conv_logits",
+        config.num_classes,
+        config.channels,
+        1,
+        1,
+        fold=flatten,
+    )

@@ -1,0 +1,232 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import CheckpointError, read, write
+from model.detection import DETECTORS, create_detector, load_detector, rpn
+from model.detection.detector import SIZES_KEPT
+from model.detection.official import official_shapes
+from tests.conftest import GOLDEN
+from tests.model.detection.conftest import KINDS, SMALL_BACKBONE, detector_state, small_detector
+
+
+def test_official_shapes_are_those_of_the_published_detectors():
+    layouts = np.load(GOLDEN / "det" / "layouts.npz")
+    assert len(layouts.files) == 7
+    for name in layouts.files:
+        entries = (line.split(" ") for line in str(layouts[name]).splitlines())
+        expected = {
+            key: tuple(map(int, shape))
+            for key, *shape in entries
+            if not key.endswith("num_batches_tracked")
+        }
+        assert official_shapes(DETECTORS[name]) == expected
+
+
+@pytest.fixture(autouse=True)
+def few_proposals(monkeypatch):
+    """Enough for the small detectors."""
+    monkeypatch.setattr(rpn, "MOST_PROPOSALS", 100)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_published_detector_is_built(name):
+    with torch.device("meta"):
+        detector = create_detector(name)
+    official = official_shapes(detector.config)
+    ours = sum(parameter.numel() for parameter in detector.parameters())
+    assert 0.99 < ours / sum(torch.Size(shape).numel() for shape in official.values()) <= 1
+
+
+def test_an_unknown_detector_names_those_there_are():
+    with pytest.raises(KeyError, match="retinanet_dat_pp_tiny"):
+        create_detector("yolo")
+
+
+def run(detector, images, resized=None):
+    sizes = torch.tensor([resized or images.shape[2:]] * len(images))
+    with torch.inference_mode():
+        return detector.forward_explained(images, sizes, torch.ones(len(images), 2))
+
+
+def test_a_batch_gives_what_its_images_give_alone(detector):
+    images = torch.randn(3, 3, 96, 128)
+    sizes = torch.tensor([[96, 128], [70, 100], [90, 128]])
+    scales = torch.tensor([[1.0, 1.0], [1.5, 1.4], [0.5, 0.6]])
+    with torch.inference_mode():
+        together = detector.forward_explained(images, sizes, scales)
+        for index, found in enumerate(together.detections):
+            part = slice(index, index + 1)
+            alone = detector.forward_explained(images[part], sizes[part], scales[part])
+            (expected,) = alone.detections
+            assert len(expected.labels) > 3
+            torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-3, atol=1e-2)
+            torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
+            assert torch.equal(found.labels, expected.labels)
+            if expected.mask_probabilities is not None:
+                torch.testing.assert_close(
+                    found.mask_probabilities, expected.mask_probabilities, rtol=1e-2, atol=1e-3
+                )
+            for ours, theirs in zip(
+                together.sampling_locations, alone.sampling_locations, strict=True
+            ):
+                torch.testing.assert_close(ours[part], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_boxes_lie_inside_the_image_and_are_best_first(detector):
+    (found,) = run(detector, torch.randn(1, 3, 96, 128), (70, 100)).detections
+    assert len(found.labels) > 3
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= torch.tensor([100, 70, 100, 70])).all()
+    assert (found.scores.diff() <= 0).all()
+    assert (found.scores > 0.05).all()
+    assert found.labels.max() < detector.config.num_classes
+    if detector.config.kind != "retinanet":
+        assert found.mask_probabilities.shape == (len(found.labels), 28, 28)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_without_anything(kind):
+    detector = small_detector(kind)
+    heads = [detector.head] if kind == "retinanet" else detector.head.box_heads
+    for head in heads:
+        background = slice(None if kind == "retinanet" else -1)
+        head.classes.bias.data[background] -= 100
+    (found,) = run(detector, torch.randn(1, 3, 96, 128)).detections
+    assert found.boxes.shape == (0, 4)
+    assert len(found.scores) == len(found.labels) == 0
+    if kind != "retinanet":
+        assert found.mask_probabilities.shape == (0, 28, 28)
+
+
+def test_a_side_of_32_pixels_is_refused(detector):
+    """One cell on the last map leaves the positions of the queries undefined."""
+    with pytest.raises(ValueError, match="at least 33 pixels"):
+        run(detector, torch.zeros(1, 3, 32, 1344))
+
+
+def test_all_sizes_share_the_parameters(detector):
+    views = [detector.backbone_for(size) for size in ((64, 96), (96, 64))]
+    for parameters in zip(
+        detector.backbone.parameters(), *(view.parameters() for view in views), strict=True
+    ):
+        assert all(parameter is parameters[0] for parameter in parameters)
+    assert detector.backbone_for((64, 96)) is views[0]
+
+
+def test_sizes_in_memory_are_bounded():
+    detector = small_detector("retinanet")
+    first = detector.backbone_for((64, 64))
+    for index in range(SIZES_KEPT - 1):
+        detector.backbone_for((64, 96 + 32 * index))
+    assert detector.backbone_for((64, 64)) is first
+    detector.backbone_for((96, 96))
+    assert detector.backbone_for((64, 64)) is first
+    for index in range(SIZES_KEPT):
+        detector.backbone_for((128, 96 + 32 * index))
+    assert detector.backbone_for((64, 64)) is not first
+
+
+def test_new_weights_reach_all_sizes():
+    detector = small_detector("retinanet")
+    images = torch.randn(1, 3, 64, 96)
+    before = run(detector, images).detections[0]
+    other = detector_state(detector.config, seed=1)
+    detector.load_state_dict(other)
+    after = run(detector, images).detections[0]
+    assert not torch.equal(before.scores, after.scores)
+    fresh = small_detector("retinanet")
+    fresh.load_state_dict(other)
+    torch.testing.assert_close(run(fresh, images).detections[0].scores, after.scores)
+
+
+@pytest.fixture(scope="module")
+def official_file(tmp_path_factory):
+    """`retinanet_dat_pp_tiny` in the form of the official checkpoints, with three classes."""
+    detector = create_detector("retinanet_dat_pp_tiny", num_classes=3)
+    state = {f"module.{key}": tensor for key, tensor in detector_state(detector.config).items()}
+    state["module.bbox_head.bn.num_batches_tracked"] = torch.tensor(7)
+    path = tmp_path_factory.mktemp("detector") / "rtn_tiny.pth"
+    meta = {"CLASSES": ("cat", "dog", "owl"), "epoch": 36, "config": "model = dict()"}
+    torch.save({"meta": meta, "state_dict": state, "optimizer": {"state": {}}}, path)
+    return path
+
+
+def test_an_official_checkpoint_is_recognised_and_read(official_file, tmp_path):
+    loaded = load_detector(official_file)
+    assert loaded.detector.config.name == "retinanet_dat_pp_tiny"
+    assert loaded.detector.config.num_classes == 3
+    assert loaded.labels == ("cat", "dog", "owl")
+    assert not loaded.detector.training
+    own = tmp_path / "own.safetensors"
+    write(own, loaded.detector.state_dict(), {"variant": "retinanet_dat_pp_tiny"})
+    again = load_detector(own).detector
+    assert again.config == loaded.detector.config
+    for one, other in zip(loaded.detector.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_our_own_file_says_what_it_holds(tmp_path):
+    detector = create_detector("mask_rcnn_dat_pp_tiny", num_classes=3, backbone=SMALL_BACKBONE)
+    path = tmp_path / "own.safetensors"
+    write(path, detector.state_dict(), {"variant": "retinanet_dat_pp_tiny"})
+    with pytest.raises(CheckpointError, match=r"own\.safetensors: holds a retinanet"):
+        load_detector(path, "mask_rcnn_dat_pp_tiny")
+    with pytest.raises(CheckpointError, match=r"own\.safetensors: not a checkpoint of retinanet"):
+        load_detector(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folded_weights_are_read_as_they_are(kind):
+    detector = small_detector(kind)
+    again = small_detector(kind)
+    again.load_state_dict(detector.state_dict())
+    for name, tensor in detector.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("neck.fpn_convs.0.conv.bias"), "missing neck.fpn_convs.0.conv"),
+        (lambda state: state.update(surplus=torch.zeros(1)), "unexpected surplus"),
+        (
+            lambda state: state.update({"bbox_head.retina_reg.bias": torch.zeros(35)}),
+            r"bbox_head.retina_reg.bias has shape \(35,\), expected \(36,\)",
+        ),
+        (
+            lambda state: state["bbox_head.retina_reg.bias"].fill_(torch.nan),
+            "bbox_head.retina_reg.bias holds values that are not finite",
+        ),
+    ],
+)
+def test_a_wrong_state_dict_is_refused_by_name(change, message):
+    detector = small_detector("retinanet")
+    state = detector_state(detector.config)
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        detector.load_state_dict(state)
+
+
+def test_faults_of_a_file_name_the_file(official_file, tmp_path):
+    content = torch.load(official_file, mmap=True)
+    del content["state_dict"]["module.neck.fpn_convs.0.conv.bias"]
+    broken = tmp_path / "broken.pth"
+    torch.save(content, broken)
+    with pytest.raises(CheckpointError, match=r"broken\.pth: fits no detector"):
+        load_detector(broken)
+    with pytest.raises(CheckpointError, match=r"broken\.pth: .*missing neck.fpn_convs.0.conv.bias"):
+        load_detector(broken, "retinanet_dat_pp_tiny")
+    with pytest.raises(CheckpointError, match=r"rtn_tiny\.pth: not a checkpoint of mask_rcnn"):
+        load_detector(official_file, "mask_rcnn_dat_pp_tiny")
+    with pytest.raises(CheckpointError, match="no detector 'yolo'"):
+        load_detector(official_file, "yolo")
+
+
+@pytest.mark.parametrize("names", [("cat",), "cat", (1, 2, 3)])
+def test_names_that_do_not_fit_the_classes_are_refused(official_file, names):
+    given = replace(read(official_file), meta={"CLASSES": names})
+    with pytest.raises(CheckpointError, match=r"rtn_tiny\.pth: meta CLASSES, expected 3 names"):
+        load_detector(given)

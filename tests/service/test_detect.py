@@ -1,0 +1,424 @@
+"""Detection over both transports, by a small detector with random weights."""
+
+import asyncio
+import base64
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+from model import checkpoint as checkpoints
+from model.detection import create_detector, load_detector
+from model.detection.masks import paste_whole
+from model.detection.transforms import Normalise, to_model_pixels
+from service.pb import dat_pb2, dat_pb2_grpc
+from tests.clients import JPEG, channel, encoded
+from tests.server import RunningServer, start_server
+
+CLASSES = [f"kind {n}" for n in range(12)]
+MODELS = """
+[[models]]
+name = "shapes"
+variant = "dat_nano"
+
+[[models]]
+name = "masks"
+checkpoint = "masks.safetensors"
+max_batch = 4
+
+[[models]]
+name = "boxes"
+variant = "retinanet_dat_pp_tiny"
+checkpoint = "boxes.pth"
+"""
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools, NumPy 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detectors")
+    torch.manual_seed(0)
+    detector = create_detector("mask_rcnn_dat_nano")
+    facts = {"variant": "mask_rcnn_dat_nano", "labels": json.dumps(CLASSES)}
+    checkpoints.write(folder / "masks.safetensors", detector.state_dict(), facts)
+    torch.save(create_detector("retinanet_dat_pp_tiny").state_dict(), folder / "boxes.pth")
+    (folder / "models.toml").write_text(MODELS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with start_server(DAT_MODEL__FILE=folder / "models.toml") as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Found:
+    """One detection as a client sees it."""
+
+    label: str
+    index: int
+    score: float
+    box: list[float]
+    mask: Any
+    inside: Any
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image as a client sees it; `error` is the code of its failure."""
+
+    error: str | None = None
+    found: tuple[Found, ...] = ()
+    size: tuple[int, int] = (0, 0)
+    input_size: tuple[int, int] = (0, 0)
+    layers: list[Any] | None = None
+    batch_size: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request as a client sees it."""
+
+    error: str | None = None
+    images: tuple[Seen, ...] = ()
+    message: str = ""
+    model: str = ""
+
+
+async def over_http(server: RunningServer, images: list[bytes], **options: Any) -> Answer:
+    async with httpx.AsyncClient(base_url=server.http_url, timeout=60) as client:
+        if len(images) == 1:
+            if "classes" in options:
+                options["classes"] = ",".join(options["classes"])
+            sent: dict[str, Any] = {"content": images[0], "params": options}
+        else:
+            files = [("file", (f"{n}.jpg", image)) for n, image in enumerate(images)]
+            sent = {"files": files, "params": options}
+        return _from_json(await client.post("/v1/detect", **sent))
+
+
+async def over_json(server: RunningServer, images: list[bytes], **options: Any) -> Answer:
+    body = {"images": [base64.b64encode(image).decode() for image in images], **options}
+    async with httpx.AsyncClient(base_url=server.http_url, timeout=60) as client:
+        return _from_json(await client.post("/v1/detect", json=body))
+
+
+def _from_json(response: httpx.Response) -> Answer:
+    body = response.json()
+    if "error" in body:
+        return Answer(body["error"]["code"], message=body["error"]["message"])
+    return Answer(None, tuple(map(_image_from_json, body["results"])), "", body["model"])
+
+
+def _image_from_json(result: dict[str, Any]) -> Seen:
+    if result["status"] == "error":
+        return Seen(result["error"]["code"])
+    found = tuple(
+        Found(
+            one["label"],
+            one["index"],
+            one["score"],
+            one["box"],
+            one.get("mask"),
+            one.get("points_inside"),
+        )
+        for one in result["detections"]
+    )
+    image, seen = result["image"], result["input"]
+    return Seen(
+        None,
+        found,
+        (image["width"], image["height"]),
+        (seen["width"], seen["height"]),
+        result.get("points"),
+        result["timing"]["batch_size"],
+    )
+
+
+def _message(images: list[bytes], **options: Any) -> dat_pb2.DetectRequest:
+    enums = {
+        "explain": lambda name: dat_pb2.Explain.Value(f"EXPLAIN_{name.upper()}"),
+        "masks": lambda name: dat_pb2.MaskFormat.Value(f"MASK_FORMAT_{name.upper()}"),
+    }
+    fields = {name: enums.get(name, lambda v: v)(value) for name, value in options.items()}
+    return dat_pb2.DetectRequest(images=images, **fields)
+
+
+async def over_grpc(server: RunningServer, images: list[bytes], **options: Any) -> Answer:
+    async with channel(server) as open_channel:
+        stub = dat_pb2_grpc.DetectorServiceStub(open_channel)
+        try:
+            return _from_grpc(await stub.Detect(_message(images, **options)))
+        except grpc.aio.AioRpcError as error:
+            trailing = dict(error.trailing_metadata())
+            return Answer(trailing["dat-error-code"], message=error.details() or "")
+
+
+async def over_stream(server: RunningServer, images: list[bytes], **options: Any) -> Answer:
+    request = dat_pb2.DetectStreamRequest(id="only", request=_message(images, **options))
+    async with channel(server) as open_channel:
+        stub = dat_pb2_grpc.DetectorServiceStub(open_channel)
+        (answer,) = [answer async for answer in stub.DetectStream([request])]
+    assert answer.id == "only"
+    if answer.HasField("error"):
+        return Answer(answer.error.code, message=answer.error.message)
+    return _from_grpc(answer.response)
+
+
+def _from_grpc(response: dat_pb2.DetectResponse) -> Answer:
+    return Answer(None, tuple(map(_image_from_grpc, response.results)), "", response.model)
+
+
+def _image_from_grpc(result: dat_pb2.DetectResult) -> Seen:
+    if result.HasField("error"):
+        return Seen(result.error.code)
+    image = result.image
+    found = tuple(
+        Found(
+            one.label,
+            one.index,
+            one.score,
+            [one.box.x1, one.box.y1, one.box.x2, one.box.y2],
+            _mask_from_grpc(one),
+            [
+                {"stage": part.stage, "block": part.block, "indices": list(part.indices)}
+                for part in one.points_inside
+            ]
+            or None,
+        )
+        for one in image.detections
+    )
+    layers = None
+    if image.HasField("points"):
+        layers = [
+            {
+                "stage": layer.stage,
+                "block": layer.block,
+                "sampling_locations": np.array(layer.sampling_locations).reshape(
+                    layer.groups, layer.rows, layer.columns, 2
+                ),
+            }
+            for layer in image.points.layers
+        ]
+    return Seen(
+        None,
+        found,
+        (image.width, image.height),
+        (image.input_width, image.input_height),
+        layers,
+        image.timing.batch_size,
+    )
+
+
+def _mask_from_grpc(one: dat_pb2.Detection) -> Any:
+    match one.WhichOneof("mask"):
+        case "rle":
+            return {"rle": {"size": [one.rle.height, one.rle.width], "counts": one.rle.counts}}
+        case "polygon":
+            rings = [np.array(ring.points).reshape(-1, 2).tolist() for ring in one.polygon.rings]
+            return {"polygon": rings}
+        case "png":
+            text = base64.b64encode(one.png.png).decode()
+            return {"png": {"png": text, "left": one.png.left, "top": one.png.top}}
+    return None
+
+
+CLIENTS = [over_http, over_json, over_grpc, over_stream]
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """What the detector finds when it is called directly."""
+    loaded = load_detector(folder / "masks.safetensors").detector
+    with Image.open(io.BytesIO(JPEG)) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    resizing = loaded.config.resizing(pixels.shape[:2])
+    resized, scale = torch.tensor([resizing.resized]), torch.tensor([resizing.scale_xy])
+    images = torch.from_numpy(to_model_pixels(pixels, resizing))[None]
+    with torch.inference_mode():
+        found, _ = loaded.forward_explained(Normalise()(images, resized), resized, scale)
+    masks = paste_whole(found[0].mask_probabilities, found[0].boxes, resizing.image_size)
+    return found[0], masks.numpy(), resizing
+
+
+@pytest.mark.parametrize("detect", CLIENTS)
+async def test_an_answer_is_what_the_detector_finds(server, expected, detect):
+    detections, masks, resizing = expected
+    answer = await detect(server, [JPEG])
+    assert (answer.error, answer.model) == (None, "masks")
+    (image,) = answer.images
+    assert (image.size, image.input_size) == ((320, 240), resizing.resized[::-1])
+    assert len(image.found) == len(detections.scores) > 10
+    for row, found in enumerate(image.found):
+        assert found.label == CLASSES[found.index] == CLASSES[int(detections.labels[row])]
+        assert found.score == pytest.approx(float(detections.scores[row]), abs=1e-5)
+        assert found.box == pytest.approx(detections.boxes[row].tolist(), abs=1e-2)
+        ours = coco.decode(found.mask["rle"]).astype(bool)
+        assert ours.shape == (240, 320)
+        assert (ours != masks[row]).mean() < 1e-3
+
+
+@pytest.mark.parametrize("detect", CLIENTS)
+async def test_masks_have_the_form_that_was_asked_for(server, expected, detect):
+    _, masks, _ = expected
+    plain, polygon, png = [
+        (await detect(server, [JPEG], masks=form)).images[0].found
+        for form in ("none", "polygon", "png")
+    ]
+    assert all(found.mask is None for found in plain)
+    for row, (outline, picture) in enumerate(zip(polygon, png, strict=True)):
+        rings = [np.ravel(ring).tolist() for ring in outline.mask["polygon"]]
+        if len(rings) == 1:  # pycocotools knows no holes
+            drawn = coco.decode(coco.merge(coco.frPyObjects(rings, 240, 320)))
+            assert (drawn.astype(bool) != masks[row]).mean() < 0.02
+        part = picture.mask["png"]
+        with Image.open(io.BytesIO(base64.b64decode(part["png"]))) as decoded:
+            pixels = np.asarray(decoded)
+        whole = np.zeros((240, 320), bool)
+        height, width = pixels.shape
+        whole[part["top"] : part["top"] + height, part["left"] : part["left"] + width] = pixels
+        assert (whole != masks[row]).mean() < 1e-3
+
+
+@pytest.mark.parametrize("detect", CLIENTS)
+async def test_options_choose_among_the_detections(server, detect):
+    everything = (await detect(server, [JPEG])).images[0].found
+    threshold = everything[len(everything) // 2].score
+    surer = (await detect(server, [JPEG], score_threshold=threshold)).images[0].found
+    assert [found.score for found in surer] == [
+        found.score for found in everything if found.score >= threshold - 1e-9
+    ]
+    few = (await detect(server, [JPEG], max_detections=3)).images[0].found
+    assert [found.box for found in few] == [found.box for found in everything[:3]]
+    wanted = sorted({found.label for found in everything})[:2]
+    chosen = (await detect(server, [JPEG], classes=wanted)).images[0].found
+    assert [found.box for found in chosen] == [
+        found.box for found in everything if found.label in wanted
+    ]
+    none = await detect(server, [JPEG], score_threshold=1.0)
+    assert (none.error, none.images[0].error, none.images[0].found) == (None, None, ())
+
+
+@pytest.mark.parametrize("detect", CLIENTS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score_threshold": 1.5}, "score_threshold"),
+        ({"score_threshold": -0.1}, "score_threshold"),
+        ({"score_threshold": float("nan")}, "score_threshold"),
+        ({"max_detections": 0}, "max_detections"),
+        ({"max_detections": 101}, "max_detections"),
+        ({"classes": ["unicorn"]}, "unicorn"),
+        ({"model": "boxes", "masks": "rle"}, "boxes gives no masks"),
+    ],
+)
+async def test_options_that_cannot_be_followed_are_refused(server, detect, options, message):
+    if detect is over_json and options.get("score_threshold") != options.get("score_threshold"):
+        pytest.skip("JSON has no NaN")
+    answer = await detect(server, [JPEG], **options)
+    assert answer.error == "invalid_option"
+    assert message in answer.message
+
+
+@pytest.mark.parametrize("detect", CLIENTS)
+async def test_points_lie_in_the_image_and_objects_name_those_inside(server, detect):
+    (image,) = (await detect(server, [JPEG], explain="objects")).images
+    assert [(layer["stage"], layer["block"]) for layer in image.layers] == [
+        (0, 0), (1, 0), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1),
+    ]  # fmt: skip
+    points = [np.array(layer["sampling_locations"]).reshape(-1, 2) for layer in image.layers]
+    for layer in points:
+        assert (layer > -40).all()
+        assert (layer < np.array([320, 240]) + 40).all()
+    for found in image.found[:10]:
+        mask = coco.decode(found.mask["rle"]).astype(bool)
+        for layer, inside in zip(points, found.inside, strict=True):
+            column, row = np.floor(layer).astype(int).T
+            within = (column >= 0) & (column < 320) & (row >= 0) & (row < 240)
+            expected = [i for i in np.flatnonzero(within) if mask[row[i], column[i]]]
+            # A point within rounding of a pixel's edge may fall on either side.
+            assert len(set(expected) ^ set(inside["indices"])) <= 1
+    (plain,) = (await detect(server, [JPEG], explain="points")).images
+    assert all(found.inside is None for found in plain.found)
+    assert (await detect(server, [JPEG])).images[0].layers is None
+
+
+@pytest.mark.parametrize("detect", CLIENTS)
+async def test_every_image_has_its_own_status(server, detect):
+    strip = encoded("PNG", size=(4, 400))
+    answer = await detect(server, [JPEG, b"no picture", strip, encoded("WEBP", 3, (90, 70))])
+    assert [image.error for image in answer.images] == [
+        None, "invalid_image", "invalid_image", None,
+    ]  # fmt: skip
+    assert answer.images[3].size == (70, 90)
+    alone = await detect(server, [strip])
+    assert alone.error == "invalid_image"
+    assert "too long and narrow" in alone.message
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2000, 1500), (33, 31)])
+async def test_images_of_any_size(server, size):
+    (image,) = (await over_http(server, [encoded("PNG", size=size)])).images
+    assert image.error is None
+    assert image.size == size[::-1]
+
+
+async def test_images_share_a_batch_only_with_their_own_padded_size(server):
+    wide, tall = encoded("PNG", 1, (100, 160)), encoded("PNG", 2, (160, 100))
+    alone = [(await over_http(server, [image])).images[0] for image in (wide, tall)]
+    answer = await over_http(server, [wide, tall] * 8)
+    assert max(image.batch_size for image in answer.images) > 1
+    for number, image in enumerate(answer.images):
+        expected = alone[number % 2]
+        assert image.input_size == expected.input_size
+        assert len(image.found) == len(expected.found)
+        for ours, theirs in zip(image.found, expected.found, strict=True):
+            assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+async def test_tasks_do_not_answer_for_each_other(server):
+    async with httpx.AsyncClient(base_url=server.http_url, timeout=60) as client:
+        wrong = await client.post("/v1/classify?model=masks", content=JPEG)
+        objects = await client.post("/v1/classify?explain=objects", content=JPEG)
+        default = await client.post("/v1/classify", content=JPEG)
+        listed = (await client.get("/v1/models")).json()["models"]
+    assert (wrong.status_code, objects.status_code, default.status_code) == (404, 400, 200)
+    assert default.json()["model"] == "shapes"
+    assert (await over_grpc(server, [JPEG], model="shapes")).error == "unknown_model"
+    assert [(m["name"], m["task"], m["default"]) for m in listed] == [
+        ("shapes", "classify", True), ("masks", "detect", True), ("boxes", "detect", False),
+    ]  # fmt: skip
+    assert "flops" not in listed[1]
+    assert "image_size" not in listed[1]
+
+
+async def test_a_server_without_a_detector_says_so():
+    with start_server() as other:
+        answer = await over_http(other, [JPEG])
+    assert answer.error == "unknown_model"
+
+
+async def test_requests_are_counted_by_task(server):
+    before = server.metrics()
+    await asyncio.gather(
+        over_http(server, [JPEG, b"x"], explain="points"), over_grpc(server, [JPEG])
+    )
+    after = server.metrics()
+
+    def change(name):
+        return after[name] - before[name]
+
+    for protocol in ("http", "grpc"):
+        labels = f"model=masks,outcome=ok,protocol={protocol},task=detect"
+        assert change(f"dat_requests_total,{labels}") == 1
+    assert change("dat_images_total,model=masks,task=detect") == 2
+    assert change("dat_explain_requests_total,kind=points,model=masks") == 1
