@@ -51,11 +51,16 @@ def _add(
 
 
 def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = _add(
-        commands, "evaluate", _evaluate, "measure the accuracy on a folder of labelled images"
+    parser = _add(commands, "evaluate", _evaluate, "measure a model on labelled images")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="images: one subfolder for each class, or those that the annotations name",
     )
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="one subfolder for each class"
+        "--coco", type=Path, metavar="FILE", help="annotations of COCO, to measure a detector"
     )
     parser.add_argument("--model", help="name of the model; without it, the default")
     parser.add_argument(
@@ -101,12 +106,19 @@ def _evaluate(arguments: Namespace) -> int:
     logs.configure(chosen.log, sys.stderr)  # standard output is for the result
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.engine.device import DeviceUnavailable  # noqa: PLC0415
-    from service.evaluate import EvaluationError, evaluate  # noqa: PLC0415
+    from service.evaluation.accuracy import Accuracy  # noqa: PLC0415
+    from service.evaluation.coco import CocoPrecision  # noqa: PLC0415
+    from service.evaluation.run import EvaluationError, evaluate  # noqa: PLC0415
     from service.model_file import ModelFileError, choose_models  # noqa: PLC0415
 
     try:
         entry = choose_models(chosen).find(arguments.model)
-        figures = asyncio.run(evaluate(entry, chosen, arguments.data, arguments.journal))
+        evaluation = (
+            Accuracy(arguments.data)
+            if arguments.coco is None
+            else CocoPrecision(arguments.data, arguments.coco)
+        )
+        figures = asyncio.run(evaluate(evaluation, entry, chosen, arguments.journal))
     except (CheckpointError, DeviceUnavailable, EvaluationError, ModelFileError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:

@@ -104,7 +104,11 @@ class PreparedForDetection:
 class DetectorCore(
     Core[DetectOptions, PreparedForDetection, DetectionInput, DetectionOutput, DetectedImage]
 ):
-    """Answers requests of one detector."""
+    """Answers requests of one detector.
+
+    Attributes:
+        has_masks: whether it finds the pixels of an object, beside its box.
+    """
 
     def __init__(
         self,
@@ -120,6 +124,7 @@ class DetectorCore(
             card, served.labels, batcher, workers=workers, limits=limits, metrics=metrics
         )
         self._config = served.detector.config
+        self.has_masks = self._config.has_masks
         self._names = {label.name for label in served.labels}
 
     def check(self, options: DetectOptions) -> None:  # noqa: D102
@@ -133,7 +138,7 @@ class DetectorCore(
             )
         if unknown := [name for name in options.classes if name not in self._names]:
             raise InvalidOption(f"{self.card.name} has no class {unknown[0]!r}")
-        if options.masks not in (None, "none") and not self._config.has_masks:
+        if options.masks not in (None, "none") and not self.has_masks:
             raise InvalidOption(f"{self.card.name} gives no masks")
 
     def prepare(self, upload: bytes) -> PreparedForDetection:  # noqa: D102

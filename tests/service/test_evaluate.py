@@ -1,14 +1,22 @@
 import json
 import signal
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demo.folder import write
-from service.evaluate import EvaluationError, LabelledImage, find_images, measure
+from demo.scenes import CLASSES
+from model import checkpoint as checkpoints
+from model.detection import create_detector
+from service.evaluation.accuracy import find_images, top_k_accuracy
+from service.evaluation.coco import CocoPrecision
+from service.evaluation.run import EvaluationError
+from service.masks import Mask, run_lengths
 from service.served_model import Label
-from tests.clients import JPEG
+from tests.clients import JPEG, encoded
 from tests.service.commands import command, run
 
 SCENES = 150
@@ -135,7 +143,7 @@ LABELS = [Label("crane", "n3"), Label("bat", "n1"), Label("crane", "n2")]
 )
 def test_subfolders_are_classes_by_id_by_name_or_in_order(tmp_path, labels, names, targets):
     images = find_images(folder_of(tmp_path, *names), labels)
-    assert [image.target for image in images] == targets
+    assert list(images.values()) == targets
 
 
 def test_subfolders_that_are_not_the_classes_are_refused(tmp_path):
@@ -148,10 +156,110 @@ def test_subfolders_that_are_not_the_classes_are_refused(tmp_path):
     st.lists(st.tuples(st.integers(0, 9), st.permutations(range(10)), st.booleans()), min_size=1)
 )
 def test_accuracy_is_the_share_of_right_answers(cases):
-    images = [LabelledImage(f"{n}.jpg", target) for n, (target, *_) in enumerate(cases)]
-    answers = {f"{n}.jpg": list(best[:5]) if ok else None for n, (_, best, ok) in enumerate(cases)}
-    found = measure(images, answers)
-    right = [(best.index(target) if ok else 10) for target, best, ok in cases]
-    assert found.top1 == sum(rank == 0 for rank in right) / len(cases)
-    assert found.top5 == sum(rank < 5 for rank in right) / len(cases)
-    assert found.unreadable == sum(not ok for *_, ok in cases)
+    found = top_k_accuracy([(t, list(best[:5]) if ok else None) for t, best, ok in cases])
+    ranks = [best.index(target) if ok else 10 for target, best, ok in cases]
+    assert found["top1"] == sum(rank == 0 for rank in ranks) / len(cases)
+    assert found["top5"] == sum(rank < 5 for rank in ranks) / len(cases)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A detector with random weights."""
+    path = tmp_path_factory.mktemp("detector") / "detector.safetensors"
+    torch.manual_seed(0)
+    facts = {"variant": "mask_rcnn_dat_nano", "labels": json.dumps(CLASSES)}
+    checkpoints.write(path, create_detector("mask_rcnn_dat_nano").state_dict(), facts)
+    return path
+
+
+def annotated(folder, objects, names=CLASSES):
+    """Pictures with annotations; `objects` are `(image, class, (x, y, w, h), score)`."""
+    images = [{"id": 7 + n, "file_name": f"{n}.png", "width": 60, "height": 40} for n in range(3)]
+    for image in images:
+        (folder / image["file_name"]).write_bytes(encoded("PNG", image["id"], (40, 60)))
+    annotations = [
+        {
+            "id": number + 1,
+            "image_id": 7 + image,
+            "category_id": 100 + names.index(name),
+            "bbox": list(box),
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+            "segmentation": [rectangle(box)],
+        }
+        for number, (image, name, box, _) in enumerate(objects)
+    ]
+    categories = [{"id": 100 + index, "name": name} for index, name in enumerate(names)]
+    path = folder / "annotations.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return path
+
+
+def rectangle(box):
+    x, y, w, h = box
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
+
+
+OBJECTS = [
+    (0, "star", (4, 5, 20, 10), 0.9),
+    (0, "ring", (30, 8, 12, 30), 0.8),
+    (2, "star", (0, 0, 60, 40), 0.7),
+]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools under NumPy 2
+@pytest.mark.parametrize(("wrong", "precision"), [(False, 1.0), (True, 0.7525)])
+def test_precision_is_that_of_pycocotools(tmp_path, wrong, precision):
+    """Perfect detections have a precision of 1; a missed star of two costs a quarter."""
+    evaluation = CocoPrecision(tmp_path, annotated(tmp_path, OBJECTS))
+    evaluation._categories, evaluation._has_masks = [100 + n for n in range(12)], True
+    answers = {f"{image}.png": [] for image in range(3)}
+    for image, name, (x, y, w, h), score in OBJECTS:
+        if wrong and image == 2:
+            continue
+        pixels = np.ones((h, w), bool)
+        answers[f"{image}.png"].append(
+            {
+                "category_id": 100 + CLASSES.index(name),
+                "score": score,
+                "bbox": [x, y, w, h],
+                "segmentation": {
+                    "size": [40, 60],
+                    "counts": run_lengths(Mask(y, x, pixels, (40, 60))),
+                },
+            }
+        )
+    figures = evaluation.measure(answers)
+    for kind in ("box", "mask"):
+        assert figures[kind]["ap"] == pytest.approx(precision, abs=1e-3)
+        assert figures[kind]["ap50"] == pytest.approx(precision, abs=1e-3)
+
+
+def test_a_detector_is_measured_and_goes_on_from_its_journal(tmp_path, detector):
+    annotations = annotated(tmp_path, OBJECTS)
+    arguments = ("--data", tmp_path, "--coco", annotations, "--journal", tmp_path / "j.jsonl")
+    first, second = (run("evaluate", *arguments, DAT_MODEL__CHECKPOINT=detector) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    figures, again = json.loads(first.stdout), json.loads(second.stdout)
+    assert (figures["model"], figures["images"]) == ("mask_rcnn_dat_nano", 3)
+    assert 0 <= figures["box"]["ap"] <= figures["box"]["ap50"] <= 1
+    assert figures["mask"].keys() == figures["box"].keys()
+    assert (figures["answered_now"], again["answered_now"]) == (3, 0)
+    assert again["box"] == figures["box"]
+
+
+def test_annotations_that_do_not_fit_are_refused(tmp_path, detector):
+    annotations = annotated(tmp_path, [], names=["star"])
+    broken = tmp_path / "broken.json"
+    broken.write_text("[")
+    for path, checkpoint, message in (
+        (annotations, {"DAT_MODEL__CHECKPOINT": detector}, "has no category 'arrow'"),
+        (annotations, {}, "dat_nano is no detector"),
+        (broken, {"DAT_MODEL__CHECKPOINT": detector}, "broken.json: not COCO annotations"),
+    ):
+        ended = run("evaluate", "--data", tmp_path, "--coco", path, **checkpoint)
+        assert ended.returncode == 1
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr

@@ -1,0 +1,1 @@
+"""Measures models on labelled images, by the way that requests take."""

@@ -1,0 +1,204 @@
+"""Asks a model about many files, and goes on where a run was cut off.
+
+Every file goes as an upload through decoding, pre-processing, the batcher and the engine. Each
+answer is at once one line of a journal (JSON lines).
+"""
+
+import asyncio
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Generic, TypeVar
+
+from prometheus_client import CollectorRegistry
+from tqdm import tqdm
+
+from model import checkpoint as checkpoints
+from service.core import Answer, Core, Options
+from service.engine.device import Device
+from service.errors import InvalidImage, ServiceError
+from service.metrics import Metrics
+from service.model_file import ModelEntry
+from service.open_model import OpenModel, Shared, open_model
+from service.settings import Settings
+
+TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
+AnyCore = Core[Any, Any, Any, Any, Any]
+# What the journal keeps of each file's answer, by its path; `None` where it could not be decoded.
+Answers = dict[str, Any]
+
+_PATIENCE_S = 3600.0  # an evaluation has no deadline
+
+
+class EvaluationError(Exception):
+    """The data or the journal cannot be used; the message says what to change."""
+
+
+class Evaluation(ABC, Generic[TaskAnswer]):
+    """What is asked of a model, and what is made of its answers.
+
+    Attributes:
+        folder: in which the files lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def data(self) -> list[str]:
+        """What the figures are of, by path."""
+        return [str(self.folder.resolve())]
+
+    @abstractmethod
+    def files(self, core: AnyCore) -> list[str]:
+        """The paths of all files, relative to the folder.
+
+        Raises:
+            EvaluationError: the data cannot be used, or not for this model.
+        """
+
+    @abstractmethod
+    def options(self, timeout_s: float) -> Options:
+        """What is asked of every file."""
+
+    @abstractmethod
+    def record(self, answer: TaskAnswer) -> Any:
+        """What the journal keeps of an answer, for JSON."""
+
+    @abstractmethod
+    def measure(self, answers: Answers) -> dict[str, Any]:
+        """The figures, for JSON, from the records of all files."""
+
+
+async def evaluate(
+    evaluation: Evaluation[Any], entry: ModelEntry, settings: Settings, journal: Path
+) -> dict[str, Any]:
+    """Measure a model, going on with what the journal has.
+
+    Returns:
+        The figures, with the model and the weights that they are of, for JSON.
+
+    Raises:
+        EvaluationError: the data or the journal cannot be used, or the device failed.
+        model.checkpoint.CheckpointError: the weights or the class names cannot be used.
+        DeviceUnavailable: the device is not there.
+    """
+    device = Device(settings.engine.device, settings.engine.threads)
+    decode_threads = settings.limits.decode_threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as workers:
+        metrics = Metrics(CollectorRegistry())
+        model = open_model(entry, Shared(settings, device, workers, metrics))
+        files = evaluation.files(model.core)
+        subject = _subject(model, evaluation.data)
+        answers = _read_journal(journal, subject)
+        left = [file for file in files if file not in answers]
+        await model.engine.load()
+        model.batcher.open()
+        running = asyncio.create_task(model.batcher.run())
+        start = perf_counter()
+        try:
+            # Enough at once to keep the decoders busy while a batch waits and one runs.
+            at_once = 2 * model.engine.max_batch + 2 * decode_threads
+            queue_limit = entry.batching(settings.batching).queue_limit
+            with (
+                journal.open("a", encoding="utf-8") as lines,
+                tqdm(total=len(files), initial=len(files) - len(left), unit="image") as bar,
+            ):
+                async for file, record in _ask(
+                    evaluation, model.core, left, min(at_once, queue_limit)
+                ):
+                    answers[file] = record
+                    lines.write(json.dumps({"image": file, "answer": record}) + "\n")
+                    lines.flush()
+                    bar.update()
+        finally:
+            running.cancel()
+            device.close()
+    speed = {"answered_now": len(left), "seconds": round(perf_counter() - start, 2)}
+    figures = evaluation.measure({file: answers[file] for file in files})
+    unreadable = sum(answers[file] is None for file in files)
+    return subject | {"images": len(files), "unreadable": unreadable} | figures | speed
+
+
+def _subject(model: OpenModel, data: list[str]) -> dict[str, Any]:
+    """What is measured: a journal of anything else must not be gone on with."""
+    card = model.core.card
+    return {
+        "model": card.name,
+        "variant": card.variant,
+        "image_size": card.image_size and list(card.image_size),
+        "dtype": card.dtype,
+        "device": card.device,
+        "checkpoint_sha256": checkpoints.sha256(model.source),
+        "data": data,
+    }
+
+
+def _read_journal(path: Path, subject: dict[str, Any]) -> Answers:
+    """The answers that a journal has; it is begun, or mended, if need be.
+
+    Raises:
+        EvaluationError: it is not a journal, or one of another model or other data.
+    """
+    try:
+        text = path.read_text("utf-8") if path.exists() else ""
+        # The line that was being written when the run was cut off is not whole.
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        head, *rest = [json.loads(line) for line in lines] or [subject]
+        answers = {line["image"]: line["answer"] for line in rest}
+        if head == subject:
+            kept = lines or [json.dumps(subject)]
+            path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise EvaluationError(f"{path}: not a journal that can be gone on with: {fault}") from fault
+    if head != subject:
+        raise EvaluationError(
+            f"{path}: the journal of another evaluation ({head}); remove it or name another file"
+        )
+    return answers
+
+
+async def _ask(
+    evaluation: Evaluation[Any], core: AnyCore, files: Sequence[str], at_once: int
+) -> AsyncIterator[tuple[str, Any]]:
+    """Ask about files, a bounded number at once; records come as they are ready."""
+    left = iter(files)
+
+    def start(count: int) -> set[asyncio.Task[tuple[str, Any]]]:
+        return {
+            asyncio.create_task(_answer(evaluation, core, file)) for file in islice(left, count)
+        }
+
+    waiting = start(at_once)
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            waiting |= start(len(done))
+            for task in done:
+                yield task.result()
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _answer(evaluation: Evaluation[Any], core: AnyCore, file: str) -> tuple[str, Any]:
+    """A file with the record of its answer.
+
+    Raises:
+        EvaluationError: the file cannot be read, or the device failed.
+    """
+    path = evaluation.folder / file
+    try:
+        upload = await asyncio.to_thread(path.read_bytes)
+        (outcome,) = await core.answer([upload], evaluation.options(_PATIENCE_S))
+    except InvalidImage:
+        return file, None
+    except (OSError, ServiceError) as fault:
+        raise EvaluationError(f"{path}: {fault}") from fault
+    assert isinstance(outcome, Answer), "one image raises its failure"
+    return file, evaluation.record(outcome)
