@@ -134,24 +134,26 @@ def relative_position_bias_in_bands(
 ) -> Iterator[Tensor]:
     """`relative_position_bias` of so many rows of queries after the other.
 
-    Between two bands only the vertical displacements change.
+    Between two bands only the vertical displacements change. Every row is a batch entry of its
+    own: on the CPU, `grid_sample` has one thread for each.
 
     Yields:
-        `(B, heads, rows * W, Hk * Wk)`, the last with the rows that are left.
+        `(B, rows, heads, W, Hk * Wk)`, the last with the rows that are left.
     """
     B, G, Hk, Wk, _ = locations.shape
     heads, TH, TW = table.shape
     W, Ns = len(query_columns), Hk * Wk
-    y, x = (locations.reshape(B * G, 1, 1, Ns, 2) * 0.5).unbind(-1)
-    displacement_xy = locations.new_empty(B * G, rows, W, Ns, 2)
-    displacement_xy[..., 0] = query_columns.view(1, 1, W, 1) * 0.5 - x
-    tables = table.to(locations.dtype).view(1, G, heads // G, TH, TW).expand(B, -1, -1, -1, -1)
-    tables = tables.reshape(B * G, heads // G, TH, TW)
+    y, x = (locations.reshape(B, 1, G, 1, Ns, 2) * 0.5).unbind(-1)
+    displacement_xy = locations.new_empty(B, rows, G, W, Ns, 2)
+    displacement_xy[..., 0] = query_columns.view(1, 1, 1, W, 1) * 0.5 - x
+    tables = table.to(locations.dtype).view(1, G, heads // G, TH, TW)
+    tables = tables.expand(B * rows, -1, -1, -1, -1).flatten(0, 1)
     for band in query_rows.split(rows):
         part = displacement_xy[:, : len(band)]
-        part[..., 1] = band.view(1, -1, 1, 1) * 0.5 - y
-        bias = F.grid_sample(tables, part.flatten(1, 2), align_corners=True)
-        yield bias.view(B, heads, len(band) * W, Ns)
+        part[..., 1] = band.view(1, -1, 1, 1, 1) * 0.5 - y
+        grid = part.flatten(0, 2)
+        bias = F.grid_sample(tables[: len(grid)], grid, align_corners=True)
+        yield bias.view(B, len(band), heads, W, Ns)
 
 
 def relative_position_bias_by_slices(
@@ -202,6 +204,11 @@ def _per_slice(weight: Tensor) -> Tensor:
 def _rounded(positions: Tensor) -> Tensor:
     """Positions computed in float64, in the default type of torch."""
     return positions.to(torch.get_default_dtype())
+
+
+def _of_each_row(tensor: Tensor, rows: int) -> Tensor:
+    """Repeat each entry `(B, ...)` for so many rows of queries, to `(B * rows, ...)`."""
+    return tensor.unsqueeze(1).expand(-1, rows, *tensor.shape[1:]).flatten(0, 1)
 
 
 class DeformableAttention(nn.Module):
@@ -314,10 +321,12 @@ class DeformableAttention(nn.Module):
             self.relative_position_bias_table, self.query_rows, self.query_columns, locations, rows
         )
         attended = []
-        for band, bias in zip(queries.split(rows * self.size[1], 2), biases, strict=True):
-            mask = bias.to(tokens.dtype)
-            part = F.scaled_dot_product_attention(band, keys, values, mask, scale=1.0)
-            attended.append(part.transpose(1, 2).flatten(2))
+        by_row = queries.unflatten(2, self.size).transpose(1, 2)  # (B, H, heads, W, head_dim)
+        for band, bias in zip(by_row.split(rows, 1), biases, strict=True):
+            k, v = (_of_each_row(tensor, band.shape[1]) for tensor in (keys, values))
+            mask = bias.flatten(0, 1).to(tokens.dtype)
+            part = F.scaled_dot_product_attention(band.flatten(0, 1), k, v, mask, scale=1.0)
+            attended.append(part.transpose(1, 2).reshape(len(tokens), -1, tokens.shape[-1]))
         return Attended(self.proj(torch.cat(attended, 1)).view(tokens.shape), locations)
 
     def attention_weights(self, tokens: Tensor) -> Tensor:

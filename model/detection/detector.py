@@ -19,7 +19,8 @@ from model.detection.official import fold, is_official, num_classes, official_sh
 from model.detection.retinanet import RetinaNetHead
 from model.detection.roi_heads import TwoStageHead
 
-SIZES_KEPT = 8  # input sizes whose geometry stays in memory
+# Input sizes whose geometry stays in memory: up to 50 MB each in the tiny models, 81 in base.
+SIZES_KEPT = 8
 
 
 class ExplainedDetections(NamedTuple):
@@ -38,7 +39,9 @@ class ExplainedDetections(NamedTuple):
 class Detector(nn.Module):
     """An official detector.
 
-    Its post-processing is part of it: the heads return what was found, on the CPU.
+    Its post-processing is part of it: the heads return what was found, on the CPU. Beside the
+    weights, an image of 1344x800 takes at most 0.7 GB there (0.6 in the tiny models without a
+    cascade): what was measured of the process in float32.
 
     Attributes:
         config: what it is made of.
