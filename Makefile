@@ -22,7 +22,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
 
-run: $(VENV)/.runtime ## install what is needed and serve the demo model
+run: $(VENV)/.runtime ## install what is needed and serve the demo models
 	@exec $(BIN)/dat-serve
 
 test: $(VENV)/.dev ## install what is needed and run the tests
@@ -60,7 +60,7 @@ bench: $(VENV)/.dev ## measure the engine and the server, results in bench/resul
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.server
 
-demo: $(VENV)/.dev ## train the demo model anew and measure it
+demo: $(VENV)/.dev ## train the demo models anew and measure them
 	$(BIN)/python -m demo.train
 	$(BIN)/python -m demo.evaluate
 

@@ -76,6 +76,10 @@ class Lineup(BaseModel, frozen=True, extra="forbid"):
         raise ModelFileError(f"no model is called {name!r}")
 
 
+# What a server without any setting of the model shows.
+_DEMO = Lineup(models=(ModelEntry(name="dat_nano"), ModelEntry(name="mask_rcnn_dat_nano")))
+
+
 def choose_models(settings: Settings) -> Lineup:
     """The models that the settings ask for.
 
@@ -83,6 +87,8 @@ def choose_models(settings: Settings) -> Lineup:
         ModelFileError: the model file is missing, malformed, or contradicts the settings.
     """
     path = settings.model.file
+    if not settings.model.model_fields_set:
+        return _DEMO
     if path is None:
         choice = settings.model.model_dump(exclude={"file"})
         return Lineup(models=(ModelEntry(**choice),))

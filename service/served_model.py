@@ -14,12 +14,16 @@ from model.detection.official import is_detector
 from service.metrics import Task
 from service.settings import ModelChoice
 
-DEMO_VARIANT = "dat_nano"
-_DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "dat_nano.safetensors"
+_DEMO = Path(__file__).parent.parent / "demo"
+BUNDLED = {
+    "dat_nano": _DEMO / "dat_nano.safetensors",
+    "mask_rcnn_dat_nano": _DEMO / "detection" / "mask_rcnn_dat_nano.safetensors",
+}
+_DEFAULT = "dat_nano"
 # Of classifiers and of detectors with as many classes.
 _IMAGENET = (1000, Path(__file__).parent / "labels" / "imagenet1k.json")
 _COCO = (80, Path(__file__).parent / "labels" / "coco.json")
-_ALL_VARIANTS = {*VARIANTS, *DETECTORS}
+_ALL_VARIANTS = (*VARIANTS, *DETECTORS)
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def load(chosen: ModelChoice) -> ServedModel | ServedDetector:
     variant = chosen.variant or (chosen.name if chosen.name in _ALL_VARIANTS else None)
     path = chosen.checkpoint
     if path is None:
-        variant = variant or (DEMO_VARIANT if chosen.name is None else None)
+        variant = variant or (_DEFAULT if chosen.name is None else None)
         path = _bundled(variant or chosen.name)
     if chosen.sha256 is not None:
         _check_sha256(path, chosen.sha256.lower())
@@ -179,8 +183,8 @@ def _load_detector(
 
 
 def _bundled(variant: str | None) -> Path:
-    if variant == DEMO_VARIANT:
-        return _DEMO_CHECKPOINT
+    if variant in BUNDLED:
+        return BUNDLED[variant]
     if variant not in _ALL_VARIANTS:
         raise CheckpointError(f"no variant {variant!r}; there are {', '.join(_ALL_VARIANTS)}")
     raise CheckpointError(f"{variant} has no bundled weights: set DAT_MODEL__CHECKPOINT")

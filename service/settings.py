@@ -23,7 +23,8 @@ class ModelChoice(BaseModel, frozen=True, extra="forbid"):
     name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="What requests and metrics call the model; without it, its variant.",
+        description="What requests and metrics call the model; without it, its variant. Without "
+        "any setting of the model the two demo models are served.",
     )
     variant: str | None = Field(
         None,
@@ -34,7 +35,7 @@ class ModelChoice(BaseModel, frozen=True, extra="forbid"):
     checkpoint: Path | None = Field(
         None,
         description="Weights: an official `.pth` or this repository's `.safetensors`; "
-        "the demo model needs none.",
+        "the demo models need none.",
     )
     sha256: str | None = Field(
         None,

@@ -4,8 +4,12 @@ import asyncio
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
 
+from demo.detection.scenes import CLASSES
+from demo.detection.scenes import upload as upload_of_several
 from demo.views import upload
+from tests import detection_clients
 from tests.clients import over_grpc, over_http, over_json, over_stream
 
 SERIES = 1_000_003  # of no other use in this repository
@@ -33,3 +37,36 @@ async def test_the_demo_model_names_the_object_and_looks_at_it(server, classify)
         looked.append((moved < reference).mean() > 0.5)
     assert np.mean(right) >= 0.95
     assert np.mean(looked) >= 0.95
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools under NumPy 2
+@pytest.mark.parametrize("detect", detection_clients.CLIENTS)
+async def test_the_demo_detector_finds_the_objects_and_their_pixels(server, detect):
+    scenes = [upload_of_several(SERIES, index) for index in range(24)]
+    answers = await asyncio.gather(
+        *(detect(server, [file], score_threshold=0.6) for _, file in scenes)
+    )
+    hits, objects, detections, overlaps = 0, 0, 0, []
+    for (scene, _), answer in zip(scenes, answers, strict=True):
+        (image,) = answer.images
+        objects += len(scene.labels)
+        detections += len(image.found)
+        for label, box, mask in zip(scene.labels, scene.boxes, scene.masks, strict=True):
+            matching = [
+                found
+                for found in image.found
+                if found.label == CLASSES[label] and intersection_over_union(found.box, box) > 0.5
+            ]
+            hits += bool(matching)
+            if matching:
+                pixels = coco.decode(matching[0].mask["rle"]).astype(bool)
+                overlaps.append((pixels & mask).sum() / (pixels | mask).sum())
+    assert hits / objects > 0.6
+    assert hits / detections > 0.6
+    assert np.mean(overlaps) > 0.7
+
+
+def intersection_over_union(a, b):
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a, b
+    shared = max(0, min(ax2, bx2) - max(ax1, bx1)) * max(0, min(ay2, by2) - max(ay1, by1))
+    return shared / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared)
