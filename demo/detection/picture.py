@@ -36,7 +36,10 @@ COLOURS = (
     (160, 70, 210),
     (0, 170, 180),
 )
-LEGEND = f"scores from {LEAST_SCORE} on; dots: where the last deformable layer reads the picture, by group"
+LEGEND = (
+    f"scores from {LEAST_SCORE} on; dots: where the last deformable layer reads the picture, "
+    "by group"
+)
 GAP = 12
 CAPTION = 30
 

@@ -6,8 +6,9 @@ import torch
 
 from demo.detection.losses import Batch, losses
 from demo.detection.scenes import CLASSES, Scene
-from demo.detection.train import BATCH, Batches, Training, render
-from demo.train import WARMUP_STEPS
+from demo.detection.train import Batches, Training, render
+from demo.train import CHECKPOINT, WARMUP_STEPS
+from model.checkpoint import read
 
 IMAGES = 2
 
@@ -96,12 +97,14 @@ def test_a_run_goes_on_where_it_stopped(batch, tmp_path):
     second.load(tmp_path / "state")
     second.detector.train()
     assert second.step == WARMUP_STEPS + 1
-    assert first.advance(batch) == second.advance(batch)
+    # The second of two steps depends on what the optimizer remembers.
+    for _ in range(2):
+        assert first.advance(batch) == second.advance(batch)
 
 
 def test_the_backbone_begins_as_the_classifier():
     detector = Training(steps=1).detector
     assert detector.config.num_classes == len(CLASSES)
-    assert BATCH % 2 == 0
-    classifier = torch.nn.utils.parameters_to_vector(detector.backbone.stages.parameters())
-    assert classifier.std() > 0.05
+    classifier = read(CHECKPOINT).state
+    for name, parameter in detector.backbone.stages.named_parameters():
+        assert torch.equal(parameter, classifier[f"stages.{name}"]), name
