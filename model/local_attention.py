@@ -197,6 +197,8 @@ class NeighborhoodAttention(LocalAttention):
 
     def attend_with(self, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`attend`, kind by kind where tiles share their bias."""
+        if len(self.runs) == 1:
+            return super().attend_with(bias, queries, keys, values)
         attended = [
             super(NeighborhoodAttention, self).attend_with(
                 bias[of_run], *(part[:, run] for part in (queries, keys, values))
