@@ -225,6 +225,13 @@ class _ModelVectors:
             ["model", "mode"],
             registry=registry,
         )
+        self.captures = Counter(
+            "dat_graph_captures",
+            "CUDA graphs captured, at the start or on demand, and attempts that failed.",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self.graphs = Gauge("dat_graphs", "CUDA graphs in memory.", ["model"], registry=registry)
         self.busy_seconds = Counter(
             "dat_device_busy_seconds",
             "Time in which the device had a batch of the model; the sum of the rates over the "
@@ -289,6 +296,8 @@ class ModelMetrics:
         self.real_rows = vectors.batch_images.labels(name, "real")
         self.padding_rows = vectors.batch_images.labels(name, "padding")
         self.replays = {mode: vectors.replays.labels(name, mode) for mode in ("graph", "eager")}
+        self.captures = {o: vectors.captures.labels(name, o) for o in ("ok", "failed")}
+        self.graphs = vectors.graphs.labels(name)
         self.busy_seconds = vectors.busy_seconds.labels(name)
         self.waiting = vectors.waiting.labels(name)
         self.running = vectors.running.labels(name)

@@ -19,6 +19,7 @@ class ModelEntry(ModelChoice):
     dtype: Dtype | None = None
     max_batch: int | None = None
     buckets: tuple[int, ...] | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
     queue_limit: int | None = None
 
     def batching(self, general: Batching) -> Batching:
@@ -29,7 +30,7 @@ class ModelEntry(ModelChoice):
         """
         own = {
             name: value
-            for name in ("max_batch", "buckets", "queue_limit")
+            for name in ("max_batch", "buckets", "sizes", "queue_limit")
             if (value := getattr(self, name)) is not None
         }
         # The largest batch and the buckets say the same; one of the two replaces both.

@@ -50,7 +50,7 @@ def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
 
     Raises:
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
-        ModelFileError: a precision in which a detector does not run.
+        ModelFileError: sizes for a model that has a fixed one.
     """
     start = perf_counter()
     served = served_model.load(entry)
@@ -69,6 +69,8 @@ def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
 def _open_classifier(
     served: ServedModel, entry: ModelEntry, batching: Batching, shared: Shared
 ) -> OpenModel:
+    if entry.sizes:
+        raise ModelFileError(f"{served.name}: sizes are for detectors")
     device = shared.device
     metrics = shared.metrics.add_model(
         served.name, served.version, "classify", batching.queue_limit
@@ -108,12 +110,17 @@ def _open_classifier(
 def _open_detector(
     served: ServedDetector, entry: ModelEntry, batching: Batching, shared: Shared
 ) -> OpenModel:
-    if entry.dtype not in (None, "auto", "float32"):
-        raise ModelFileError(f"{served.name}: detectors run in float32, not {entry.dtype}")
     device = shared.device
     metrics = shared.metrics.add_model(served.name, served.version, "detect", batching.queue_limit)
-    largest = batching.max_batch or max(batching.buckets, default=0)
-    engine = DetectionEngine(served.detector, device, metrics, max_batch=largest)
+    engine = DetectionEngine(
+        served.detector,
+        device,
+        metrics,
+        dtype=entry.dtype or shared.settings.engine.dtype,
+        max_batch=batching.max_batch,
+        buckets=batching.buckets,
+        sizes=batching.sizes,
+    )
     batcher = Batcher[DetectionInput, DetectionOutput](
         engine.run_batch,
         max_batch=engine.max_batch,
@@ -123,7 +130,10 @@ def _open_detector(
         group=lambda item: item.padded_size,
     )
     card = ModelCard.of_detector(
-        served, device=str(device.torch_device), max_batch=engine.max_batch
+        served,
+        device=str(device.torch_device),
+        dtype=str(engine.dtype).removeprefix("torch."),
+        max_batch=engine.max_batch,
     )
     core = DetectorCore(
         served,

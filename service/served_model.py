@@ -105,7 +105,9 @@ class ModelCard:
     max_batch: int
 
     @classmethod
-    def of_detector(cls, served: ServedDetector, *, device: str, max_batch: int) -> "ModelCard":
+    def of_detector(
+        cls, served: ServedDetector, *, device: str, dtype: str, max_batch: int
+    ) -> "ModelCard":
         """The card of a loaded detector on its device."""
         config = served.detector.config
         return cls(
@@ -118,7 +120,7 @@ class ModelCard:
             sum(parameter.numel() for parameter in served.detector.parameters()),
             None,
             device,
-            "float32",
+            dtype,
             max_batch,
         )
 

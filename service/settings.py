@@ -99,6 +99,13 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
         description="Batch sizes the device runs, as a JSON list; a batch is padded to the next "
         "one. Empty: every size on CPU, where padding costs; powers of two on CUDA.",
     )
+    sizes: tuple[tuple[int, int], ...] = Field(
+        (),
+        max_length=8,
+        description="Padded input sizes of detectors made ready at the start, as a JSON list of "
+        "`[height, width]`: on CUDA a graph for each bucket, on CPU the geometry. Others run "
+        "eagerly until they come again.",
+    )
     queue_limit: int = Field(
         256, gt=0, description="Images admitted and not yet on the device; beyond it 429."
     )
@@ -107,6 +114,8 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
     def _consistent(self) -> "Batching":
         if self.buckets and (min(self.buckets) < 1 or len(set(self.buckets)) < len(self.buckets)):
             raise ValueError("buckets must be distinct positive sizes")
+        if any(side % 32 or side < 64 for size in self.sizes for side in size):
+            raise ValueError("sizes must be multiples of 32 from 64 on")
         if self.buckets and self.max_batch not in (0, max(self.buckets)):
             raise ValueError("max_batch must equal the largest bucket")
         return self

@@ -57,8 +57,10 @@ def candidates(outputs: Sequence[LevelOutput], anchors: Anchors, limits: Tensor)
         B, H, W, _ = logits.shape
         best, anchor, label = _best_entries(logits.reshape(B, H * W * anchors.per_cell, -1))
         chosen = deltas.reshape(B, -1, 4).gather(1, anchor.unsqueeze(-1).expand(-1, -1, 4))
+        # Half precision would move a box of a large image by pixels.
+        chosen = chosen.to(limits.dtype)
         boxes.append(decode(anchors.at(level, W, anchor), chosen, limits.unsqueeze(1)))
-        scores.append(best.sigmoid())
+        scores.append(best.to(limits.dtype).sigmoid())
         labels.append(label)
         levels.append(torch.full_like(anchor[0], level))
     return Candidates(

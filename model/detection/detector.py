@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from model import checkpoint
@@ -13,6 +14,7 @@ from model.checkpoint import Checkpoint, CheckpointError
 from model.dat import DeformableLayer
 from model.detection.backbone import Backbone
 from model.detection.config import DETECTORS, DetectorConfig
+from model.detection.dense import Candidates
 from model.detection.detections import Detections
 from model.detection.fpn import FeaturePyramid
 from model.detection.official import fold, is_official, num_classes, official_shapes, parameters
@@ -21,6 +23,21 @@ from model.detection.roi_heads import TwoStageHead
 
 # Input sizes whose geometry stays in memory: up to 50 MB each in the tiny models, 81 in base.
 SIZES_KEPT = 8
+
+
+class DenseFeatures(NamedTuple):
+    """What a detector computes everywhere in its images, before it looks at anything found.
+
+    Attributes:
+        levels: of the pyramid, `(B, H, W, channels)`, finest first.
+        candidates: the best entries of the dense head.
+        sampling_locations: for each of `Detector.deformable_layers`, `(B, G, Hk, Wk, 2)`,
+            (y, x), in the coordinates of `model.attention`.
+    """
+
+    levels: list[Tensor]
+    candidates: Candidates
+    sampling_locations: tuple[Tensor, ...]
 
 
 class ExplainedDetections(NamedTuple):
@@ -79,11 +96,42 @@ class Detector(nn.Module):
         Raises:
             ValueError: a size that the backbone cannot take.
         """
+        dense = self.dense(images, resized_sizes)
+        detections = self.detections(dense, resized_sizes, scales_xy)
+        return ExplainedDetections(detections, dense.sampling_locations)
+
+    def dense(self, images: Tensor, resized_sizes: Tensor) -> DenseFeatures:
+        """The first part of `forward_explained`.
+
+        It depends on no data and creates nothing from host values, so it can be captured in a
+        CUDA graph once it has run.
+
+        Raises:
+            ValueError: a size that the backbone cannot take.
+        """
         height, width = images.shape[2:]
         features = self.backbone_for((height, width))(images)
-        limits = resized_sizes.flip(-1).to(images.dtype)
-        detections = self.head(self.fpn(features.maps), limits, scales_xy)
-        return ExplainedDetections(detections, features.sampling_locations)
+        levels = self.fpn(features.maps)
+        candidates = self.head(levels, _limits(resized_sizes, images.dtype))
+        return DenseFeatures(levels, candidates, features.sampling_locations)
+
+    def detections(
+        self, dense: DenseFeatures, resized_sizes: Tensor, scales_xy: Tensor
+    ) -> list[Detections]:
+        """The second part of `forward_explained`: how much work it is depends on the images."""
+        limits = _limits(resized_sizes, dense.levels[0].dtype)
+        return self.head.detections(dense.levels, dense.candidates, limits, scales_xy)
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Cast the parameters for a forward pass in `dtype`, in place.
+
+        Geometry, boxes and scores stay in float32 or wider.
+        """
+        self.backbone.cast(dtype)
+        for part in (self.fpn, self.head):
+            part.to(dtype)
+        self._sizes.clear()
+        return self
 
     def backbone_for(self, image_size: tuple[int, int]) -> Backbone:
         """The backbone for images of `(H, W)` pixels.
@@ -109,6 +157,11 @@ class Detector(nn.Module):
         # Parameters are shared with the backbones of all sizes, buffers are not.
         self._sizes.clear()
         return super()._apply(fn, recurse)
+
+
+def _limits(resized_sizes: Tensor, dtype: torch.dtype) -> Tensor:
+    """`(B, 2)`, `(x, y)`: width and height of the images without padding."""
+    return resized_sizes.flip(-1).to(torch.promote_types(dtype, torch.float32))
 
 
 def _forget_sizes(module: nn.Module, _: object) -> None:

@@ -30,23 +30,13 @@ class RetinaNetHead(nn.Module):
         self.classes = nn.Conv2d(config.channels, anchors * config.num_classes, 3, padding=1)
         self.boxes = nn.Conv2d(config.channels, anchors * 4, 3, padding=1)
 
-    def forward(
-        self, levels: Sequence[Tensor], limits: Tensor, scales_xy: Tensor
-    ) -> list[Detections]:
-        """Detections of every image.
+    def forward(self, levels: Sequence[Tensor], limits: Tensor) -> Candidates:
+        """The best entries of every level; see `dense.candidates`.
 
         Args:
             levels: of the pyramid, `(B, H, W, channels)`, strides 8 to 128.
             limits: `(B, 2)`, `(x, y)`: width and height of the images without padding.
-            scales_xy: `(B, 2)`, by which the original images were enlarged.
         """
-        found = self.candidates(levels, limits)
-        boxes = found.boxes / xy_pairs(scales_xy).unsqueeze(1)
-        of_images = zip(boxes.cpu(), found.scores.cpu(), found.labels.cpu(), strict=True)
-        return [select(*image) for image in of_images]
-
-    def candidates(self, levels: Sequence[Tensor], limits: Tensor) -> Candidates:
-        """The best entries of every level; see `dense.candidates`."""
         outputs = [
             LevelOutput(
                 convolve(self.classes, self.class_tower(tokens)),
@@ -55,3 +45,16 @@ class RetinaNetHead(nn.Module):
             for tokens in levels
         ]
         return candidates(outputs, RETINANET_ANCHORS, limits)
+
+    def detections(
+        self, _levels: Sequence[Tensor], found: Candidates, _limits: Tensor, scales_xy: Tensor
+    ) -> list[Detections]:
+        """Detections of every image, from the candidates alone.
+
+        Args:
+            found: what `forward` returned.
+            scales_xy: `(B, 2)`, by which the original images were enlarged.
+        """
+        boxes = found.boxes / xy_pairs(scales_xy).unsqueeze(1)
+        of_images = zip(boxes.cpu(), found.scores.cpu(), found.labels.cpu(), strict=True)
+        return [select(*image) for image in of_images]

@@ -51,7 +51,8 @@ def pooled_features(
     pooled = levels[0].new_empty((len(boxes), bins, bins, levels[0].shape[-1]))
     for level, stride in enumerate(STRIDES):
         chosen = (level_index == level).nonzero().squeeze(1)
-        pooled[chosen] = roi_align(levels[level], boxes[chosen] / stride, image_index[chosen], bins)
+        aligned = roi_align(levels[level], boxes[chosen] / stride, image_index[chosen], bins)
+        pooled[chosen] = aligned.to(pooled.dtype)
     return pooled
 
 
@@ -73,7 +74,7 @@ def roi_align(features: Tensor, boxes: Tensor, image_index: Tensor, bins: int) -
         bins: side of the result.
 
     Returns:
-        `(R, bins, bins, C)`.
+        `(R, bins, bins, C)`, in the type of the boxes.
     """
     _, H, W, C = features.shape
     x1, y1, x2, y2 = (boxes - 0.5).unbind(-1)
@@ -103,7 +104,7 @@ def roi_align(features: Tensor, boxes: Tensor, image_index: Tensor, bins: int) -
     weights = rows.weights[row_start + row] * columns.weights[column_start + column]
     pooled = F.embedding_bag(
         corner + row * W + column,
-        features.reshape(-1, C),
+        features.reshape(-1, C).to(weights.dtype),
         offsets,
         per_sample_weights=weights,
         mode="sum",

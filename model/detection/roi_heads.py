@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from model.detection.boxes import decode, xy_pairs
 from model.detection.config import DetectorConfig
+from model.detection.dense import Candidates
 from model.detection.detections import SCORE_THRESHOLD, Detections, select
 from model.detection.roi_align import pooled_features
-from model.detection.rpn import RegionProposals
+from model.detection.rpn import RegionProposals, proposals
 from model.detection.tower import Tower
 
 BOX_BINS, MASK_BINS = 7, 14
@@ -84,31 +85,36 @@ class TwoStageHead(nn.Module):
         self.box_heads = nn.ModuleList(BoxHead(config) for _ in range(config.refinements))
         self.mask_heads = nn.ModuleList(MaskHead(config) for _ in range(config.refinements))
 
-    def forward(
-        self, levels: Sequence[Tensor], limits: Tensor, scales_xy: Tensor
+    def forward(self, levels: Sequence[Tensor], limits: Tensor) -> Candidates:
+        """The candidates for proposals; see `RegionProposals.forward`."""
+        return self.rpn(levels, limits)
+
+    def detections(
+        self, levels: Sequence[Tensor], found: Candidates, limits: Tensor, scales_xy: Tensor
     ) -> list[Detections]:
         """Detections of every image.
 
         Args:
             levels: of the pyramid, `(B, H, W, channels)`, strides 4 to 64.
+            found: what `forward` returned.
             limits: `(B, 2)`, `(x, y)`: width and height of the images without padding.
             scales_xy: `(B, 2)`, by which the original images were enlarged.
         """
-        found = self.boxes(levels, self.rpn(levels, limits), limits, scales_xy)
-        return self.with_masks(levels, found, scales_xy)
+        boxes = self.boxes(levels, proposals(found), limits, scales_xy)
+        return self.with_masks(levels, boxes, scales_xy)
 
     def boxes(
         self,
         levels: Sequence[Tensor],
-        proposals: Sequence[Tensor],
+        regions_of_images: Sequence[Tensor],
         limits: Tensor,
         scales_xy: Tensor,
     ) -> list[Detections]:
         """Detections without masks from the proposals `(n, 4)` of every image."""
-        counts = [len(of_image) for of_image in proposals]
+        counts = [len(of_image) for of_image in regions_of_images]
         image_index = _image_index(counts, limits.device)
         regions, logits, deltas = self.refine(
-            levels, torch.cat(list(proposals)), image_index, limits
+            levels, torch.cat(list(regions_of_images)), image_index, limits
         )
         entries = zip(
             regions.split(counts),
@@ -136,6 +142,7 @@ class TwoStageHead(nn.Module):
         region_limits = limits[image_index]
         for index, (head, stds) in enumerate(zip(self.box_heads, STDS, strict=False)):
             logits, deltas = head(pooled_features(levels, regions, image_index, BOX_BINS))
+            logits, deltas = logits.to(limits.dtype), deltas.to(limits.dtype)
             deltas = deltas * deltas.new_tensor(stds)
             all_logits.append(logits)
             if index < last:
@@ -156,7 +163,7 @@ class TwoStageHead(nn.Module):
         regions = boxes * xy_pairs(scales_xy)[image_index]
         features = pooled_features(levels, regions, image_index, MASK_BINS)
         masks = [head(features, labels) for head in self.mask_heads]
-        mean = torch.stack(masks).mean(0).cpu()
+        mean = torch.stack(masks).mean(0).to(scales_xy.dtype).cpu()
         return [
             Detections(of_image.boxes, of_image.scores, of_image.labels, probabilities)
             for of_image, probabilities in zip(found, mean.split(counts), strict=True)

@@ -29,28 +29,28 @@ class RegionProposals(nn.Module):
         self.objectness = nn.Linear(channels, anchors)
         self.boxes = nn.Linear(channels, anchors * 4)
 
-    def forward(self, levels: Sequence[Tensor], limits: Tensor) -> list[Tensor]:
-        """Proposals `(n, 4)` of every image, at most 1000, best first, in its resized pixels.
+    def forward(self, levels: Sequence[Tensor], limits: Tensor) -> Candidates:
+        """The best entries of every level; see `dense.candidates`.
 
         Args:
             levels: of the pyramid, `(B, H, W, channels)`, strides 4 to 64.
             limits: `(B, 2)`, `(x, y)`: width and height of the images without padding.
         """
-        found = self.candidates(levels, limits)
-        levels_of_candidates = found.levels.cpu()
-        return [
-            _proposals(boxes, scores, levels_of_candidates).to(limits.device)
-            for boxes, scores in zip(found.boxes.cpu(), found.scores.cpu(), strict=True)
-        ]
-
-    def candidates(self, levels: Sequence[Tensor], limits: Tensor) -> Candidates:
-        """The best entries of every level; see `dense.candidates`."""
         return candidates(self.outputs(levels), RPN_ANCHORS, limits)
 
     def outputs(self, levels: Sequence[Tensor]) -> list[LevelOutput]:
         """What the network says of every level."""
         hidden = [F.relu(convolve(self.conv, tokens), inplace=True) for tokens in levels]
         return [LevelOutput(self.objectness(tokens), self.boxes(tokens)) for tokens in hidden]
+
+
+def proposals(found: Candidates) -> list[Tensor]:
+    """Proposals `(n, 4)` of every image, at most 1000, best first, in its resized pixels."""
+    levels = found.levels.cpu()
+    return [
+        _proposals(boxes, scores, levels).to(found.boxes.device)
+        for boxes, scores in zip(found.boxes.cpu(), found.scores.cpu(), strict=True)
+    ]
 
 
 def _proposals(boxes: Tensor, scores: Tensor, levels: Tensor) -> Tensor:

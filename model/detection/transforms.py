@@ -122,13 +122,17 @@ class Normalise(nn.Module):
     """Bytes to a detector's input, on the device that holds them.
 
     Move this module with `.to(device)` only: `.to(dtype)` would round the mean and the deviation.
+
+    Args:
+        dtype: of the result.
     """
 
     mean: Tensor
     inverse_std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self.dtype = dtype
         inverse = 1 / torch.tensor(STD, dtype=torch.float64)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("inverse_std", inverse.float().view(3, 1, 1), persistent=False)
@@ -149,4 +153,4 @@ class Normalise(nn.Module):
         column = torch.arange(W, device=pixels.device)
         inside = (row < height) & (column < width)  # (B, 1, H, W)
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.inverse_std
-        return torch.where(inside, images, 0)
+        return torch.where(inside, images, 0).to(self.dtype)

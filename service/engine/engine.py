@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from model.dat import DAT, Explained
 from model.transforms import Normalise
 from service.engine.device import Device
-from service.engine.graphs import CapturedGraph, capture, default_buckets, pick_bucket
+from service.engine.graphs import (
+    Capture,
+    CapturedGraph,
+    CudaCapture,
+    default_buckets,
+    pick_bucket,
+)
 from service.metrics import ModelMetrics
 
 DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}
@@ -63,6 +69,12 @@ class Classify(nn.Module):
 class Engine:
     """Runs batches of one classifier on a device.
 
+    Args:
+        dtype: of the features; `auto` means `DEFAULT_DTYPE`.
+        max_batch: most images in one batch; 0 means `DEFAULT_MAX_BATCH`, or the largest bucket.
+        buckets: batch sizes that the device runs; empty means `default_buckets`.
+        capture: how a graph is captured; `None` means CUDA graphs on CUDA and none elsewhere.
+
     Attributes:
         buckets: batch sizes that the device runs, ascending; a batch is padded to the next.
         max_batch: most images in one batch.
@@ -78,6 +90,7 @@ class Engine:
         dtype: str = "auto",
         max_batch: int = 0,
         buckets: Sequence[int] = (),
+        capture: Capture | None = None,
     ) -> None:
         kind = device.torch_device.type
         self.dtype = DEFAULT_DTYPE[kind] if dtype == "auto" else getattr(torch, dtype)
@@ -88,7 +101,8 @@ class Engine:
         self._device = device
         self._metrics = metrics
         self._image_size = model.config.image_size
-        self._graphs: dict[int, CapturedGraph] = {}
+        self._capture = capture
+        self._graphs: dict[int, CapturedGraph[Explained]] = {}
 
     async def load(self) -> None:
         """Move the model to the device and run every bucket once.
@@ -119,8 +133,15 @@ class Engine:
         self._metrics.load_seconds["build"].set(perf_counter() - start)
         start = perf_counter()
         with torch.inference_mode():
-            if device.type == "cuda":
-                self._graphs = capture(self._classify, self.buckets, self._image_size, device)
+            capture = self._capture
+            if capture is None and device.type == "cuda":
+                capture = CudaCapture(device)
+            if capture is not None:
+                for bucket in reversed(self.buckets):
+                    pixels = self._staging[:bucket].to(device, copy=True)
+                    self._graphs[bucket] = capture(self._classify, (pixels,))
+                    self._metrics.captures["ok"].inc()
+                self._metrics.graphs.set(len(self._graphs))
             blank = EngineInput(np.zeros((*self._image_size, 3), np.uint8), explain=True)
             for bucket in reversed(self.buckets):
                 self._run([blank] * bucket)
@@ -142,15 +163,15 @@ class Engine:
         for row, item in zip(rows.numpy(), batch, strict=False):
             row[...] = item.pixels
         if graph := self._graphs.get(bucket):
-            graph.pixels.copy_(rows, non_blocking=True)
-            scores, locations = graph.replay()
+            (pixels,) = graph.inputs
+            pixels.copy_(rows, non_blocking=True)
+            graph.replay()
+            scores, locations = graph.outputs
         else:
             scores, locations = self._classify(rows.to(self._device.torch_device))
-        scores_np = _to_host(scores)
+        scores_np = to_host(scores)
         # One copy for the batch, and none where nobody asked.
-        explained = (
-            [_to_host(layer) for layer in locations] if any(i.explain for i in batch) else []
-        )
+        explained = [to_host(layer) for layer in locations] if any(i.explain for i in batch) else []
         return [
             EngineOutput(
                 scores_np[row],
@@ -160,7 +181,7 @@ class Engine:
         ]
 
 
-def _to_host(tensor: Tensor) -> NDArray[np.float32]:
+def to_host(tensor: Tensor) -> NDArray[np.float32]:
     """A host copy that outlives the next replay."""
-    host: NDArray[np.float32] = tensor.float().cpu().numpy()
+    host: NDArray[np.float32] = tensor.to("cpu", torch.float32, copy=True).numpy()
     return host

@@ -1,19 +1,21 @@
 """Buckets, and CUDA graphs captured for them.
 
-A bucket is a batch size that the device runs. On CUDA each one has a graph, captured before the
-replica is ready; a batch is copied into the graph's input, replayed, and copied out.
+A bucket is a batch size that the device runs. On CUDA each one has a graph; a batch is copied
+into the graph's inputs, the graph is replayed, and its outputs are copied out.
 """
 
 from bisect import bisect_left
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from model.dat import Explained
-
-Forward = Callable[[Tensor], Explained]
+Key = TypeVar("Key")
+Outputs = TypeVar("Outputs")
+Graph = TypeVar("Graph")
 
 WARM_UP_RUNS = 3  # before a capture: libraries choose algorithms and allocate in the first runs
 
@@ -32,48 +34,93 @@ def pick_bucket(size: int, buckets: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True)
-class CapturedGraph:
-    """One forward pass of one bucket, with its static input and output.
+class CapturedGraph(Generic[Outputs]):
+    """One piece of work with its static inputs and outputs.
 
-    To run it: copy pixels into `pixels`, `replay()`, copy `outputs` out. The outputs are valid
-    until the next replay of any graph of the same pool.
+    To run it: copy into `inputs`, `replay()`, copy `outputs` out. The outputs are valid until
+    the next replay of any graph of the same capture.
 
     Attributes:
-        bucket: rows.
-        graph: the captured work.
-        pixels: `(bucket, H, W, 3)` uint8 on the device.
-        outputs: of `forward`, on the device.
+        inputs: on the device.
+        outputs: of the work, on the device.
+        replay: runs the work on what `inputs` holds.
     """
 
-    bucket: int
-    graph: torch.cuda.CUDAGraph
-    pixels: Tensor
-    outputs: Explained
-
-    def replay(self) -> Explained:
-        """Run the graph on what `pixels` holds."""
-        self.graph.replay()
-        return self.outputs
+    inputs: tuple[Tensor, ...]
+    outputs: Outputs
+    replay: Callable[[], object]
 
 
-def capture(
-    forward: Forward, buckets: Sequence[int], image_size: tuple[int, int], device: torch.device
-) -> dict[int, CapturedGraph]:
-    """Capture one graph for each bucket; call it in the thread that will replay them."""
-    graphs: dict[int, CapturedGraph] = {}
-    pool = torch.cuda.graph_pool_handle()
-    # Largest first: the smaller graphs then fit into the memory of the pool.
-    for bucket in sorted(buckets, reverse=True):
-        pixels = torch.zeros((bucket, *image_size, 3), dtype=torch.uint8, device=device)
-        side_stream = torch.cuda.Stream(device)
-        side_stream.wait_stream(torch.cuda.current_stream(device))
+# Records `work(*inputs)`; to be called in the thread that will replay it.
+Capture = Callable[[Callable[..., Any], tuple[Tensor, ...]], CapturedGraph[Any]]
+
+
+class CudaCapture:
+    """Captures CUDA graphs that share one pool of memory; largest first, so that others fit in."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(
+        self, work: Callable[..., Outputs], inputs: tuple[Tensor, ...]
+    ) -> CapturedGraph[Outputs]:
+        """Capture `work(*inputs)`.
+
+        Raises:
+            RuntimeError: the work cannot be captured, or there is no memory for it.
+        """
+        side_stream = torch.cuda.Stream(self._device)
+        side_stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side_stream):
             for _ in range(WARM_UP_RUNS):
-                forward(pixels)
-        torch.cuda.current_stream(device).wait_stream(side_stream)
+                work(*inputs)
+        torch.cuda.current_stream(self._device).wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         # Thread-local: in the global mode a CUDA call of any other thread breaks the capture.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            outputs = forward(pixels)
-        graphs[bucket] = CapturedGraph(bucket, graph, pixels, outputs)
-    return graphs
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            outputs = work(*inputs)
+        return CapturedGraph(inputs, outputs, graph.replay)
+
+
+class GraphCache(Generic[Key, Graph]):
+    """Graphs by what they were captured for; those captured on demand leave by their last use.
+
+    Args:
+        kept: how many captured on demand stay.
+        after: how often a key is missed before it is worth a capture.
+    """
+
+    def __init__(self, *, kept: int, after: int) -> None:
+        self._kept = kept
+        self._after = after
+        self._ahead: dict[Key, Graph] = {}
+        self._on_demand: OrderedDict[Key, Graph] = OrderedDict()
+        self._misses: Counter[Key] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._ahead) + len(self._on_demand)
+
+    def get(self, key: Key) -> Graph | None:
+        """The graph for a key, if there is one."""
+        if key in self._on_demand:
+            self._on_demand.move_to_end(key)
+            return self._on_demand[key]
+        return self._ahead.get(key)
+
+    def missed(self, key: Key) -> bool:
+        """Count that there was none; true once for each key that is worth a capture."""
+        self._misses[key] += 1
+        return self._misses[key] == self._after
+
+    def put_ahead(self, key: Key, graph: Graph) -> None:
+        """Keep a graph for good."""
+        self._ahead[key] = graph
+
+    def put(self, key: Key, graph: Graph) -> None:
+        """Keep a graph until others were used more recently."""
+        self._on_demand[key] = graph
+        if len(self._on_demand) > self._kept:
+            left, _ = self._on_demand.popitem(last=False)
+            # It may come again.
+            del self._misses[left]

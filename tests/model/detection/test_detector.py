@@ -8,6 +8,7 @@ from model.checkpoint import CheckpointError, read, write
 from model.detection import DETECTORS, create_detector, load_detector, rpn
 from model.detection.detector import SIZES_KEPT
 from model.detection.official import official_shapes
+from model.detection.transforms import Normalise
 from tests.conftest import GOLDEN
 from tests.model.detection.conftest import KINDS, SMALL_BACKBONE, detector_state, small_detector
 
@@ -230,3 +231,21 @@ def test_names_that_do_not_fit_the_classes_are_refused(official_file, names):
     given = replace(read(official_file), meta={"CLASSES": names})
     with pytest.raises(CheckpointError, match=r"rtn_tiny\.pth: meta CLASSES, expected 3 names"):
         load_detector(given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dense_part_can_be_captured(kind):
+    """It neither reads data nor makes tensors from host values, once it has run.
+
+    On the device without storage, reading a value raises, and so does an operation that mixes
+    in a tensor made on the host.
+    """
+    detector = small_detector(kind).cast(torch.bfloat16).to("meta")
+    normalise = Normalise(torch.bfloat16).to("meta")
+    pixels = torch.empty(2, 96, 128, 3, dtype=torch.uint8, device="meta")
+    resized = torch.empty(2, 2, dtype=torch.int64, device="meta")
+    with torch.inference_mode():
+        dense = detector.dense(normalise(pixels, resized), resized)
+    assert dense.candidates.boxes.dtype == torch.float32
+    assert dense.levels[0].dtype == torch.bfloat16
+    assert len(dense.sampling_locations) == len(detector.deformable_layers)

@@ -18,6 +18,7 @@ from model.detection import Detections, Detector, ExplainedDetections, create_de
 from model.detection.masks import paste_whole
 from model.detection.official import official_shapes
 from model.detection.roi_align import pooled_features
+from model.detection.rpn import proposals
 from model.detection.transforms import Normalise, Resizing, to_model_pixels
 from tests import recipe
 from tests.model.detection import recipe as detector_recipe
@@ -83,7 +84,7 @@ def watch(detector: Detector, size: tuple[int, int], captured: dict[str, list[An
         "fpn": detector.fpn,
         "class logits": getattr(detector.head, "classes", None),
         "deltas": getattr(detector.head, "boxes", None),
-        "proposals": getattr(detector.head, "rpn", None),
+        "candidates": getattr(detector.head, "rpn", None),
     }
     for name, part in parts.items():
         if isinstance(part, torch.nn.Module):
@@ -154,9 +155,10 @@ def test_dense_outputs_match(case):
 def test_proposals_and_refined_regions_match(case):
     if case.detector.config.kind == "retinanet":
         pytest.skip("two stages alone")
-    ((proposals,),) = case.captured["proposals"]
-    assert_same_boxes(proposals, case.golden["proposals"][:, :4])
-    assert_same_boxes(proposals[:50], case.golden["proposals"][:50, :4])
+    (candidates,) = case.captured["candidates"]
+    (found,) = proposals(candidates)
+    assert_same_boxes(found, case.golden["proposals"][:, :4])
+    assert_same_boxes(found[:50], case.golden["proposals"][:50, :4])
     logits = torch.stack([logits for logits, _ in case.captured["box heads"]]).mean(0)
     expected = case.golden["roi_cls_logits_mean"]
     assert np.abs(logits.double().mean(0).numpy() - expected).max() < 1e-3
