@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,11 @@ from tests import recipe
 from tests.server import RunningServer, start_server
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# Where there is no GPU, kernels are interpreted. Triton asks as it is imported, which torch's
+# counter of FLOPs does too.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,125 @@
+"""Compile the kernels for sm_90 as the layers launch them, on any machine.
+
+Run by `test_sm_90.py` in a process of its own, because Triton is either an interpreter or a
+compiler from its import on. Prints a JSON list with what each compiled kernel takes.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor, nn
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from model import VARIANTS, DatConfig
+from model.kernels.deformable_attention import attend
+from model.kernels.local_attention import attend_in_tiles
+from model.kernels.offsets import sample_keys
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+# Both families; depthwise kernels of 5 and 9 cells; 128, 64 and 96 channels a group.
+LAYERS = (
+    ("dat_tiny_224", 2, torch.bfloat16),
+    ("dat_tiny_224", 2, torch.float32),
+    ("dat_pp_tiny_224", 0, torch.float16),
+    ("dat_pp_small_224", 0, torch.float32),
+)
+# Queries and keys of a tile: windows, neighbourhoods, and a small map in one piece.
+TILES = {"dat": ((49, 49),), "dat_pp": ((49, 169), (196, 196))}
+
+
+class Sm90:
+    """A driver for a device that need not be there."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return device
+
+
+def main() -> None:
+    kernels: list[dict[str, Any]] = []
+
+    def compile_only(kernel: Any, grid: Any) -> Any:
+        def compile_for(tensor: Tensor, *arguments: Any, **options: Any) -> None:
+            compiled = kernel.warmup(tensor, *arguments, grid=grid, **options)
+            facts = {"kernel": kernel.__name__, "dtype": str(tensor.dtype)}
+            kernels.append(facts | resources(compiled))
+
+        return compile_for
+
+    triton.runtime.driver.set_active(Sm90())
+    JITFunction.__getitem__ = compile_only
+    for name, stage, dtype in LAYERS:
+        config = VARIANTS[name]
+        launch_deformable(config, stage, dtype)
+        for queries, keys in TILES[config.family]:
+            launch_local(config, stage, dtype, queries, keys)
+    sys.stdout.write(json.dumps(kernels))
+
+
+def launch_deformable(config: DatConfig, stage: int, dtype: torch.dtype) -> None:
+    spec, (H, W) = config.stages[stage], config.map_size(stage)
+    Hk, Wk = (-(-side // spec.offset_stride) for side in (H, W))
+    channels, kernel = spec.dim // spec.offset_groups, spec.offset_kernel
+    conv = nn.Conv2d(channels, channels, kernel, spec.offset_stride, kernel // 2, groups=channels)
+    tokens = torch.empty(2, H, W, spec.dim, dtype=dtype)
+    features, locations = sample_keys(
+        tokens,
+        tokens,
+        conv.to(dtype),
+        nn.LayerNorm(channels, dtype=dtype),
+        nn.Linear(channels, 2, bias=False, dtype=dtype),
+        torch.empty(Hk, Wk, 2),
+        torch.empty(2) if config.family == "dat" else None,
+    )
+    attend(
+        tokens.flatten(1, 2),
+        torch.cat((features, features), -1),
+        torch.empty(spec.heads, 2 * H - 1, 2 * W - 1),
+        torch.empty(H),
+        torch.empty(W),
+        locations,
+    )
+
+
+def launch_local(
+    config: DatConfig, stage: int, dtype: torch.dtype, queries: int, keys: int
+) -> None:
+    spec, cells = config.stages[stage], prod(config.map_size(stage))
+    attend_in_tiles(
+        torch.empty(2, cells, 3 * spec.dim, dtype=dtype),
+        torch.empty(4, spec.heads, queries, keys),
+        torch.empty(4, dtype=torch.int64),
+        torch.empty(4, queries, dtype=torch.int64),
+        torch.empty(4, keys, dtype=torch.int64),
+        torch.empty(cells, dtype=torch.int64),
+    )
+
+
+def resources(kernel: Any) -> dict[str, int]:
+    """What a compiled kernel takes: registers and stack bytes of a thread, shared bytes."""
+    with TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(kernel.asm["cubin"])
+        command = [str(TOOLS / "cuobjdump"), "-res-usage", str(binary)]
+        report = subprocess.run(command, capture_output=True, text=True, check=True)
+    registers, stack, _, local = map(int, USAGE.findall(report.stdout)[0])
+    return {"registers": registers, "spilled": stack + local, "shared": kernel.metadata.shared}
+
+
+if __name__ == "__main__":
+    main()

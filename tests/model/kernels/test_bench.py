@@ -1,0 +1,32 @@
+"""Both sides of the comparison of kernels compute the same."""
+
+import pytest
+import torch
+
+from bench.kernels import Rates, steps
+from tests.conftest import SMALL_DAT
+from tests.model.kernels.conftest import DEVICE, assert_close
+from tests.model.kernels.test_layers import SMALL_DAT_PP
+
+
+@pytest.mark.parametrize("config", [SMALL_DAT, SMALL_DAT_PP], ids=lambda config: config.name)
+def test_the_plain_side_is_the_reference(config):
+    torch.manual_seed(0)
+    names = []
+    with torch.inference_mode():
+        for stage in range(len(config.stages)):
+            for step in steps(config, stage, 1, torch.float32, DEVICE):
+                assert_close(step.fused(), step.plain().double())
+                names.append(step.name)
+    assert set(names) == {"sampling", "deformable attention", "local attention"}
+
+
+def test_the_roofline_is_of_all_that_is_read_and_written():
+    with torch.inference_mode():
+        sampling, attention = steps(SMALL_DAT_PP, 3, 2, torch.bfloat16, DEVICE)
+    tokens, geometry = 2 * 3 * 4 * 128, 2 * 4 * 3 * 4 * 2 * 4
+    assert sampling.moved == 3 * 2 * tokens + geometry
+    assert attention.moved == 4 * 2 * tokens + geometry + 8 * 5 * 5 * 4
+    assert attention.flops == 2 * 2 * tokens * 12
+    assert Rates(bytes=1.0, flops=1e9).seconds(attention) == attention.moved
+    assert Rates(bytes=1e9, flops=1.0).seconds(attention) == attention.flops

@@ -1,0 +1,94 @@
+"""Where kernels are used, whole models compute what they compute without them."""
+
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+
+from model import DAT, DatConfig, kernels
+from model.config import StageConfig
+from tests.conftest import SMALL_DAT, recipe_state
+from tests.model.kernels.conftest import DEVICE, DTYPES, assert_close
+from tests.server import ROOT
+
+# Neighbourhoods in several tiles and in one, on maps that are no multiple of anything.
+SMALL_DAT_PP = DatConfig(
+    "small_dat_pp",
+    "dat_pp",
+    (
+        StageConfig("N", 16, 1),
+        StageConfig("ND", 32, 2, 1, 4, 7),
+        StageConfig("ND", 64, 4, 2, 2, 5),
+        StageConfig("D", 128, 8, 4, 1, 3),
+    ),
+    (72, 100),
+    72,
+    num_classes=12,
+    window=5,
+)
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """Kernels are used wherever the device lets them be, interpreted ones too."""
+    if DEVICE == "cpu":
+        for layers in ("model.attention", "model.local_attention"):
+            monkeypatch.setattr(f"{layers}.usable", lambda tokens: tokens.dtype in kernels.DTYPES)
+
+
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize("config", [SMALL_DAT, SMALL_DAT_PP], ids=lambda config: config.name)
+def test_models_give_the_same_answers(config):
+    model = DAT(config).eval()
+    model.load_state_dict(recipe_state(config))
+    model.to(DEVICE)
+    images = torch.randn(1, 3, *config.image_size, generator=torch.Generator().manual_seed(0))
+    images = images.to(DEVICE)
+    with torch.inference_mode():
+        answers = model.forward_explained(images)
+        exact = deepcopy(model).double().forward_explained(images.double())
+    assert_close(answers.logits, exact.logits)
+    for ours, theirs in zip(answers.sampling_locations, exact.sampling_locations, strict=True):
+        assert ours.dtype == torch.float32
+        assert_close(ours, theirs)
+
+
+def test_kernels_are_for_cuda_without_gradients():
+    tokens = torch.zeros(1, device=DEVICE)
+    assert not kernels.usable(tokens)
+    with torch.inference_mode():
+        for dtype in DTYPES:
+            assert kernels.usable(tokens.to(dtype)) == (DEVICE == "cuda")
+        assert not kernels.usable(tokens.double())
+
+
+def test_triton_is_imported_by_the_first_kernel_alone():
+    """A machine for which it is not made has none."""
+    seen = subprocess.run(
+        [sys.executable, "-c", "import sys, model.dat; print('triton' in sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert seen.stdout == "False\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("config", [SMALL_DAT, SMALL_DAT_PP], ids=lambda config: config.name)
+def test_a_captured_model_answers_for_new_images(config, dtype):
+    model = DAT(config).eval()
+    model.load_state_dict(recipe_state(config))
+    model.cast(dtype).to(DEVICE)
+    images = torch.randn(2, 3, *config.image_size, device=DEVICE, dtype=dtype)
+    with torch.inference_mode():
+        model(images)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = model(images)
+        images.copy_(torch.randn_like(images))
+        graph.replay()
+        assert_close(captured, model(images).double())
