@@ -61,8 +61,8 @@ class PerQueryAttention(nn.Module):
         self.offset_proj = nn.Linear(spec.dim, spec.offset_groups * self.keys * 2)
         self.register_buffer("reference_points", shared.reference_points.view(-1, 2))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Attend from the normed tokens `(B, H, W, C)` to tokens of the same shape."""
+    def forward(self, tokens: Tensor, residual: Tensor) -> Tensor:
+        """Attend from the normed tokens `(B, H, W, C)` and add to the residual."""
         B, H, W, C = tokens.shape
         q = self.q(tokens)
         offsets = self.offset_proj(q).view(B, H * W, self.offset_groups, self.keys, 2)
@@ -75,7 +75,8 @@ class PerQueryAttention(nn.Module):
             values.transpose(1, 2),
             scale=1.0,
         )
-        return self.proj(attended.transpose(1, 2).reshape(B, H, W, C))  # type: ignore[no-any-return]
+        projected: Tensor = self.proj(attended.transpose(1, 2).reshape(B, H, W, C))
+        return residual + projected
 
 
 def per_query_flops(config: DatConfig, stage: int, keys: int) -> int:
@@ -94,7 +95,7 @@ class Contender:
         name: what the table calls it.
         parameters: as published.
         flops: of one image.
-        module: from one batch of inputs to anything.
+        module: from the inputs to anything.
     """
 
     name: str
@@ -179,10 +180,10 @@ def whole_model(name: str) -> Contender:
 
 
 def compare(
-    contenders: list[Contender], inputs: Tensor, *, rounds: int, seconds: float
+    contenders: list[Contender], *inputs: Tensor, rounds: int, seconds: float
 ) -> list[dict[str, Any]]:
     """Measure memory, then time in alternating rounds; ratios are to the first contender."""
-    modules = [contender.module.to(inputs.device) for contender in contenders]
+    modules = [contender.module.to(inputs[0].device) for contender in contenders]
     memory = [measure_both(module, inputs) for module in modules]
     for module in modules:
         time_calls(module, inputs, seconds)
@@ -208,24 +209,24 @@ def compare(
     return rows
 
 
-def measure_both(module: nn.Module, inputs: Tensor) -> tuple[Memory, Memory]:
+def measure_both(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Memory, Memory]:
     """Memory of a forward pass in inference, and of one that autograd records."""
     module.train()
-    module(inputs)  # what only a first call allocates
-    training = measure_memory(lambda: module(inputs), inputs.device)
+    module(*inputs)  # what only a first call allocates
+    training = measure_memory(lambda: module(*inputs), inputs[0].device)
     module.eval()
     with torch.inference_mode():
-        inference = measure_memory(lambda: module(inputs), inputs.device)
+        inference = measure_memory(lambda: module(*inputs), inputs[0].device)
     return inference, training
 
 
-def time_calls(module: nn.Module, inputs: Tensor, seconds: float) -> float:
+def time_calls(module: nn.Module, inputs: tuple[Tensor, ...], seconds: float) -> float:
     """Mean duration of consecutive calls, seconds; at least one, until `seconds` have passed."""
     calls, began = 0, time.perf_counter()
     with torch.inference_mode():
         while not calls or time.perf_counter() < began + seconds:
-            module(inputs)
-            if inputs.is_cuda:
+            module(*inputs)
+            if inputs[0].is_cuda:
                 torch.cuda.synchronize()
             calls += 1
     return (time.perf_counter() - began) / calls
@@ -250,7 +251,11 @@ def main() -> None:
             spec, (H, W) = config.stages[stage], config.map_size(stage)
             tokens = torch.randn(batch, H, W, spec.dim, device=device)
             rows = compare(
-                attentions(config, stage), tokens, rounds=rounds, seconds=arguments.seconds
+                attentions(config, stage),
+                tokens,
+                torch.randn_like(tokens),
+                rounds=rounds,
+                seconds=arguments.seconds,
             )
             layers.append({"model": name, "stage": stage, "map": [H, W, spec.dim], "rows": rows})
     images = torch.randn(batch, 3, 224, 224, device=device)

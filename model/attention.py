@@ -9,13 +9,15 @@ keys have no bias, which softmax cannot see; the bias of the values is part of `
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DatConfig
+from model.fused import linear, linear_add
+from model.kernels import usable
 
 # Above so many logits of one image, attention goes through the queries in bands of rows, each of
 # so many logits of the batch: their whole matrix would take gigabytes on the maps of a detector.
@@ -219,9 +221,11 @@ class DeformableAttention(nn.Module):
     positions of a group are shared by all queries of its heads.
 
     Attributes:
+        limited: whether an offset has a limit, `reach`.
         reference_points: `(Hk, Wk, 2)`, (y, x), float32.
     """
 
+    limited: ClassVar[bool] = True
     reference_points: Tensor
     query_rows: Tensor
     query_columns: Tensor
@@ -297,25 +301,56 @@ class DeformableAttention(nn.Module):
     def _sampled(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys and values `(B, heads, N, head_dim)`, and where the keys are from."""
         B, H, W, C = tokens.shape
-        q = self.q(tokens)
+        q = linear(self.q, tokens)
         locations = self.move(self._offsets(q))
         sampled = sample_features(tokens, locations).to(tokens.dtype)
-        keys, values = self.kv(sampled).view(B, -1, 2, self.heads, C // self.heads).unbind(2)
+        per_head = linear(self.kv, sampled).view(B, -1, 2, self.heads, C // self.heads)
+        keys, values = per_head.unbind(2)
         queries = q.view(B, H * W, self.heads, -1)
         return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), locations
 
-    def forward(self, tokens: Tensor) -> Attended:
-        """Attend from the normed tokens `(B, H, W, C)`."""
+    def forward(self, tokens: Tensor, residual: Tensor) -> Attended:
+        """Attend from the normed tokens `(B, H, W, C)` and add to the residual."""
         H, W = self.size
         logits_of_row = self.heads * W * self.reference_points[..., 0].numel()
-        if H * logits_of_row > BANDED_FROM:
-            return self._attend_in_bands(tokens, max(1, BAND // (len(tokens) * logits_of_row)))
-        queries, keys, values, bias, locations = self.project(tokens)
-        attended = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
-        return Attended(self.proj(attended.transpose(1, 2).reshape(tokens.shape)), locations)
+        if usable(tokens):
+            attended, locations = self._attend_by_kernels(tokens)
+        elif H * logits_of_row > BANDED_FROM:
+            rows = max(1, BAND // (len(tokens) * logits_of_row))
+            attended, locations = self._attend_in_bands(tokens, rows)
+        else:
+            queries, keys, values, bias, locations = self.project(tokens)
+            heads = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
+            attended = heads.transpose(1, 2).reshape(tokens.shape)
+        return Attended(linear_add(self.proj, attended, residual), locations)
+
+    def _attend_by_kernels(self, tokens: Tensor) -> Attended:
+        """What `forward` projects, without the bias and the attention matrix in memory."""
+        from model.kernels.deformable_attention import attend  # noqa: PLC0415
+        from model.kernels.offsets import sample_keys  # noqa: PLC0415
+
+        queries = self.q(tokens)
+        sampled, locations = sample_keys(
+            tokens,
+            queries,
+            self.offset_conv,
+            self.offset_norm,
+            self.offset_proj,
+            self.reference_points,
+            self.reach if self.limited else None,
+        )
+        attended = attend(
+            queries.flatten(1, 2),
+            self.kv(sampled),
+            self.relative_position_bias_table,
+            self.query_rows,
+            self.query_columns,
+            locations,
+        )
+        return Attended(attended.view(tokens.shape), locations)
 
     def _attend_in_bands(self, tokens: Tensor, rows: int) -> Attended:
-        """`forward`, so many rows of queries at a time."""
+        """What `forward` projects, so many rows of queries at a time."""
         queries, keys, values, locations = self._sampled(tokens)
         biases = relative_position_bias_in_bands(
             self.relative_position_bias_table, self.query_rows, self.query_columns, locations, rows
@@ -327,7 +362,7 @@ class DeformableAttention(nn.Module):
             mask = bias.flatten(0, 1).to(tokens.dtype)
             part = F.scaled_dot_product_attention(band.flatten(0, 1), k, v, mask, scale=1.0)
             attended.append(part.transpose(1, 2).reshape(len(tokens), -1, tokens.shape[-1]))
-        return Attended(self.proj(torch.cat(attended, 1)).view(tokens.shape), locations)
+        return Attended(torch.cat(attended, 1).view(tokens.shape), locations)
 
     def attention_weights(self, tokens: Tensor) -> Tensor:
         """Softmax `(B, heads, HW, Ns)` of the forward pass over the same tokens."""
@@ -353,6 +388,8 @@ class DeformableAttention(nn.Module):
 
 class DeformableAttentionPP(DeformableAttention):
     """Deformable attention of DAT++ (arXiv:2309.01430): unbounded offsets, clamped positions."""
+
+    limited = False
 
     @staticmethod
     def reference_axis(size: int) -> Tensor:

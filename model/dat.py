@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import checkpoint
@@ -21,6 +20,7 @@ from model.attention import Attended, DeformableAttention, DeformableAttentionPP
 from model.checkpoint import Checkpoint, CheckpointError
 from model.config import VARIANTS, DatConfig
 from model.deformable_detr import DeformableDetrAttention
+from model.fused import convolve, keep_kernels_channels_last, linear, linear_add
 from model.local_attention import NeighborhoodAttention, WindowAttention
 from model.official import is_official, official_shapes
 
@@ -65,6 +65,7 @@ class Trunk(nn.Module):
             ConvNorm(before, after, *down, bias=False) for before, after in pairwise(dims)
         )
         self.deformable_layers = list(self._deformable_layers())
+        keep_kernels_channels_last(self)
 
     def stage_maps(self, images: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """Maps and sampling locations from normalised images `(B, 3, H, W)`.
@@ -168,9 +169,8 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Attended:
         """New tokens `(B, H, W, C)`, and sampling locations from a deformable block."""
-        attended, locations = self.attention(self.norm1(tokens))
-        tokens = tokens + attended
-        return Attended(tokens + self.mlp(self.norm2(tokens)), locations)
+        tokens, locations = self.attention(self.norm1(tokens), tokens)
+        return Attended(self.mlp(self.norm2(tokens), tokens), locations)
 
 
 class BlockPP(Block):
@@ -201,16 +201,16 @@ def make_attention(config: DatConfig, stage: int, kind: str) -> nn.Module:
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear."""
+    """Linear, GELU, linear, and the residual around them."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens `(B, H, W, C)` to the same shape."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
+    def forward(self, tokens: Tensor, residual: Tensor) -> Tensor:
+        """Tokens `(B, H, W, C)` to the same shape, added to the residual."""
+        return linear_add(self.fc2, linear(self.fc1, tokens, "gelu"), residual)
 
 
 class ConvMlp(Mlp):
@@ -221,9 +221,10 @@ class ConvMlp(Mlp):
         # The residual is folded into the centre tap.
         self.dwconv = nn.Conv2d(4 * dim, 4 * dim, 3, padding=1, groups=4 * dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens `(B, H, W, C)` to the same shape."""
-        return self.fc2(F.gelu(convolve(self.dwconv, self.fc1(tokens))))
+    def forward(self, tokens: Tensor, residual: Tensor) -> Tensor:
+        """Tokens `(B, H, W, C)` to the same shape, added to the residual."""
+        hidden = convolve(self.dwconv, linear(self.fc1, tokens), "gelu")
+        return linear_add(self.fc2, hidden, residual)
 
 
 class ConvNorm(nn.Module):
@@ -259,11 +260,6 @@ def make_stem(config: DatConfig) -> nn.Sequential:
 def channels_last_tokens(images: Tensor) -> Tensor:
     """`(B, C, H, W)` to contiguous `(B, H, W, C)`."""
     return images.permute(0, 2, 3, 1).contiguous()
-
-
-def convolve(conv: nn.Module, tokens: Tensor) -> Tensor:
-    """Apply a convolution to tokens `(B, H, W, C)` without leaving the channels-last layout."""
-    return conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def _translate(module: nn.Module, state: dict[str, Tensor], *context: Any) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.attention import Attended, grid_positions
 from model.config import DatConfig
+from model.fused import linear_add
 
 
 class DeformableDetrAttention(nn.Module):
@@ -49,7 +50,7 @@ class DeformableDetrAttention(nn.Module):
         }.items():
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, tokens: Tensor) -> Attended:
+    def forward(self, tokens: Tensor, residual: Tensor) -> Attended:
         """Attend from the normed tokens `(B, H, W, C)`.
 
         Sampling locations are `(B, heads, H * W, points, 2)`; they may lie outside of the map.
@@ -62,9 +63,8 @@ class DeformableDetrAttention(nn.Module):
         weights = self.weight_proj(tokens).view(per_query).softmax(-1, dtype=rows.dtype)
         attended = weighted_samples(self.value_proj(tokens), rows, columns, weights)
         locations = torch.stack((normalised(rows, H), normalised(columns, W)), -1)
-        return Attended(
-            self.proj(attended.to(tokens.dtype).view(B, H, W, C)), locations.transpose(1, 2)
-        )
+        merged = attended.to(tokens.dtype).view(B, H, W, C)
+        return Attended(linear_add(self.proj, merged, residual), locations.transpose(1, 2))
 
 
 def normalised(cells: Tensor, size: int) -> Tensor:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from model.attention import Attended
 from model.config import DatConfig
+from model.fused import linear, linear_add
+from model.kernels import usable
 
 OUTSIDE_WINDOW = -100.0  # the checkpoints' own mask between regions of a shifted window
 # From so many tiles of neighbourhoods on, those of a kind share their bias: it would take
@@ -33,9 +35,13 @@ class LocalAttention(nn.Module):
 
     Attributes:
         laid_out_bias: `(tiles or 1, heads, queries, keys)`, float32, or `None` in training mode.
+        bias_index: `(tiles,)`, which of these each tile has.
+        place: `(H * W,)`, where the answer for a cell is among the queries of all tiles.
     """
 
     laid_out_bias: Tensor | None
+    bias_index: Tensor
+    place: Tensor
 
     def __init__(self, config: DatConfig, stage: int) -> None:
         super().__init__()
@@ -50,7 +56,7 @@ class LocalAttention(nn.Module):
         """Set the mode and lay out the bias for it."""
         super().train(mode)
         with torch.no_grad():
-            self.laid_out_bias = None if mode else self.lay_out_bias()
+            self.laid_out_bias = None if mode else self.lay_out_bias().contiguous()
         return self
 
     def lay_out_bias(self) -> Tensor:
@@ -83,6 +89,24 @@ class LocalAttention(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=1.0)
         return attended.transpose(1, 2).reshape(B, -1, C)
 
+    def attend_by_index(self, qkv: Tensor, query_index: Tensor, key_index: Tensor) -> Tensor:
+        """Attend inside tiles by the fused kernel, straight from the map and back to it.
+
+        Args:
+            qkv: `(B, H * W, 3 * C)`.
+            query_index: `(tiles, N)`, cells of the map.
+            key_index: `(tiles, M)`.
+
+        Returns:
+            `(B, H * W, C)`.
+        """
+        from model.kernels.local_attention import attend_in_tiles  # noqa: PLC0415
+
+        assert self.laid_out_bias is not None, "this is a bug"
+        return attend_in_tiles(
+            qkv, self.laid_out_bias, self.bias_index, query_index, key_index, self.place
+        )
+
 
 def _lay_out_again(module: nn.Module, _: object) -> None:
     module.train(module.training)
@@ -95,7 +119,6 @@ class WindowAttention(LocalAttention):
     """
 
     order: Tensor
-    place: Tensor
     relative_position_index: Tensor
     mask: Tensor
 
@@ -109,12 +132,14 @@ class WindowAttention(LocalAttention):
         shift = (window + 1) // 2 if shifted else 0
         cells = torch.arange(H * W).view(H, W).roll((-shift, -shift), (0, 1))
         order = _windows(cells, window).flatten()
+        windows = torch.arange(len(order) // window**2)
         y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
         y, x = y.flatten(), x.flatten()
         dy, dx = (axis[:, None] - axis + window - 1 for axis in (y, x))  # query minus key
         for name, value in {
             "order": order,
             "place": order.argsort(),
+            "bias_index": windows if shifted else torch.zeros_like(windows),
             "relative_position_index": dy * (2 * window - 1) + dx,
             "mask": _shift_mask(H, W, window, shift) if shifted else torch.zeros(1, 1, 1),
         }.items():
@@ -125,13 +150,17 @@ class WindowAttention(LocalAttention):
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         return bias + self.mask.unsqueeze(1)
 
-    def forward(self, tokens: Tensor) -> Attended:
-        """Attend from the normed tokens `(B, H, W, C)`."""
+    def forward(self, tokens: Tensor, residual: Tensor) -> Attended:
+        """Attend from the normed tokens `(B, H, W, C)` and add to the residual."""
         B, _, _, C = tokens.shape
-        in_windows = tokens.flatten(1, 2).index_select(1, self.order)
-        qkv = self.qkv(in_windows).view(B, -1, self.window**2, 3 * C)
-        attended = self.attend(*qkv.split(C, -1))
-        return Attended(self.proj(attended).index_select(1, self.place).view(tokens.shape), None)
+        if usable(tokens) and not self.training:
+            windows = self.order.view(-1, self.window**2)
+            attended = self.attend_by_index(self.qkv(tokens.flatten(1, 2)), windows, windows)
+        else:
+            in_windows = tokens.flatten(1, 2).index_select(1, self.order)
+            qkv = linear(self.qkv, in_windows).view(B, -1, self.window**2, 3 * C)
+            attended = self.attend(*qkv.split(C, -1)).index_select(1, self.place)
+        return Attended(linear_add(self.proj, attended.view(tokens.shape), residual), None)
 
 
 class NeighborhoodAttention(LocalAttention):
@@ -139,13 +168,13 @@ class NeighborhoodAttention(LocalAttention):
 
     At a border the neighbourhood moves inwards, so every query has `window ** 2` real keys. A
     map with a side under `window` is padded with zero tokens first, which take part as keys.
-    Queries are taken in square tiles, each with the union of its neighbourhoods as keys. Tiles
-    whose neighbourhoods lie alike, as all do that touch no border, are of one kind.
+    Queries are taken in square tiles, each with the union of its neighbourhoods as keys; an axis
+    of at most two windows is one tile. Tiles whose neighbourhoods lie alike, as all do that
+    touch no border, are of one kind.
     """
 
     query_index: Tensor
     key_index: Tensor
-    place: Tensor
     table_index: Tensor
     mask: Tensor
 
@@ -165,10 +194,11 @@ class NeighborhoodAttention(LocalAttention):
         kind = _cross(rows.kind * len(columns.inside), columns.kind, torch.add)
         inside = _cross(rows.inside, columns.inside, torch.logical_and)
         table_index = _cross(rows.displacement * (2 * window - 1), columns.displacement, torch.add)
-        order = torch.arange(len(kind))
+        order = bias_index = torch.arange(len(kind))
         self.runs = [(slice(None), slice(None))]  # of tiles, with their biases
         if len(kind) >= SHARED_FROM:
             order = kind.argsort(stable=True)
+            bias_index = kind[order]
             ends = kind.bincount().cumsum(0).tolist()
             self.runs = [
                 (slice(start, end), slice(index, index + 1))
@@ -177,12 +207,13 @@ class NeighborhoodAttention(LocalAttention):
         else:
             inside, table_index = inside[kind], table_index[kind]
         tile = order.argsort()[rows.tile[:, None] * len(columns.queries) + columns.tile]
-        slot = rows.slot[:, None] * window + columns.slot
-        place = tile * window**2 + slot
+        slot = rows.slot[:, None] * columns.queries.shape[1] + columns.slot
+        place = tile * rows.queries.shape[1] * columns.queries.shape[1] + slot
         for name, value in {
             "query_index": _cross(rows.queries * W, columns.queries, torch.add)[order],
             "key_index": _cross(rows.keys * W, columns.keys, torch.add)[order],
             "place": place[: size[0], : size[1]].flatten(),
+            "bias_index": bias_index,
             "table_index": table_index.where(inside, 0),
             "mask": torch.zeros(inside.shape).masked_fill(~inside, -torch.inf),
         }.items():
@@ -207,57 +238,69 @@ class NeighborhoodAttention(LocalAttention):
         ]
         return torch.cat(attended, 1)
 
-    def forward(self, tokens: Tensor) -> Attended:
-        """Attend from the normed tokens `(B, H, W, C)`."""
+    def forward(self, tokens: Tensor, residual: Tensor) -> Attended:
+        """Attend from the normed tokens `(B, H, W, C)` and add to the residual."""
         B, H, W, C = tokens.shape
         (PH, PW), tiles = self.padded, len(self.query_index)
+        if usable(tokens) and not self.training and (PH, PW) == (H, W):
+            qkv = self.qkv(tokens.flatten(1, 2))
+            attended = self.attend_by_index(qkv, self.query_index, self.key_index)
+            return Attended(linear_add(self.proj, attended.view(B, H, W, C), residual), None)
         if (PH, PW) != (H, W):
             tokens = F.pad(tokens, (0, 0, 0, PW - W, 0, PH - H))
-        q, kv = self.qkv(tokens.flatten(1, 2)).split((C, 2 * C), -1)
-        queries = q.index_select(1, self.query_index.flatten()).view(B, tiles, -1, C)
-        keys_values = kv.index_select(1, self.key_index.flatten()).view(B, tiles, -1, 2 * C)
-        attended = self.attend(queries, *keys_values.split(C, -1))
-        placed = attended.index_select(1, self.place)
-        return Attended(self.proj(placed).view(B, H, W, C), None)
+        q, kv = linear(self.qkv, tokens.flatten(1, 2)).split((C, 2 * C), -1)
+        # One tile holds the whole map in its own order.
+        if tiles > 1:
+            q = q.index_select(1, self.query_index.flatten())
+            kv = kv.index_select(1, self.key_index.flatten())
+        attended = self.attend(q.view(B, tiles, -1, C), *kv.view(B, tiles, -1, 2 * C).split(C, -1))
+        if len(self.place) != attended.shape[1] or tiles > 1:
+            attended = attended.index_select(1, self.place)
+        return Attended(linear_add(self.proj, attended.view(B, H, W, C), residual), None)
 
 
 class _AxisTiles:
     """Tiles of queries along one axis, with the keys that their neighbourhoods reach.
 
     Attributes:
-        queries: `(tiles, window)`, cells; the last tile overlaps the one before it where the
-            axis is no multiple of the window.
+        queries: `(tiles, length)`, cells; the last tile overlaps the one before it where the
+            axis is no multiple of their length.
         tile: `(size,)`, the tile that answers for a cell.
         slot: `(size,)`, its place among the queries of that tile.
-        keys: `(tiles, 2 * window - 1)`, cells.
+        keys: `(tiles, reached)`, cells.
         kind: `(tiles,)`, equal for tiles whose neighbourhoods lie alike.
-        displacement: `(kinds, window, 2 * window - 1)`, key minus query plus `window - 1`.
+        displacement: `(kinds, length, reached)`, key minus query plus `window - 1`.
         inside: of the same shape, whether the key is in the neighbourhood of the query.
     """
 
     def __init__(self, size: int, window: int) -> None:
         reach, last = window // 2, size - window
-        starts = [min(start, last) for start in range(0, size, window)]
+        length = size if size <= 2 * window else window
+        reached = min(length + window - 1, size)
+        starts = [min(start, size - length) for start in range(0, size, length)]
         # From the first query of a tile: where its keys and the neighbourhoods of its queries
         # begin.
         alike = [
-            tuple(min(max(start + query - reach, 0), last) - start for query in (0, *range(window)))
+            (
+                min(max(start - reach, 0), size - reached) - start,
+                *(min(max(start + query - reach, 0), last) - start for query in range(length)),
+            )
             for start in starts
         ]
         kinds = list(dict.fromkeys(alike))
         first = torch.tensor(starts)
-        self.queries = first[:, None] + torch.arange(window)
+        self.queries = first[:, None] + torch.arange(length)
         cells = torch.arange(size)
-        self.tile = cells // window
+        self.tile = cells // length
         self.slot = cells - first[self.tile]
-        first_key = (first - reach).clamp(0, last)
-        self.keys = (first_key[:, None] + torch.arange(2 * window - 1)).clamp(max=size - 1)
+        first_key = (first - reach).clamp(0, size - reached)
+        self.keys = first_key[:, None] + torch.arange(reached)
         self.kind = torch.tensor([kinds.index(tile) for tile in alike])
         begins = torch.tensor(kinds)
-        key = begins[:, :1, None] + torch.arange(2 * window - 1)  # (kinds, 1, 2 * window - 1)
+        key = begins[:, :1, None] + torch.arange(reached)  # (kinds, 1, reached)
         begin = begins[:, 1:, None]
         self.inside = (key >= begin) & (key < begin + window)
-        self.displacement = key - torch.arange(window)[:, None] + window - 1
+        self.displacement = key - torch.arange(length)[:, None] + window - 1
 
 
 def _cross(rows: Tensor, columns: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from model.detection.fpn import FeaturePyramid
 from model.detection.official import fold, is_official, num_classes, official_shapes, parameters
 from model.detection.retinanet import RetinaNetHead
 from model.detection.roi_heads import TwoStageHead
+from model.fused import keep_kernels_channels_last
 
 # Input sizes whose geometry stays in memory: up to 50 MB each in the tiny models, 81 in base.
 SIZES_KEPT = 8
@@ -70,6 +71,7 @@ class Detector(nn.Module):
         self.backbone = Backbone(config.backbone, config.first_stage)
         self.fpn = FeaturePyramid(config)
         self.head = RetinaNetHead(config) if config.kind == "retinanet" else TwoStageHead(config)
+        keep_kernels_channels_last(self)
         self._sizes: OrderedDict[tuple[int, int], Backbone] = OrderedDict()
         self.register_load_state_dict_pre_hook(_translate)
         self.register_load_state_dict_post_hook(_forget_sizes)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.dat import convolve
 from model.detection.config import DetectorConfig
+from model.fused import convolve
 
 
 class FeaturePyramid(nn.Module):

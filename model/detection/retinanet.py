@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from model.dat import convolve
 from model.detection.anchors import RETINANET_ANCHORS
 from model.detection.boxes import xy_pairs
 from model.detection.config import DetectorConfig
 from model.detection.dense import Candidates, LevelOutput, candidates
 from model.detection.detections import Detections, select
 from model.detection.tower import Tower
+from model.fused import convolve
 
 _DEPTH = 4
 
@@ -37,14 +37,17 @@ class RetinaNetHead(nn.Module):
             levels: of the pyramid, `(B, H, W, channels)`, strides 8 to 128.
             limits: `(B, 2)`, `(x, y)`: width and height of the images without padding.
         """
-        outputs = [
+        return candidates(self.outputs(levels), RETINANET_ANCHORS, limits)
+
+    def outputs(self, levels: Sequence[Tensor]) -> list[LevelOutput]:
+        """What the network says of every level."""
+        return [
             LevelOutput(
                 convolve(self.classes, self.class_tower(tokens)),
                 convolve(self.boxes, self.box_tower(tokens)),
             )
             for tokens in levels
         ]
-        return candidates(outputs, RETINANET_ANCHORS, limits)
 
     def detections(
         self, _levels: Sequence[Tensor], found: Candidates, _limits: Tensor, scales_xy: Tensor

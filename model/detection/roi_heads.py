@@ -7,7 +7,6 @@ both as in mmdetection 2.26. Regions are `(R, 4)` in pixels of the padded images
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.detection.boxes import decode, xy_pairs
@@ -17,6 +16,7 @@ from model.detection.detections import SCORE_THRESHOLD, Detections, select
 from model.detection.roi_align import pooled_features
 from model.detection.rpn import RegionProposals, proposals
 from model.detection.tower import Tower
+from model.fused import linear
 
 BOX_BINS, MASK_BINS = 7, 14
 _DEPTH = 4
@@ -45,8 +45,8 @@ class BoxHead(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `(R, K + 1)` and deltas `(R, K, 4)` from features `(R, 7, 7, channels)`."""
         hidden = self.tower(features).flatten(1)
-        for linear in self.hidden:
-            hidden = F.relu(linear(hidden))
+        for layer in self.hidden:
+            hidden = linear(layer, hidden, "relu")
         return self.classes(hidden), self.boxes(hidden).unflatten(-1, (-1, 4))
 
 
@@ -68,7 +68,7 @@ class MaskHead(nn.Module):
         """Logits of the probabilities of `forward`."""
         R, H, W, C = features.shape
         hidden = self.tower(features)
-        fine = F.relu(self.upsample(hidden)).view(R, H * W * 4, C)
+        fine = linear(self.upsample, hidden, "relu").view(R, H * W * 4, C)
         logits = torch.baddbmm(
             self.classes.bias[labels].view(R, 1, 1), fine, self.classes.weight[labels].unsqueeze(-1)
         )

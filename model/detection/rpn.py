@@ -6,14 +6,13 @@ Ren et al., "Faster R-CNN", arXiv:1506.01497; post-processing as in mmdetection 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.dat import convolve
 from model.detection.anchors import RPN_ANCHORS
 from model.detection.config import DetectorConfig
 from model.detection.dense import Candidates, LevelOutput, candidates
 from model.detection.nms import nms
+from model.fused import convolve
 
 IOU_THRESHOLD = 0.7
 MOST_PROPOSALS = 1000
@@ -40,7 +39,7 @@ class RegionProposals(nn.Module):
 
     def outputs(self, levels: Sequence[Tensor]) -> list[LevelOutput]:
         """What the network says of every level."""
-        hidden = [F.relu(convolve(self.conv, tokens), inplace=True) for tokens in levels]
+        hidden = [convolve(self.conv, tokens, "relu") for tokens in levels]
         return [LevelOutput(self.objectness(tokens), self.boxes(tokens)) for tokens in hidden]
 
 

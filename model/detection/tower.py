@@ -1,9 +1,8 @@
 """Convolutions one after the other, as every head of a detector begins."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.dat import convolve
+from model.fused import convolve
 
 
 class Tower(nn.ModuleList):
@@ -15,5 +14,5 @@ class Tower(nn.ModuleList):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens `(B, H, W, C)` to the same shape."""
         for convolution in self:
-            tokens = F.relu(convolve(convolution, tokens), inplace=True)
+            tokens = convolve(convolution, tokens, "relu")
         return tokens

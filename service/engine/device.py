@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from service.engine.lanes import Lanes
+
 T = TypeVar("T")
 
 
@@ -21,6 +23,7 @@ class Device:
         torch_device: what torch calls it.
         turn: held by the model whose batch the device has or gets next; first come, first served.
         healthy: whether the device can still be trusted.
+        lanes: that share a batch on a CPU.
 
     Raises:
         DeviceUnavailable: the device is not there.
@@ -34,7 +37,8 @@ class Device:
             raise DeviceUnavailable(f"the engine's device is {name}, but torch sees no GPU")
         self.turn = asyncio.Lock()
         self.healthy = True
-        self._threads = threads
+        self._threads = threads or torch.get_num_threads()
+        self.lanes = Lanes(self._threads)
         self._thread = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix="engine", initializer=self._enter
         )
@@ -51,9 +55,10 @@ class Device:
     def close(self) -> None:
         """Wait for the work in hand and end the thread."""
         self._thread.shutdown()
+        self.lanes.close()
 
     def _enter(self) -> None:
         # Both are settings of the calling thread.
-        torch.set_num_threads(self._threads or torch.get_num_threads())
+        torch.set_num_threads(self._threads)
         if self.torch_device.type == "cuda":
             torch.cuda.set_device(self.torch_device)

@@ -167,6 +167,11 @@ class Engine:
             pixels.copy_(rows, non_blocking=True)
             graph.replay()
             scores, locations = graph.outputs
+        elif self._device.torch_device.type == "cpu":
+            parts = self._device.lanes.map(lambda share: self._classify(rows[share]), bucket)
+            scores = torch.cat([part.logits for part in parts])
+            of_layers = zip(*(part.sampling_locations for part in parts), strict=True)
+            locations = tuple(map(torch.cat, of_layers))
         else:
             scores, locations = self._classify(rows.to(self._device.torch_device))
         scores_np = to_host(scores)

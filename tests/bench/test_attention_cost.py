@@ -55,10 +55,11 @@ def test_keys_of_each_query_are_those_of_dat_where_no_point_moves() -> None:
         (literal.proj, shared.proj),
     ):
         ours.load_state_dict(theirs.state_dict())
-    tokens = torch.randn(2, 8, 8, 64)
+    tokens, residual = torch.randn(2, 2, 8, 8, 64)
 
     with torch.inference_mode():
-        torch.testing.assert_close(literal(tokens), shared(tokens).tokens)
+        attended = shared(tokens, residual).tokens
+        torch.testing.assert_close(literal(tokens, residual), attended)
 
 
 def test_every_query_has_keys_of_its_own() -> None:
@@ -68,7 +69,7 @@ def test_every_query_has_keys_of_its_own() -> None:
     groups, heads = literal.offset_groups, literal.heads
 
     with torch.inference_mode():
-        together = literal(tokens)[0].flatten(0, 1)
+        together = literal(tokens, torch.zeros_like(tokens))[0].flatten(0, 1)
         for query in (0, 7, 20, 63):
             q = literal.q(tokens[0].flatten(0, 1)[query])
             moved = literal.reference_points + literal.offset_proj(q).view(groups, -1, 2)
@@ -83,7 +84,7 @@ def test_flops_of_keys_of_each_query() -> None:
     literal = attentions(SMALL_DAT, 2)[-1]
     literal.module.to("meta")
     with FlopCounterMode(display=False) as operations, torch.inference_mode():
-        literal.module(torch.empty(1, 8, 8, 64, device="meta"))
+        literal.module(*torch.empty(2, 1, 8, 8, 64, device="meta"))
     sampled = 64 * 64 * 64  # queries, keys, channels
     assert literal.flops == operations.get_total_flops() // 2 + 4 * sampled
 
@@ -97,7 +98,7 @@ def test_contenders_have_the_parameters_of_their_modules() -> None:
 
 def test_sharing_keys_saves_memory() -> None:
     torch.manual_seed(0)
-    rows = compare(attentions(SMALL_DAT, 2), torch.randn(1, 8, 8, 64), rounds=1, seconds=0)
+    rows = compare(attentions(SMALL_DAT, 2), *torch.randn(2, 1, 8, 8, 64), rounds=1, seconds=0)
     dat, few, equal, literal = rows
     kept = 64 * 64 * 64 * 4  # bytes of one value for each query and key
     for row in rows:

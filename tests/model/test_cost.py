@@ -66,7 +66,7 @@ def counted(config):
         if isinstance(module, NeighborhoodAttention):
             queries, keys = module.table_index.shape[1:]
             tiles = len(module.query_index)
-            not_real.append(2 * C * (tiles * queries * keys - H * W * module.query_index.shape[1]))
+            not_real.append(2 * C * (tiles * queries * keys - H * W * module.window**2))
         elif hasattr(module, "points"):
             points = locations[..., 0].numel()
             sampled.append(points * (C // module.heads))
@@ -83,7 +83,8 @@ def counted(config):
     for stage in network.stages:
         for block in stage.blocks:
             block.attention.register_forward_hook(keep_attention)
-    with FlopCounterMode(display=False) as operations, torch.no_grad():
+    # It does not know the fused operations, which run where no gradient is wanted.
+    with FlopCounterMode(display=False) as operations:
         network(images)
     products = operations.get_total_flops() // 2 - sum(not_real) + sum(weighted)
     return products + 5 * sum(normed) + 4 * sum(sampled)

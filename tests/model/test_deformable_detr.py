@@ -120,7 +120,7 @@ def test_every_query_sums_the_values_at_its_own_points(H, W, heads, points, seed
     tokens = torch.randn(2, H, W, 3 * heads, generator=generator).double()
     last = torch.tensor([H - 1, W - 1])
     with torch.no_grad():
-        ours = attention(tokens)
+        ours = attention(tokens, torch.zeros_like(tokens))
         for image in range(2):
             expected, cells = oracle(attention, tokens[image])
             torch.testing.assert_close(ours.tokens[image], expected)
@@ -134,7 +134,8 @@ def test_geometry_has_the_default_type():
     finally:
         torch.set_default_dtype(torch.float32)
     assert attention.reference_points.dtype == torch.float64
-    locations = attention(torch.zeros(1, 8, 8, 64, dtype=torch.float64)).sampling_locations
+    tokens = torch.zeros(1, 8, 8, 64, dtype=torch.float64)
+    locations = attention(tokens, tokens).sampling_locations
     assert locations.dtype == torch.float64
 
 

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import DAT, attention, create_model, local_attention
+from model import DAT, attention, create_model, fused, local_attention
 from model.attention import Attended, DeformableAttention, DeformableAttentionPP
-from model.dat import Block, BlockPP, ConvMlp, convolve
+from model.dat import Block, BlockPP, ConvMlp
+from model.fused import convolve
 from model.local_attention import WindowAttention, _AxisTiles, _shift_mask, _windows
 from tests import recipe
 from tests.conftest import GOLDEN, official_state
@@ -202,7 +203,9 @@ def gelu_before_the_convolution(patch: pytest.MonkeyPatch, _: State) -> None:
     patch.setattr(
         ConvMlp,
         "forward",
-        lambda mlp, tokens: mlp.fc2(convolve(mlp.dwconv, F.gelu(mlp.fc1(tokens)))),
+        lambda mlp, tokens, residual: (
+            residual + mlp.fc2(convolve(mlp.dwconv, F.gelu(mlp.fc1(tokens))))
+        ),
     )
 
 
@@ -223,7 +226,9 @@ def smaller_eps(patch: pytest.MonkeyPatch, _: State) -> None:
 
 def approximate_gelu(patch: pytest.MonkeyPatch, _: State) -> None:
     right = F.gelu
+    patch.setattr(fused, "_fuses", lambda _: False)
     patch.setattr(F, "gelu", lambda x: right(x, approximate="tanh"))
+    patch.setitem(fused._PLAIN, "gelu", F.gelu)
     # Where the change was measured, the stem kept the exact one.
     patch.setattr(nn.GELU, "forward", lambda _, x: right(x))
 

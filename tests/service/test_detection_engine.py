@@ -77,6 +77,8 @@ def assert_same(ours: DetectionOutput, theirs: DetectionOutput) -> None:
     np.testing.assert_array_equal(ours.classes, theirs.classes)
     np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
     np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+    assert ours.mask_probabilities is not None
+    assert theirs.mask_probabilities is not None
     np.testing.assert_allclose(ours.mask_probabilities, theirs.mask_probabilities, atol=1e-3)
     for points, expected in zip(ours.sampling_locations, theirs.sampling_locations, strict=True):
         np.testing.assert_allclose(points, expected, atol=1e-4)

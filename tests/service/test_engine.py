@@ -34,11 +34,13 @@ def test_default_buckets_reach_the_largest_batch(max_batch):
     assert default_buckets(torch.device("cpu"), 3) == (1, 2, 3)
 
 
-def opened(device: str = "cpu", **settings: object) -> tuple[Engine, ModelMetrics]:
+def opened(
+    device: str = "cpu", threads: int = 1, **settings: object
+) -> tuple[Engine, ModelMetrics]:
     model = create_model("dat_nano")
     model.load_state_dict(official_state("dat_nano"))
     metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", 1)
-    engine = Engine(model, Device(device, threads=1), metrics, **settings)  # type: ignore[arg-type]
+    engine = Engine(model, Device(device, threads), metrics, **settings)  # type: ignore[arg-type]
     asyncio.run(engine.load())
     return engine, metrics
 
@@ -48,9 +50,10 @@ def inputs(count: int, *, explain: bool = True) -> list[EngineInput]:
     return [EngineInput(image, explain and bool(row % 2)) for row, image in enumerate(pixels)]
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("buckets", [(), (8,), (1, 3, 8)])
-def test_a_row_is_the_same_alone_and_in_any_bucket(buckets):
-    engine, _ = opened(buckets=buckets, max_batch=8)
+def test_a_row_is_the_same_alone_and_in_any_bucket(buckets, threads):
+    engine, _ = opened(buckets=buckets, max_batch=8, threads=threads)
     alone, _ = opened(max_batch=1)
     images = inputs(8)
     expected = [alone.forward([image])[0] for image in images]

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from model.detection import Detections, Detector, ExplainedDetections, create_detector, roi_heads
+from model.detection.dense import LevelOutput
 from model.detection.masks import paste_whole
 from model.detection.official import official_shapes
+from model.detection.retinanet import RetinaNetHead
 from model.detection.roi_align import pooled_features
 from model.detection.rpn import proposals
 from model.detection.transforms import Normalise, Resizing, to_model_pixels
@@ -70,11 +72,17 @@ def case(detector_golden_file: Path) -> Case:
         captured.setdefault("regions", []).append(regions)
         return pooled_features(levels, regions, *others)
 
+    def recorded_outputs(head: RetinaNetHead, levels: Any) -> list[LevelOutput]:
+        captured["dense outputs"] = outputs(head, levels)
+        return captured["dense outputs"]
+
+    outputs = RetinaNetHead.outputs
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(roi_heads, "pooled_features", recorded)
+        patch.setattr(RetinaNetHead, "outputs", recorded_outputs)
         images = Normalise()(torch.from_numpy(to_model_pixels(pixels, resizing))[None], sizes)
-        outputs = detector.forward_explained(images, sizes, torch.tensor([resizing.scale_xy]))
-    return Case(golden, meta, detector, state, pixels, resizing, images, outputs, captured)
+        explained = detector.forward_explained(images, sizes, torch.tensor([resizing.scale_xy]))
+    return Case(golden, meta, detector, state, pixels, resizing, images, explained, captured)
 
 
 def watch(detector: Detector, size: tuple[int, int], captured: dict[str, list[Any]]) -> None:
@@ -82,8 +90,6 @@ def watch(detector: Detector, size: tuple[int, int], captured: dict[str, list[An
     parts = {
         "backbone": detector.backbone_for(size),
         "fpn": detector.fpn,
-        "class logits": getattr(detector.head, "classes", None),
-        "deltas": getattr(detector.head, "boxes", None),
         "candidates": getattr(detector.head, "rpn", None),
     }
     for name, part in parts.items():
@@ -145,8 +151,8 @@ def test_sampling_locations_match(case):
 def test_dense_outputs_match(case):
     if case.detector.config.kind != "retinanet":
         pytest.skip("RetinaNet alone")
-    for ours, name in (("class logits", "cls_logits"), ("deltas", "reg")):
-        outputs = case.captured[ours]
+    logits, deltas = zip(*case.captured["dense outputs"], strict=True)
+    for outputs, name in ((logits, "cls_logits"), (deltas, "reg")):
         for output, (mean, std) in zip(outputs, case.golden[f"{name}_mean_std"], strict=True):
             assert abs(output.double().mean() - mean) < MAP_VALUES * std
             assert abs(output.double().std() - std) < MAP_VALUES * std

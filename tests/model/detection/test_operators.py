@@ -143,7 +143,8 @@ def test_neighbourhood_attention(operators, name):
     attention.fit((H, W))
     attention.load_state_dict(attention_weights(operators, name, config, "N"))
     with torch.inference_mode():
-        ours = attention.eval()(given.permute(0, 2, 3, 1)).tokens
+        tokens = given.permute(0, 2, 3, 1)
+        ours = attention.eval()(tokens, torch.zeros_like(tokens)).tokens
     assert_close(ours.permute(0, 3, 1, 2), operators[f"{name}_out"])
 
 
@@ -159,6 +160,7 @@ def test_deformable_attention(operators, name):
     attention.fit((H, W))
     attention.load_state_dict(attention_weights(operators, name, config, "D"))
     with torch.inference_mode():
-        ours, locations = attention.eval()(given.permute(0, 2, 3, 1))
+        tokens = given.permute(0, 2, 3, 1)
+        ours, locations = attention.eval()(tokens, torch.zeros_like(tokens))
     assert_close(ours.permute(0, 3, 1, 2), operators[f"{name}_out"])
     assert_close(locations[0], operators[f"{name}_points"])

@@ -1,0 +1,76 @@
+"""Linear layers and convolutions together with what follows them, on channels-last tokens.
+
+On the CPU oneDNN adds the bias, applies the activation and adds the residual while a product is
+in the cache; one by one each is a pass over memory. The results differ by the rounding of a
+float32 sum. Everywhere else, and where gradients are wanted, these are the plain operations.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["none", "relu", "gelu"]
+
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": nn.Identity(),
+    "relu": F.relu,
+    "gelu": F.gelu,
+}
+_onednn = torch.ops.mkldnn
+
+
+def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tensor:
+    """`activation(layer(x))`, `(..., C)` to `(..., D)`."""
+    if not _fuses(x):
+        return _PLAIN[activation](layer(x))
+    return _onednn._linear_pointwise(x, layer.weight, layer.bias, activation, [], "none")
+
+
+def linear_add(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+    """`residual + layer(x)`, `(..., C)` and `(..., D)` to `(..., D)`."""
+    if not _fuses(x):
+        return residual + layer(x)
+    return _onednn._linear_pointwise.binary(x, residual, layer.weight, layer.bias, "add")
+
+
+def convolve(conv: nn.Module, tokens: Tensor, activation: Activation = "none") -> Tensor:
+    """`activation(conv(tokens))`, `(B, H, W, C)` to `(B, H', W', D)`."""
+    maps = tokens.permute(0, 3, 1, 2)
+    if not _fuses(tokens):
+        return _PLAIN[activation](conv(maps)).permute(0, 2, 3, 1)
+    assert isinstance(conv, nn.Conv2d)
+    convolved = _onednn._convolution_pointwise(
+        maps,
+        conv.weight,
+        conv.bias,
+        conv.padding,
+        conv.stride,
+        conv.dilation,
+        conv.groups,
+        activation,
+        [],
+        "none",
+    )
+    return convolved.permute(0, 2, 3, 1)
+
+
+def keep_kernels_channels_last(module: nn.Module) -> None:
+    """Lay out the kernels of all convolutions as the maps are, or each call would rearrange them.
+
+    Loading weights keeps the layout.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _fuses(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and not torch.is_grad_enabled()
+        and torch.backends.mkldnn.is_available()
+    )
