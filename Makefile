@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test convert evaluate test-gpu check format proto bench settings demo image-test
+.PHONY: help run test convert evaluate test-gpu check format proto bench settings demo demo-detector image-test
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -56,13 +56,18 @@ proto: $(VENV)/.dev ## regenerate the gRPC stubs
 settings: $(VENV)/.dev ## regenerate the table of settings in README.md
 	$(BIN)/python -m service.settings README.md
 
-bench: $(VENV)/.dev ## measure the engine and the server, results in bench/results
+bench: $(VENV)/.dev ## measure the engine, the server and detectors, results in bench/results
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.server
+	$(BIN)/python -m bench.detector
 
-demo: $(VENV)/.dev ## train the demo models anew and measure them
+demo: $(VENV)/.dev ## train the demo classifier anew and measure it
 	$(BIN)/python -m demo.train
 	$(BIN)/python -m demo.evaluate
+
+demo-detector: $(VENV)/.dev ## train the demo detector anew, from the demo classifier, and measure it
+	$(BIN)/python -m demo.detection.train
+	$(BIN)/python -m demo.detection.evaluate
 
 image-test: ## build the container image and run it, without a Docker engine
 	bash deploy/image_test.sh

@@ -8,7 +8,6 @@ down slows both; the ratio is taken per round.
 import argparse
 import asyncio
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from bench.baseline import CONFIGS, create_baseline
+from bench.closed_loop import time_calls
 from bench.machine import describe
 from bench.report import engine_table
 from bench.weights import recipe_state
@@ -84,25 +84,14 @@ def make_pixels(name: str, batch: int) -> Pixels:
     return np.stack([recipe.image(0, index, size, size) for index in range(batch)])
 
 
-def time_calls(run: Run, pixels: Pixels, seconds: float) -> list[float]:
-    """Durations of consecutive calls, seconds; at least one, until `seconds` have passed."""
-    durations: list[float] = []
-    end = time.perf_counter() + seconds
-    while not durations or time.perf_counter() < end:
-        began = time.perf_counter()
-        run(pixels)
-        durations.append(time.perf_counter() - began)
-    return durations
-
-
 def compare(
     baseline: Run, engine: Run, explained: Run, pixels: Pixels, *, rounds: int, seconds: float
 ) -> dict[str, object]:
     """Time all on one batch in alternating rounds, after one round that is thrown away."""
-    runs = (baseline, engine, explained)
-    for run in runs:
-        time_calls(run, pixels, seconds)
-    timed = [[time_calls(run, pixels, seconds) for run in runs] for _ in range(rounds)]
+    calls = [partial(run, pixels) for run in (baseline, engine, explained)]
+    for call in calls:
+        time_calls(call, seconds)
+    timed = [[time_calls(call, seconds) for call in calls] for _ in range(rounds)]
     ratios = [float(np.mean(base) / np.mean(ours)) for base, ours, _ in timed]
     costs = [float(np.mean(points) / np.mean(ours)) for _, ours, points in timed]
     return {

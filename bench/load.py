@@ -23,17 +23,19 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from service.pb.dat_pb2 import ClassifyRequest
-from service.pb.dat_pb2_grpc import ClassifierServiceStub
+from service.pb.dat_pb2 import ClassifyRequest, DetectRequest, Timing
+from service.pb.dat_pb2_grpc import ClassifierServiceStub, DetectorServiceStub
 
 REQUEST_TIMEOUT_S = 60.0
+PICTURES = 16  # sent in turn
+TASKS = ("classify", "detect")
 
 
-def make_jpeg(size: int, quality: int, seed: int) -> bytes:
-    """Encode a smooth random picture with some noise, `size` pixels square."""
+def make_jpeg(height: int, width: int, quality: int, seed: int) -> bytes:
+    """Encode a smooth random picture with some noise."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.int16)
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
     noisy = smooth + generator.integers(-6, 7, smooth.shape, dtype=np.int16)
     out = io.BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=quality)
@@ -49,18 +51,18 @@ class Reply(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the image was classified."""
+        """Whether the image has its answer."""
         return self.batch_size > 0
 
 
 class HttpClient:
     """HTTP/1.1 over a pool of keep-alive connections."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, task: str) -> None:
+        self._port, self._task = port, task
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def classify(self, jpeg: bytes) -> Reply:
+    async def send(self, jpeg: bytes) -> Reply:
         """Send one image; the status is the HTTP code, or `disconnected`."""
         try:
             streams = (
@@ -84,8 +86,8 @@ class HttpClient:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, jpeg: bytes
     ) -> tuple[str, dict[str, str], bytes]:
         head = (
-            "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
-            f"Content-Length: {len(jpeg)}\r\n\r\n"
+            f"POST /v1/{self._task} HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
         )
         writer.write(head.encode() + jpeg)
         answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
@@ -98,17 +100,29 @@ class HttpClient:
 class GrpcClient:
     """Unary calls over one HTTP/2 channel."""
 
-    def __init__(self, port: int) -> None:
-        self._stub = ClassifierServiceStub(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+    def __init__(self, port: int, task: str) -> None:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self._call = {"classify": self._classify, "detect": self._detect}[task]
+        self._classifier = ClassifierServiceStub(channel)
+        self._detector = DetectorServiceStub(channel)
 
-    async def classify(self, jpeg: bytes) -> Reply:
+    async def send(self, jpeg: bytes) -> Reply:
         """Send one image; the status is the name of the gRPC code."""
         try:
-            answer = await self._stub.Classify(ClassifyRequest(images=[jpeg]))
+            timing = await self._call(jpeg)
         except grpc.aio.AioRpcError as failure:
             return Reply(failure.code().name)
-        timing = answer.results[0].classification.timing
         return Reply("OK", timing.batch_size, timing.compute_s)
+
+    async def _classify(self, jpeg: bytes) -> Timing:
+        answer = await self._classifier.Classify(ClassifyRequest(images=[jpeg]))
+        timing: Timing = answer.results[0].classification.timing
+        return timing
+
+    async def _detect(self, jpeg: bytes) -> Timing:
+        answer = await self._detector.Detect(DetectRequest(images=[jpeg]))
+        timing: Timing = answer.results[0].image.timing
+        return timing
 
 
 CLIENTS: dict[str, type[HttpClient] | type[GrpcClient]] = {"http": HttpClient, "grpc": GrpcClient}
@@ -126,8 +140,8 @@ class Answer:
 class Load:
     """Requests sent by one run, and their answers."""
 
-    def __init__(self, classify: Callable[[bytes], Awaitable[Reply]], jpegs: list[bytes]) -> None:
-        self._classify = classify
+    def __init__(self, send: Callable[[bytes], Awaitable[Reply]], jpegs: list[bytes]) -> None:
+        self._request = send
         self._jpegs = itertools.cycle(jpegs)
         self.answers: list[Answer] = []
 
@@ -158,7 +172,7 @@ class Load:
     async def _send(self, due: float) -> None:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                reply = await self._classify(next(self._jpegs))
+                reply = await self._request(next(self._jpegs))
         except TimeoutError:
             reply = Reply("timeout")
         self.answers.append(Answer(due, time.perf_counter(), reply))
@@ -196,9 +210,10 @@ def summarize(answers: list[Answer], start: float, end: float) -> dict[str, obje
 
 async def run(arguments: argparse.Namespace) -> dict[str, object]:
     """Send the load that the arguments describe and return its figures."""
-    jpegs = [make_jpeg(arguments.image_size, arguments.quality, seed) for seed in range(16)]
-    client = CLIENTS[arguments.protocol](arguments.port)
-    load = Load(client.classify, jpegs)
+    size = arguments.height, arguments.width
+    jpegs = [make_jpeg(*size, arguments.quality, seed) for seed in range(PICTURES)]
+    client = CLIENTS[arguments.protocol](arguments.port, arguments.task)
+    load = Load(client.send, jpegs)
     start = time.perf_counter() + arguments.warmup
     end = start + arguments.seconds
 
@@ -225,13 +240,15 @@ def main() -> None:
     """Print the figures of one run as JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
     parser.add_argument("--protocol", choices=CLIENTS, default="http")
+    parser.add_argument("--task", choices=TASKS, default="classify")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--server-pid", type=int, required=True)
     parser.add_argument("--concurrency", type=int, default=1, help="closed loop")
     parser.add_argument("--rate", type=float, help="open loop: arrivals a second")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the window")
     parser.add_argument("--warmup", type=float, default=2.0, help="seconds before the window")
-    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--height", type=int, default=256, help="of the images, pixels")
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--quality", type=int, default=90)
     print(json.dumps(asyncio.run(run(parser.parse_args()))))
 

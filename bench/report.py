@@ -36,37 +36,40 @@ def server_tables(result: dict[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
+_CLOSED_LOOP = (
+    "protocol|in flight|server img/s|engine img/s|server / engine (range)|engine busy"
+    "|mean batch|p50 / p90 / p99 ms|answers|server CPUs|client CPUs"
+)
+
+
 def _closed_loop_table(result: dict[str, Any]) -> str:
-    """Throughput beside the engine's; all rounds together."""
-    rows = []
-    for row in result["closed_loop"]:
-        rounds = row["rounds"]
-        seconds = len(rounds) * result["settings"]["seconds"]
-        images, statuses = Counter[str](), Counter[str]()
-        for figures in rounds:
-            images.update(figures["images_by_batch_size"])
-            statuses.update(figures["statuses"])
-        batches = sum(count / int(size) for size, count in images.items())
-        rows.append(
-            [
-                row["protocol"],
-                str(row["concurrency"]),
-                f"{row['images_per_s']:.1f}",
-                f"{row['engine_images_per_s']:.1f}",
-                _ratio(row),
-                f"{sum(f['engine_busy'] for f in rounds) / len(rounds):.0%}",
-                f"{images.total() / batches:.1f}",
-                _latency(row),
-                _statuses(statuses),
-                f"{sum(f['server_cpu_s'] for f in rounds) / seconds:.2f}",
-                f"{sum(f['client_cpu_s'] for f in rounds) / seconds:.3f}",
-            ]
-        )
-    return _table(
-        "protocol|in flight|server img/s|engine img/s|server / engine (range)|engine busy"
-        "|mean batch|p50 / p90 / p99 ms|answers|server CPUs|client CPUs",
-        rows,
-    )
+    """Throughput beside the engine's."""
+    seconds = result["settings"]["seconds"]
+    return _table(_CLOSED_LOOP, [_closed_loop(row, seconds) for row in result["closed_loop"]])
+
+
+def _closed_loop(row: dict[str, Any], seconds: float) -> list[str]:
+    """All rounds of one load together, each of so many seconds."""
+    rounds = row["rounds"]
+    images, statuses = Counter[str](), Counter[str]()
+    for figures in rounds:
+        images.update(figures["images_by_batch_size"])
+        statuses.update(figures["statuses"])
+    batches = sum(count / int(size) for size, count in images.items())
+    total_s = len(rounds) * seconds
+    return [
+        row["protocol"],
+        str(row["concurrency"]),
+        _rate(row["images_per_s"]),
+        _rate(row["engine_images_per_s"]),
+        _ratio(row),
+        f"{sum(f['engine_busy'] for f in rounds) / len(rounds):.0%}",
+        f"{images.total() / batches:.1f}",
+        _latency(row),
+        _statuses(statuses),
+        f"{sum(f['server_cpu_s'] for f in rounds) / total_s:.2f}",
+        f"{sum(f['client_cpu_s'] for f in rounds) / total_s:.3f}",
+    ]
 
 
 def _open_loop_table(result: dict[str, Any]) -> str:
@@ -85,6 +88,50 @@ def _open_loop_table(result: dict[str, Any]) -> str:
             for row in result["open_loop"]
         ],
     )
+
+
+def detector_tables(result: dict[str, Any]) -> str:
+    """The tables of one `detector-*.json`: stages of a forward pass, then the server."""
+    stages = list(result["cases"][0]["stages_ms"])
+    return "\n\n".join(
+        (
+            _table(
+                f"input|forward ms|{'|'.join(f'{stage} ms' for stage in stages)}"
+                "|post-processing / forward (range)|candidates|proposals|detections",
+                [_stages(case) for case in result["cases"]],
+            ),
+            _table(
+                f"input|{_CLOSED_LOOP}",
+                [
+                    [_size(case), *_closed_loop(row, case["seconds"])]
+                    for case in result["cases"]
+                    for row in case["closed_loop"]
+                ],
+            ),
+        )
+    )
+
+
+def _stages(case: dict[str, Any]) -> list[str]:
+    low, high = case["post_processing_share_range"]
+    return [
+        _size(case),
+        f"{case['forward_ms']:.1f}",
+        *(f"{milliseconds:.1f}" for milliseconds in case["stages_ms"].values()),
+        f"**{case['post_processing_share']:.1%}** ({low:.1%}-{high:.1%})",
+        *(_span(case["work"].get(key)) for key in ("candidates", "proposals", "detections")),
+    ]
+
+
+def _size(case: dict[str, Any]) -> str:
+    return "x".join(map(str, case["size"]))
+
+
+def _span(counts: list[int] | None) -> str:
+    if not counts:
+        return "none"
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def attention_tables(result: dict[str, Any]) -> str:
@@ -123,6 +170,10 @@ def _cost(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _rate(images_per_s: float) -> str:
+    return f"{images_per_s:.1f}" if images_per_s >= 10 else f"{images_per_s:.2f}"
+
+
 def _ratio(row: dict[str, Any]) -> str:
     low, high = row["ratio_range"]
     return f"**{row['ratio']:.2f}** ({low:.2f}-{high:.2f})"
@@ -142,7 +193,12 @@ def _table(header: str, rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-_TABLES = {"attention_cost": attention_tables, "engine": engine_table, "server": server_tables}
+_TABLES = {
+    "attention_cost": attention_tables,
+    "detector": detector_tables,
+    "engine": engine_table,
+    "server": server_tables,
+}
 
 
 def main() -> None:

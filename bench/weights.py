@@ -1,10 +1,28 @@
-"""Deterministic weights for timing; speed does not depend on their values."""
+"""Deterministic weights for timing.
 
+The speed of networks does not depend on the values; how much the post-processing of a detector
+has to do does.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from bench.baseline import create_baseline
+from model.detection import DETECTORS
+from model.detection.official import official_shapes
 from tests import recipe
+from tests.model.detection import recipe as detector_recipe
+
+_GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "det"
+DETECTOR_CASES = {
+    "retinanet_dat_pp_tiny": "rtn_tiny",
+    "mask_rcnn_dat_pp_tiny": "mrcn_tiny",
+    "cascade_mask_rcnn_dat_pp_tiny": "cmrcn_tiny",
+}
 
 
 def recipe_state(name: str) -> dict[str, Tensor]:
@@ -15,3 +33,19 @@ def recipe_state(name: str) -> dict[str, Tensor]:
         for key, parameter in model.named_parameters()
     }
     return dict(model.state_dict()) | parameters
+
+
+def detector_state(name: str) -> dict[str, Tensor]:
+    """The weights of the golden case of a published detector, with official keys.
+
+    They are random with adjustments that spread the scores as training does: unadjusted, every
+    place of an image scores alike.
+    """
+    golden = np.load(_GOLDEN / f"{DETECTOR_CASES[name]}.npz")
+    case = json.loads(str(golden["meta"]))
+    return {
+        key: torch.from_numpy(
+            detector_recipe.tensor(key, shape, case["seed"], case["overrides"], golden)
+        )
+        for key, shape in official_shapes(DETECTORS[name]).items()
+    }

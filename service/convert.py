@@ -3,10 +3,17 @@
 import json
 from pathlib import Path
 
+from model import DAT, load_model
 from model import checkpoint as checkpoints
-from model import load_model
-from model.checkpoint import CheckpointError
-from service.served_model import both_sides, read_labels
+from model.checkpoint import Checkpoint, CheckpointError
+from model.detection import Detector
+from service.served_model import (
+    Label,
+    both_sides,
+    holds_detector,
+    load_served_detector,
+    read_labels,
+)
 from service.settings import ModelChoice
 
 
@@ -14,7 +21,8 @@ def convert(chosen: ModelChoice, out: Path) -> dict[str, str]:
     """Write the folded weights of a model to a `.safetensors` file.
 
     Returns:
-        What was written beside the weights: variant, sizes, classes, and where they came from.
+        What was written beside the weights: variant, classes, sizes of a classifier, names of the
+        classes where they are known, and where the weights came from.
 
     Raises:
         CheckpointError: the checkpoint or the label file cannot be used, or `out` not written.
@@ -24,21 +32,42 @@ def convert(chosen: ModelChoice, out: Path) -> dict[str, str]:
     if out.suffix != ".safetensors":
         raise CheckpointError(f"{out}: the file to write must end in .safetensors")
     checkpoint = checkpoints.read(chosen.checkpoint)
+    known = _detector if holds_detector(checkpoint, chosen.variant) else _classifier
+    network, facts = known(chosen, checkpoint)
+    metadata = {
+        **facts,
+        "source": chosen.checkpoint.name,
+        "source_sha256": checkpoints.sha256(chosen.checkpoint),
+    }
+    checkpoints.write(out, network.state_dict(), metadata)
+    return metadata
+
+
+def _classifier(chosen: ModelChoice, checkpoint: Checkpoint) -> tuple[DAT, dict[str, str]]:
     network = load_model(checkpoint, chosen.variant, both_sides(chosen.image_size))
     config = network.config
-    labels = checkpoint.metadata.get("labels")
-    if chosen.labels is not None:
-        named = read_labels(chosen.labels, config.num_classes)
-        labels = json.dumps([vars(label) for label in named])
-    metadata = {
+    facts = {
         "variant": config.name,
         "image_size": json.dumps(config.image_size),
         "table_size": json.dumps(config.table_size),
         "window": json.dumps(config.window),
         "classes": json.dumps(config.num_classes),
-        "source": chosen.checkpoint.name,
-        "source_sha256": checkpoints.sha256(chosen.checkpoint),
-        **({"labels": labels} if labels is not None else {}),
     }
-    checkpoints.write(out, network.state_dict(), metadata)
-    return metadata
+    labels = checkpoint.metadata.get("labels")
+    if chosen.labels is not None:
+        labels = _names(read_labels(chosen.labels, config.num_classes))
+    return network, facts if labels is None else {**facts, "labels": labels}
+
+
+def _detector(chosen: ModelChoice, checkpoint: Checkpoint) -> tuple[Detector, dict[str, str]]:
+    served = load_served_detector(chosen, checkpoint, chosen.variant)
+    config = served.detector.config
+    return served.detector, {
+        "variant": config.name,
+        "classes": json.dumps(config.num_classes),
+        "labels": _names(served.labels),
+    }
+
+
+def _names(labels: tuple[Label, ...]) -> str:
+    return json.dumps([vars(label) for label in labels])

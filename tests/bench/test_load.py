@@ -2,8 +2,8 @@
 
 import pytest
 
+from bench.closed_loop import seconds_per_image
 from bench.load import Answer, Reply, summarize
-from bench.server import seconds_per_image
 
 
 def test_throughput_runs_from_batch_to_batch_and_latency_counts_from_when_it_was_due() -> None:
