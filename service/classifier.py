@@ -77,7 +77,7 @@ class Classifier(Core[ClassifyOptions, PreparedImage, EngineInput, EngineOutput,
         if options.explain == "objects":
             raise InvalidOption("explain=objects is for detectors")
 
-    def prepare(self, upload: bytes) -> PreparedImage:  # noqa: D102
+    def prepare(self, upload: bytes, _: ClassifyOptions) -> PreparedImage:  # noqa: D102
         return prepare(upload, self._limits, self._preprocessing)
 
     def item(self, prepared: PreparedImage, options: ClassifyOptions) -> EngineInput:  # noqa: D102

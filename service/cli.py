@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 from urllib.request import urlopen
 
 import uvloop
@@ -62,6 +63,11 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument(
         "--coco", type=Path, metavar="FILE", help="annotations of COCO, to measure a detector"
     )
+    parser.add_argument(
+        "--resize-mode",
+        choices=get_args(settings.ResizeMode),
+        help="how a detector resizes the images; without it, as its settings say",
+    )
     parser.add_argument("--model", help="name of the model; without it, the default")
     parser.add_argument(
         "--journal",
@@ -80,7 +86,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--variant", help="where the weights do not tell")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names to store")
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="side of the input, if another"
+        "--image-size", type=int, metavar="PIXELS", help="side of a classifier's input, if another"
     )
 
 
@@ -102,6 +108,8 @@ def _serve(_: Namespace) -> int:
 
 
 def _evaluate(arguments: Namespace) -> int:
+    if arguments.resize_mode is not None and arguments.coco is None:
+        return _fail("--resize-mode is for detectors, which --coco measures")
     chosen = settings.Settings()
     logs.configure(chosen.log, sys.stderr)  # standard output is for the result
     from model.checkpoint import CheckpointError  # noqa: PLC0415
@@ -116,7 +124,7 @@ def _evaluate(arguments: Namespace) -> int:
         evaluation = (
             Accuracy(arguments.data)
             if arguments.coco is None
-            else CocoPrecision(arguments.data, arguments.coco)
+            else CocoPrecision(arguments.data, arguments.coco, arguments.resize_mode)
         )
         figures = asyncio.run(evaluate(evaluation, entry, chosen, arguments.journal))
     except (CheckpointError, DeviceUnavailable, EvaluationError, ModelFileError) as error:

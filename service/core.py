@@ -113,7 +113,7 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         """
 
     @abstractmethod
-    def prepare(self, upload: bytes) -> Prepared:
+    def prepare(self, upload: bytes, options: TaskOptions) -> Prepared:
         """Decode an upload and make it the input of the model; runs in a worker's thread.
 
         Raises:
@@ -192,7 +192,7 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
     ) -> TaskAnswer:
         start = perf_counter()
         try:
-            prepared = await self._decode(upload, deadline)
+            prepared = await self._decode(upload, options, deadline)
         except ServiceError:
             admission.give_back()
             raise
@@ -207,12 +207,12 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         self._metrics.stage["postprocess"].observe(perf_counter() - start)
         return answer
 
-    async def _decode(self, upload: Upload, deadline: float) -> Prepared:
+    async def _decode(self, upload: Upload, options: TaskOptions, deadline: float) -> Prepared:
         if isinstance(upload, InvalidImage):
             raise upload
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(deadline):
-                return await loop.run_in_executor(self._workers, self.prepare, upload)
+                return await loop.run_in_executor(self._workers, self.prepare, upload, options)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None

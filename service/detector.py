@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from service.masks import EncodedMask, Mask, MaskFormat, encode
 from service.metrics import ModelMetrics
 from service.points import LayerPoints, layers_for_size
 from service.served_model import ModelCard, ServedDetector
-from service.settings import Limits
+from service.settings import Limits, ResizeMode
 
 MOST_DETECTIONS = 100  # the detectors give no more
 
@@ -34,12 +35,14 @@ class DetectOptions(Options):
         max_detections: most detections in an image, best first.
         classes: names of the classes that are wanted; empty means all.
         masks: form of the masks; `None` means `rle` where the model has masks.
+        resize_mode: how the images are resized; `None` means as the model's settings say.
     """
 
     score_threshold: float = 0.05
     max_detections: int = MOST_DETECTIONS
     classes: tuple[str, ...] = ()
     masks: MaskFormat | Literal["none"] | None = None
+    resize_mode: ResizeMode | None = None
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,13 @@ class DetectedImage(Answer):
         detections: best first.
         points: one entry for each deformable layer, or `None` when not asked for.
         input_size: `(H, W)` that the detector saw, without padding, pixels.
+        resize_mode: how the image was resized to that.
     """
 
     detections: tuple[Detection, ...]
     points: tuple[LayerPoints, ...] | None
     input_size: tuple[int, int]
+    resize_mode: ResizeMode
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class PreparedForDetection:
 
     pixels: NDArray[np.uint8]
     resizing: Resizing
+    resize_mode: ResizeMode
 
 
 class DetectorCore(
@@ -125,7 +131,12 @@ class DetectorCore(
         )
         self._config = served.detector.config
         self.has_masks = self._config.has_masks
+        self._resize_mode = served.resize_mode
+        self._letterbox_size = served.letterbox_size
         self._names = {label.name for label in served.labels}
+        # The workers are as many as may use the cores; OpenCV would share each image among threads
+        # of its own.
+        cv2.setNumThreads(1)
 
     def check(self, options: DetectOptions) -> None:  # noqa: D102
         if not 0 <= options.score_threshold <= 1:
@@ -141,16 +152,23 @@ class DetectorCore(
         if options.masks not in (None, "none") and not self.has_masks:
             raise InvalidOption(f"{self.card.name} gives no masks")
 
-    def prepare(self, upload: bytes) -> PreparedForDetection:  # noqa: D102
+    def prepare(self, upload: bytes, options: DetectOptions) -> PreparedForDetection:  # noqa: D102
         image = decode(upload, self._limits)
-        resizing = self._config.resizing((image.height, image.width))
+        resize_mode = options.resize_mode or self._resize_mode
+        image_size = (image.height, image.width)
+        resizing = (
+            Resizing.letterbox(image_size, self._letterbox_size)
+            if resize_mode == "letterbox"
+            else self._config.resizing(image_size)
+        )
         if not resizing.fits:
             raise InvalidImage(
                 "unsupported",
-                f"an image of {image.width}x{image.height} pixels is too long and narrow: resized "
-                f"to {resizing.resized[1]}x{resizing.resized[0]}, a side leaves one cell",
+                f"an image of {image.width}x{image.height} pixels is too long and narrow to be "
+                f"resized to {resizing.resized[1]}x{resizing.resized[0]}",
             )
-        return PreparedForDetection(to_model_pixels(np.asarray(image), resizing), resizing)
+        pixels = to_model_pixels(np.asarray(image), resizing)
+        return PreparedForDetection(pixels, resizing, resize_mode)
 
     def item(self, prepared: PreparedForDetection, options: DetectOptions) -> DetectionInput:  # noqa: D102
         return DetectionInput(
@@ -169,14 +187,19 @@ class DetectorCore(
     ) -> DetectedImage:
         # Pasting a hundred masks takes tens of milliseconds.
         return await asyncio.get_running_loop().run_in_executor(
-            self._workers, self._finish, prepared.resizing, served.result, options, timing
+            self._workers, self._finish, prepared, served.result, options, timing
         )
 
     def _finish(
-        self, resizing: Resizing, output: DetectionOutput, options: DetectOptions, timing: Timing
+        self,
+        prepared: PreparedForDetection,
+        output: DetectionOutput,
+        options: DetectOptions,
+        timing: Timing,
     ) -> DetectedImage:
         if not (np.isfinite(output.scores).all() and np.isfinite(output.boxes).all()):
             raise EngineFailed("the model gave no number for this image")
+        resizing = prepared.resizing
         height, width = resizing.image_size
         points = None
         if options.explain != "none":
@@ -197,6 +220,7 @@ class DetectorCore(
             ),
             points=points,
             input_size=resizing.resized,
+            resize_mode=prepared.resize_mode,
         )
 
     def _wanted(self, output: DetectionOutput, options: DetectOptions) -> NDArray[np.int64]:

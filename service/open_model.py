@@ -119,7 +119,7 @@ def _open_detector(
         dtype=entry.dtype or shared.settings.engine.dtype,
         max_batch=batching.max_batch,
         buckets=batching.buckets,
-        sizes=batching.sizes,
+        sizes=_ready_sizes(served, batching),
     )
     batcher = Batcher[DetectionInput, DetectionOutput](
         engine.run_batch,
@@ -144,6 +144,14 @@ def _open_detector(
         metrics=metrics,
     )
     return OpenModel(core, batcher, engine, metrics, served.source)
+
+
+def _ready_sizes(served: ServedDetector, batching: Batching) -> tuple[tuple[int, int], ...]:
+    """Those of the settings, and that of the letterbox where every image comes in one."""
+    square = (served.letterbox_size, served.letterbox_size)
+    if served.resize_mode == "official" or square in batching.sizes:
+        return batching.sizes
+    return (square, *batching.sizes)
 
 
 def _log(card: ModelCard, source: Path) -> None:

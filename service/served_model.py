@@ -12,7 +12,7 @@ from model.cost import Cost, cost
 from model.detection import DETECTORS, Detector, load_detector
 from model.detection.official import is_detector
 from service.metrics import Task
-from service.settings import ModelChoice
+from service.settings import ModelChoice, ResizeMode
 
 _DEMO = Path(__file__).parent.parent / "demo"
 BUNDLED = {
@@ -64,6 +64,8 @@ class ServedDetector:
         version: shown in every answer.
         labels: one for each class, in order of the class index.
         detector: the module, with its weights, on the CPU.
+        resize_mode: of requests that name none.
+        letterbox_size: side of the letterbox, pixels.
         source: the file the weights came from.
     """
 
@@ -71,6 +73,8 @@ class ServedDetector:
     version: str
     labels: tuple[Label, ...]
     detector: Detector
+    resize_mode: ResizeMode
+    letterbox_size: int
     source: Path
 
 
@@ -84,6 +88,8 @@ class ModelCard:
         task: what it does.
         variant: which network it is.
         image_size: `(H, W)` of its input, pixels; `None` where it changes with the image.
+        resize_mode: of a detector, for requests that name none.
+        letterbox_size: side of a detector's letterbox, pixels.
         classes: how many it tells apart.
         parameters: as published for the variant.
         flops: of one image, see `model.cost`; `None` where they change with the image.
@@ -97,6 +103,8 @@ class ModelCard:
     task: Task
     variant: str
     image_size: tuple[int, int] | None
+    resize_mode: ResizeMode | None
+    letterbox_size: int | None
     classes: int
     parameters: int
     flops: int | None
@@ -116,6 +124,8 @@ class ModelCard:
             "detect",
             config.name,
             None,
+            served.resize_mode,
+            served.letterbox_size,
             config.num_classes,
             sum(parameter.numel() for parameter in served.detector.parameters()),
             None,
@@ -134,6 +144,8 @@ class ModelCard:
             "classify",
             config.name,
             config.image_size,
+            None,
+            None,
             config.num_classes,
             served.cost.parameters,
             served.cost.flops,
@@ -158,17 +170,32 @@ def load(chosen: ModelChoice) -> ServedModel | ServedDetector:
     if chosen.sha256 is not None:
         _check_sha256(path, chosen.sha256.lower())
     checkpoint = checkpoints.read(path)
-    if variant in DETECTORS or (variant is None and is_detector(checkpoint.state)):
-        return _load_detector(chosen, checkpoint, variant)
+    if holds_detector(checkpoint, variant):
+        return load_served_detector(chosen, checkpoint, variant)
+    if chosen.resize_mode is not None or chosen.letterbox_size is not None:
+        raise CheckpointError(
+            f"{path}: a classifier has one way to resize; resize_mode and letterbox_size are for "
+            "detectors"
+        )
     network = load_model(checkpoint, variant, both_sides(chosen.image_size))
     labels = _labels(chosen.labels, checkpoint, network.config.num_classes, _IMAGENET)
     name = chosen.name or network.config.name
     return ServedModel(name, chosen.version, labels, network, cost(network), path)
 
 
-def _load_detector(
+def holds_detector(checkpoint: Checkpoint, variant: str | None) -> bool:
+    """Whether the weights are of a detector: what was named decides, else their own names."""
+    return variant in DETECTORS or (variant is None and is_detector(checkpoint.state))
+
+
+def load_served_detector(
     chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None
 ) -> ServedDetector:
+    """A detector and the names of its classes, from what was read.
+
+    Raises:
+        CheckpointError: the weights, the class names or the choice cannot be used.
+    """
     if chosen.image_size is not None:
         raise CheckpointError(
             f"{checkpoint.path}: a detector takes every image at a size of its own; image_size "
@@ -181,7 +208,15 @@ def _load_detector(
     else:
         labels = _labels(chosen.labels, checkpoint, config.num_classes, _COCO)
     name = chosen.name or config.name
-    return ServedDetector(name, chosen.version, labels, loaded.detector, checkpoint.path)
+    return ServedDetector(
+        name,
+        chosen.version,
+        labels,
+        loaded.detector,
+        chosen.resize_mode or "official",
+        chosen.letterbox_size or config.letterbox_size,
+        checkpoint.path,
+    )
 
 
 def _bundled(variant: str | None) -> Path:
@@ -215,8 +250,8 @@ def _labels(
     if classes == known[0]:
         return read_labels(known[1], classes)
     raise CheckpointError(
-        f"{checkpoint.path}: has {classes} classes and no names for them: set "
-        "DAT_MODEL__LABELS, or labels in the model file"
+        f"{checkpoint.path}: has {classes} classes and no names for them: give a label file "
+        "(DAT_MODEL__LABELS, or labels in the model file)"
     )
 
 

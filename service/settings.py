@@ -15,6 +15,7 @@ PREFIX = "DAT_"
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ResizeMode = Literal["official", "letterbox"]
 
 
 class ModelChoice(BaseModel, frozen=True, extra="forbid"):
@@ -52,6 +53,18 @@ class ModelChoice(BaseModel, frozen=True, extra="forbid"):
         None,
         description="Input size, pixels: a side, or `[height, width]`; without it that of the "
         "checkpoint or of the variant.",
+    )
+    resize_mode: ResizeMode | None = Field(
+        None,
+        description="How a detector resizes the images of requests that do not say: `official`, "
+        "or `letterbox`; without it `official`.",
+    )
+    letterbox_size: int | None = Field(
+        None,
+        ge=64,
+        multiple_of=32,
+        description="Side of a detector's letterbox, pixels, a multiple of 32; without it that "
+        "of the variant.",
     )
 
 

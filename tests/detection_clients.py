@@ -33,6 +33,7 @@ class Seen:
     found: tuple[Found, ...] = ()
     size: tuple[int, int] = (0, 0)
     input_size: tuple[int, int] = (0, 0)
+    resize_mode: str = ""
     layers: list[Any] | None = None
     batch_size: int = 0
 
@@ -92,6 +93,7 @@ def _image_from_json(result: dict[str, Any]) -> Seen:
         found,
         (image["width"], image["height"]),
         (seen["width"], seen["height"]),
+        result["resize_mode"],
         result.get("points"),
         result["timing"]["batch_size"],
     )
@@ -101,6 +103,7 @@ def _message(images: list[bytes], **options: Any) -> dat_pb2.DetectRequest:
     enums = {
         "explain": lambda name: dat_pb2.Explain.Value(f"EXPLAIN_{name.upper()}"),
         "masks": lambda name: dat_pb2.MaskFormat.Value(f"MASK_FORMAT_{name.upper()}"),
+        "resize_mode": lambda name: dat_pb2.ResizeMode.Value(f"RESIZE_MODE_{name.upper()}"),
     }
     fields = {name: enums.get(name, lambda v: v)(value) for name, value in options.items()}
     return dat_pb2.DetectRequest(images=images, **fields)
@@ -167,6 +170,7 @@ def _image_from_grpc(result: dat_pb2.DetectResult) -> Seen:
         found,
         (image.width, image.height),
         (image.input_width, image.input_height),
+        dat_pb2.ResizeMode.Name(image.resize_mode).removeprefix("RESIZE_MODE_").lower(),
         layers,
         image.timing.batch_size,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from demo.detection.scenes import CLASSES, Scene, upload
+from demo.detection.scenes import CLASSES, LONGEST, Scene, upload
 
 SEED = 1
 
@@ -59,13 +59,13 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     return np.diff(ends).tolist()
 
 
-def write(folder: Path, scenes: int, seed: int) -> None:
-    """Write the first scenes of a series."""
+def write(folder: Path, scenes: int, seed: int, longest: float = LONGEST) -> None:
+    """Write the first scenes of a series; `longest` is as in `demo.detection.scenes.upload`."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     written = []
     for index in range(scenes):
-        rendered, file = upload(seed, index)
+        rendered, file = upload(seed, index, longest)
         (images / f"{index:05}.jpg").write_bytes(file)
         written.append(rendered)
     (folder / "instances.json").write_text(json.dumps(dataset(written)))
@@ -77,8 +77,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=SEED, help="0 is that of the training")
+    parser.add_argument(
+        "--longest", type=float, default=LONGEST, help="longer side over the shorter one, at most"
+    )
     arguments = parser.parse_args()
-    write(arguments.out, arguments.scenes, arguments.seed)
+    write(arguments.out, arguments.scenes, arguments.seed, arguments.longest)
 
 
 if __name__ == "__main__":

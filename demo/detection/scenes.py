@@ -24,7 +24,8 @@ __all__ = [
 ]
 
 MOST_OBJECTS = 6
-# Of uploads, pixels: the shorter side, and how many times as long the longer one may be.
+# Of uploads, pixels: the shorter side, and how many times as long the longer one may be in
+# training.
 SIDES = (224, 480)
 LONGEST = 8 / 5
 LEAST_VISIBLE = 0.6  # of an object's area, inside the picture and before all others
@@ -103,14 +104,15 @@ def scene(seed: int, index: int, height: int, width: int) -> Scene:
     return Scene(canvas.exposed(picture, rng), labels, instances, visible)
 
 
-def upload(seed: int, index: int) -> tuple[Scene, bytes]:
+def upload(seed: int, index: int, longest: float = LONGEST) -> tuple[Scene, bytes]:
     """Return scene `index` of the series `seed` at a random size, and as a JPEG file.
 
-    Sides are as `SIDES` and `LONGEST` say; qualities are between 55 and 95.
+    The shorter side is as `SIDES` says, the longer one at most `longest` times as long; qualities
+    are between 55 and 95.
     """
     rng = np.random.default_rng((seed, index, 1))
     shorter = int(rng.integers(SIDES[0], SIDES[1] + 1))
-    longer = int(rng.uniform(1, LONGEST) * shorter)
+    longer = int(rng.uniform(1, longest) * shorter)
     height, width = (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
     rendered = scene(seed, index, height, width)
     return rendered, canvas.jpeg(rendered.pixels, int(rng.integers(55, 96)))

@@ -4,11 +4,12 @@ DAT++: Xia et al., arXiv:2309.01430, section 4.2. Variants as in
 github.com/LeapLabTHU/DAT-Detection (commit 4d4023d, on mmdetection 2.26.0).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from model.config import VARIANTS, DatConfig
-from model.detection.transforms import LONG_SIDE, SHORT_SIDE, Resizing
+from model.detection.transforms import DIVISOR, LONG_SIDE, SHORT_SIDE, Resizing
 
 Kind = Literal["retinanet", "mask_rcnn", "cascade_mask_rcnn"]
 
@@ -46,6 +47,11 @@ class DetectorConfig:
         """How an image of `(H, W)` pixels becomes the input."""
         short_side, long_side = self.scale
         return Resizing(image_size, long_side, short_side)
+
+    @property
+    def letterbox_size(self) -> int:
+        """Side of the square of about as many pixels as the largest input, pixels."""
+        return round(math.sqrt(math.prod(self.scale)) / DIVISOR) * DIVISOR
 
     @property
     def first_stage(self) -> int:

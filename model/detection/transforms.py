@@ -1,13 +1,15 @@
-"""The official pre-processing of detectors, and the way back to the image.
+"""The pre-processing of detectors, and the way back to the image.
 
-As in mmdetection 2.26 with OpenCV: the image keeps its aspect ratio, is enlarged or shrunk to fit
-1333 x 800 in either orientation, and is padded to multiples of 32 with the mean colour. OpenCV's
-bilinear filter (fixed-point, not antialiased) is part of the result. Knows nothing of files,
+The official one is that of mmdetection 2.26 with OpenCV: the image keeps its aspect ratio, is
+enlarged or shrunk to fit 1333 x 800 in either orientation, and is padded to multiples of 32 with
+the mean colour. OpenCV's bilinear filter (fixed-point, not antialiased) is part of the result.
+A letterbox is the same with a square to fit, all of which is filled. Knows nothing of files,
 requests or devices.
 """
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -18,9 +20,6 @@ STD = (58.395, 57.12, 57.375)
 LONG_SIDE, SHORT_SIDE = 1333, 800  # pixels
 DIVISOR = 32
 
-_COEFFICIENT_BITS = 11
-_ONE = 1 << _COEFFICIENT_BITS
-
 
 @dataclass(frozen=True)
 class Resizing:
@@ -30,11 +29,18 @@ class Resizing:
         image_size: `(H, W)` of the image, pixels.
         long_side: of the largest input, pixels.
         short_side: likewise.
+        square: whether every input is padded to a square of the long side.
     """
 
     image_size: tuple[int, int]
     long_side: int = LONG_SIDE
     short_side: int = SHORT_SIDE
+    square: bool = False
+
+    @classmethod
+    def letterbox(cls, image_size: tuple[int, int], side: int) -> "Resizing":
+        """Fit an image of `(H, W)` pixels into a square, whose side is a multiple of 32."""
+        return cls(image_size, side, side, square=True)
 
     @property
     def resized(self) -> tuple[int, int]:
@@ -46,13 +52,17 @@ class Resizing:
     @property
     def padded(self) -> tuple[int, int]:
         """`(H, W)` of the input, pixels."""
-        height, width = (-(-side // DIVISOR) * DIVISOR for side in self.resized)
+        filled = (self.long_side, self.long_side) if self.square else self.resized
+        height, width = (-(-side // DIVISOR) * DIVISOR for side in filled)
         return height, width
 
     @property
     def fits(self) -> bool:
-        """Whether the backbone can take the input: a map of one cell a side has no scale."""
-        return min(self.padded) > DIVISOR
+        """Whether anything is left of the image, and the backbone can take the input.
+
+        A map of one cell a side has no scale.
+        """
+        return min(self.resized) > 0 and min(self.padded) > DIVISOR
 
     @property
     def scale_xy(self) -> tuple[float, float]:
@@ -74,48 +84,9 @@ def to_model_pixels(pixels: NDArray[np.uint8], resizing: Resizing) -> NDArray[np
 
 
 def resize_bilinear(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize an image `(H, W, C)` to `(H', W', C)` with the very arithmetic of OpenCV.
-
-    That is `cv2.resize(..., interpolation=cv2.INTER_LINEAR)`: weights of 11 bits, first along the
-    rows, then along the columns, where the products lose 4 and 16 bits before they are added. An
-    exact halving is the mean of 2x2 pixels there.
-    """
-    height, width = pixels.shape[:2]
-    if (height, width) == size:
-        return pixels
-    if (height, width) == (2 * size[0], 2 * size[1]):
-        wide = pixels.astype(np.uint16)
-        total = wide[0::2, 0::2] + wide[0::2, 1::2] + wide[1::2, 0::2] + wide[1::2, 1::2]
-        return ((total + 2) >> 2).astype(np.uint8)
-    row_position, column_position = _positions(height, size[0]), _positions(width, size[1])
-    # Beyond the first and last row the products of both weights are cut off, beyond the first
-    # and last column there is one weight.
-    column_position = column_position.clip(0, width - 1)
-    (left, right), (first, second) = _taps(column_position, width)
-    read, row_weights = _taps(row_position, height)
-    # A reduction does not read every row.
-    used, (top, bottom) = np.unique(read, return_inverse=True)
-    lines = pixels[used]
-    rows = (lines[:, left] * first[:, None] + lines[:, right] * second[:, None]) >> 4
-    first, second = row_weights
-    total = rows[top] * first[:, None, None] >> 16
-    total += rows[bottom] * second[:, None, None] >> 16
-    return ((total + 2) >> 2).astype(np.uint8)
-
-
-def _positions(size: int, new_size: int) -> NDArray[np.float32]:
-    """Where the centres of the new pixels lie, counted in pixels from the centre of the first."""
-    scale = 1 / (new_size / size)
-    return ((np.arange(new_size) + 0.5) * scale - 0.5).astype(np.float32)
-
-
-def _taps(position: NDArray[np.float32], size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """The two pixels `(2, n)` around each position along an axis, and their weights `(2, n)`."""
-    first = np.floor(position)
-    fraction = position - first
-    weights = np.rint(np.stack((1 - fraction, fraction)) * np.float32(_ONE))
-    pixels = np.stack((first, first + 1)).astype(np.int64).clip(0, size - 1)
-    return pixels, weights.astype(np.int32)
+    """Resize an RGB image `(H, W, 3)` to `(H', W', 3)` as mmdetection does."""
+    height, width = size
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 class Normalise(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from service.detector import DetectedImage, DetectOptions, DetectorCore
 from service.evaluation.run import Answers, AnyCore, Evaluation, EvaluationError
 from service.masks import RunLengths
+from service.settings import ResizeMode
 
 # The first numbers of pycocotools' summary.
 _SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -17,13 +18,16 @@ _SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 class CocoPrecision(Evaluation[DetectedImage]):
     """Average precision on the images of a COCO annotation file.
 
-    Images that cannot be decoded count as images without detections.
+    Images that cannot be decoded count as images without detections. Without a resize mode, it is
+    that of the model.
 
     Raises:
         EvaluationError: pycocotools is not installed, or the annotations cannot be used.
     """
 
-    def __init__(self, folder: Path, annotations: Path) -> None:
+    def __init__(
+        self, folder: Path, annotations: Path, resize_mode: ResizeMode | None = None
+    ) -> None:
         super().__init__(folder)
         try:
             from pycocotools.coco import COCO  # noqa: PLC0415
@@ -38,6 +42,7 @@ class CocoPrecision(Evaluation[DetectedImage]):
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as fault:
             raise EvaluationError(f"{annotations}: not COCO annotations: {fault!r}") from fault
         self._annotations = annotations
+        self._resize_mode = resize_mode
 
     @property
     def data(self) -> list[str]:  # noqa: D102
@@ -58,7 +63,12 @@ class CocoPrecision(Evaluation[DetectedImage]):
         return sorted(self._ids)
 
     def options(self, timeout_s: float) -> DetectOptions:  # noqa: D102
-        return DetectOptions(timeout_s=timeout_s)
+        return DetectOptions(timeout_s=timeout_s, resize_mode=self._resize_mode)
+
+    def conditions(self, core: AnyCore) -> dict[str, Any]:  # noqa: D102
+        mode = self._resize_mode or core.card.resize_mode
+        size = {"letterbox_size": core.card.letterbox_size} if mode == "letterbox" else {}
+        return {"resize_mode": mode, **size}
 
     def record(self, answer: DetectedImage) -> list[dict[str, Any]]:  # noqa: D102
         records = []

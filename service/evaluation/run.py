@@ -62,6 +62,10 @@ class Evaluation(ABC, Generic[TaskAnswer]):
             EvaluationError: the data cannot be used, or not for this model.
         """
 
+    def conditions(self, core: AnyCore) -> dict[str, Any]:  # noqa: ARG002
+        """What else the figures depend on, for JSON."""
+        return {}
+
     @abstractmethod
     def options(self, timeout_s: float) -> Options:
         """What is asked of every file."""
@@ -94,7 +98,7 @@ async def evaluate(
         metrics = Metrics(CollectorRegistry())
         model = open_model(entry, Shared(settings, device, workers, metrics))
         files = evaluation.files(model.core)
-        subject = _subject(model, evaluation.data)
+        subject = _subject(model, evaluation)
         answers = _read_journal(journal, subject)
         left = [file for file in files if file not in answers]
         await model.engine.load()
@@ -125,7 +129,7 @@ async def evaluate(
     return subject | {"images": len(files), "unreadable": unreadable} | figures | speed
 
 
-def _subject(model: OpenModel, data: list[str]) -> dict[str, Any]:
+def _subject(model: OpenModel, evaluation: Evaluation[Any]) -> dict[str, Any]:
     """What is measured: a journal of anything else must not be gone on with."""
     card = model.core.card
     return {
@@ -135,7 +139,8 @@ def _subject(model: OpenModel, data: list[str]) -> dict[str, Any]:
         "dtype": card.dtype,
         "device": card.device,
         "checkpoint_sha256": checkpoints.sha256(model.source),
-        "data": data,
+        "data": evaluation.data,
+        **evaluation.conditions(model.core),
     }
 
 

@@ -24,17 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14service/pb/dat.proto\x12\x06\x64\x61t.v1\"p\n\x0f\x43lassifyRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12 \n\x07\x65xplain\x18\x04 \x01(\x0e\x32\x0f.dat.v1.ExplainB\x08\n\x06_top_k\"X\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12$\n\x07results\x18\x03 \x03(\x0b\x32\x13.dat.v1.ImageResult\"M\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.dat.v1.ClassifyRequest\"}\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.dat.v1.ClassifyResponseH\x00\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\r.dat.v1.ErrorH\x00\x42\t\n\x07outcome\"j\n\x0bImageResult\x12\x30\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x16.dat.v1.ClassificationH\x00\x12\x1e\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.dat.v1.ErrorH\x00\x42\t\n\x07outcome\"\x98\x01\n\x0e\x43lassification\x12\'\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x12.dat.v1.Prediction\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x1e\n\x06points\x18\x04 \x01(\x0b\x32\x0e.dat.v1.Points\x12\x1e\n\x06timing\x18\x05 \x01(\x0b\x32\x0e.dat.v1.Timing\"U\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x11\n\x04wnid\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_wnid\"1\n\x06Points\x12\'\n\x06layers\x18\x01 \x03(\x0b\x32\x17.dat.v1.DeformableLayer\"\x94\x01\n\x0f\x44\x65\x66ormableLayer\x12\r\n\x05stage\x18\x01 \x01(\r\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\x0e\n\x06groups\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x05 \x01(\r\x12\x1a\n\x12sampling_locations\x18\x06 \x03(\x02\x12\x18\n\x10reference_points\x18\x07 \x03(\x02\"R\n\x06Timing\x12\x10\n\x08\x64\x65\x63ode_s\x18\x01 \x01(\x01\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x11\n\tcompute_s\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\r\"9\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tgrpc_code\x18\x03 \x01(\x05\"\xe6\x01\n\rDetectRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12 \n\x07\x65xplain\x18\x03 \x01(\x0e\x32\x0f.dat.v1.Explain\x12\x1c\n\x0fscore_threshold\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0emax_detections\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07\x63lasses\x18\x06 \x03(\t\x12!\n\x05masks\x18\x07 \x01(\x0e\x32\x12.dat.v1.MaskFormatB\x12\n\x10_score_thresholdB\x11\n\x0f_max_detections\"W\n\x0e\x44\x65tectResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12%\n\x07results\x18\x03 \x03(\x0b\x32\x14.dat.v1.DetectResult\"I\n\x13\x44\x65tectStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\x07request\x18\x02 \x01(\x0b\x32\x15.dat.v1.DetectRequest\"y\n\x14\x44\x65tectStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08response\x18\x02 \x01(\x0b\x32\x16.dat.v1.DetectResponseH\x00\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\r.dat.v1.ErrorH\x00\x42\t\n\x07outcome\"a\n\x0c\x44\x65tectResult\x12&\n\x05image\x18\x01 \x01(\x0b\x32\x15.dat.v1.DetectedImageH\x00\x12\x1e\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.dat.v1.ErrorH\x00\x42\t\n\x07outcome\"\xc0\x01\n\rDetectedImage\x12%\n\ndetections\x18\x01 \x03(\x0b\x32\x11.dat.v1.Detection\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x13\n\x0binput_width\x18\x04 \x01(\r\x12\x14\n\x0cinput_height\x18\x05 \x01(\r\x12\x1e\n\x06points\x18\x06 \x01(\x0b\x32\x0e.dat.v1.Points\x12\x1e\n\x06timing\x18\x07 \x01(\x0b\x32\x0e.dat.v1.Timing\"\xef\x01\n\tDetection\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x18\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x0b.dat.v1.Box\x12!\n\x03rle\x18\x05 \x01(\x0b\x32\x12.dat.v1.RunLengthsH\x00\x12#\n\x07polygon\x18\x06 \x01(\x0b\x32\x10.dat.v1.PolygonsH\x00\x12\x1e\n\x03png\x18\x07 \x01(\x0b\x32\x0f.dat.v1.PngMaskH\x00\x12+\n\rpoints_inside\x18\x08 \x03(\x0b\x32\x14.dat.v1.PointsInsideB\x06\n\x04mask\"5\n\x03\x42ox\x12\n\n\x02x1\x18\x01 \x01(\x02\x12\n\n\x02y1\x18\x02 \x01(\x02\x12\n\n\x02x2\x18\x03 \x01(\x02\x12\n\n\x02y2\x18\x04 \x01(\x02\";\n\nRunLengths\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\t\"\'\n\x08Polygons\x12\x1b\n\x05rings\x18\x01 \x03(\x0b\x32\x0c.dat.v1.Ring\"\x16\n\x04Ring\x12\x0e\n\x06points\x18\x01 \x03(\r\"1\n\x07PngMask\x12\x0b\n\x03png\x18\x01 \x01(\x0c\x12\x0c\n\x04left\x18\x02 \x01(\r\x12\x0b\n\x03top\x18\x03 \x01(\r\"=\n\x0cPointsInside\x12\r\n\x05stage\x18\x01 \x01(\r\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\x0f\n\x07indices\x18\x03 \x03(\r\"\x13\n\x11ListModelsRequest\"3\n\x12ListModelsResponse\x12\x1d\n\x06models\x18\x01 \x03(\x0b\x32\r.dat.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x10GetModelResponse\x12\x1c\n\x05model\x18\x01 \x01(\x0b\x32\r.dat.v1.Model\x12\x1d\n\x06labels\x18\x02 \x03(\x0b\x32\r.dat.v1.Label\"\x89\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x03 \x01(\x08\x12\x0c\n\x04task\x18\x04 \x01(\t\x12\x0f\n\x07variant\x18\x05 \x01(\t\x12\x12\n\x05width\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06height\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07\x63lasses\x18\x08 \x01(\r\x12\x12\n\nparameters\x18\t \x01(\x04\x12\x12\n\x05\x66lops\x18\n \x01(\x04H\x02\x88\x01\x01\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\r\n\x05\x64type\x18\x0c \x01(\t\x12\x11\n\tmax_batch\x18\r \x01(\rB\x08\n\x06_widthB\t\n\x07_heightB\x08\n\x06_flops\"1\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04wnid\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_wnid*]\n\x07\x45xplain\x12\x17\n\x13\x45XPLAIN_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45XPLAIN_NONE\x10\x01\x12\x12\n\x0e\x45XPLAIN_POINTS\x10\x02\x12\x13\n\x0f\x45XPLAIN_OBJECTS\x10\x03*\x82\x01\n\nMaskFormat\x12\x1b\n\x17MASK_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10MASK_FORMAT_NONE\x10\x01\x12\x13\n\x0fMASK_FORMAT_RLE\x10\x02\x12\x17\n\x13MASK_FORMAT_POLYGON\x10\x03\x12\x13\n\x0fMASK_FORMAT_PNG\x10\x04\x32\xa7\x01\n\x11\x43lassifierService\x12=\n\x08\x43lassify\x12\x17.dat.v1.ClassifyRequest\x1a\x18.dat.v1.ClassifyResponse\x12S\n\x0e\x43lassifyStream\x12\x1d.dat.v1.ClassifyStreamRequest\x1a\x1e.dat.v1.ClassifyStreamResponse(\x01\x30\x01\x32\x99\x01\n\x0f\x44\x65tectorService\x12\x37\n\x06\x44\x65tect\x12\x15.dat.v1.DetectRequest\x1a\x16.dat.v1.DetectResponse\x12M\n\x0c\x44\x65tectStream\x12\x1b.dat.v1.DetectStreamRequest\x1a\x1c.dat.v1.DetectStreamResponse(\x01\x30\x01\x32\x92\x01\n\x0cModelService\x12\x43\n\nListModels\x12\x19.dat.v1.ListModelsRequest\x1a\x1a.dat.v1.ListModelsResponse\x12=\n\x08GetModel\x12\x17.dat.v1.GetModelRequest\x1a\x18.dat.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14service/pb/dat.proto\x12\x06\x64\x61t.v1\"p\n\x0f\x43lassifyRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12 \n\x07\x65xplain\x18\x04 \x01(\x0e\x32\x0f.dat.v1.ExplainB\x08\n\x06_top_k\"X\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12$\n\x07results\x18\x03 \x03(\x0b\x32\x13.dat.v1.ImageResult\"M\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.dat.v1.ClassifyRequest\"}\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.dat.v1.ClassifyResponseH\x00\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\r.dat.v1.ErrorH\x00\x42\t\n\x07outcome\"j\n\x0bImageResult\x12\x30\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32\x16.dat.v1.ClassificationH\x00\x12\x1e\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.dat.v1.ErrorH\x00\x42\t\n\x07outcome\"\x98\x01\n\x0e\x43lassification\x12\'\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x12.dat.v1.Prediction\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x1e\n\x06points\x18\x04 \x01(\x0b\x32\x0e.dat.v1.Points\x12\x1e\n\x06timing\x18\x05 \x01(\x0b\x32\x0e.dat.v1.Timing\"U\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x11\n\x04wnid\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_wnid\"1\n\x06Points\x12\'\n\x06layers\x18\x01 \x03(\x0b\x32\x17.dat.v1.DeformableLayer\"\x94\x01\n\x0f\x44\x65\x66ormableLayer\x12\r\n\x05stage\x18\x01 \x01(\r\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\x0e\n\x06groups\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x05 \x01(\r\x12\x1a\n\x12sampling_locations\x18\x06 \x03(\x02\x12\x18\n\x10reference_points\x18\x07 \x03(\x02\"R\n\x06Timing\x12\x10\n\x08\x64\x65\x63ode_s\x18\x01 \x01(\x01\x12\x0f\n\x07queue_s\x18\x02 \x01(\x01\x12\x11\n\tcompute_s\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\r\"9\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tgrpc_code\x18\x03 \x01(\x05\"\x8f\x02\n\rDetectRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12 \n\x07\x65xplain\x18\x03 \x01(\x0e\x32\x0f.dat.v1.Explain\x12\x1c\n\x0fscore_threshold\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0emax_detections\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07\x63lasses\x18\x06 \x03(\t\x12!\n\x05masks\x18\x07 \x01(\x0e\x32\x12.dat.v1.MaskFormat\x12\'\n\x0bresize_mode\x18\x08 \x01(\x0e\x32\x12.dat.v1.ResizeModeB\x12\n\x10_score_thresholdB\x11\n\x0f_max_detections\"W\n\x0e\x44\x65tectResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12%\n\x07results\x18\x03 \x03(\x0b\x32\x14.dat.v1.DetectResult\"I\n\x13\x44\x65tectStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\x07request\x18\x02 \x01(\x0b\x32\x15.dat.v1.DetectRequest\"y\n\x14\x44\x65tectStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08response\x18\x02 \x01(\x0b\x32\x16.dat.v1.DetectResponseH\x00\x12\x1e\n\x05\x65rror\x18\x03 \x01(\x0b\x32\r.dat.v1.ErrorH\x00\x42\t\n\x07outcome\"a\n\x0c\x44\x65tectResult\x12&\n\x05image\x18\x01 \x01(\x0b\x32\x15.dat.v1.DetectedImageH\x00\x12\x1e\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.dat.v1.ErrorH\x00\x42\t\n\x07outcome\"\xe9\x01\n\rDetectedImage\x12%\n\ndetections\x18\x01 \x03(\x0b\x32\x11.dat.v1.Detection\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x13\n\x0binput_width\x18\x04 \x01(\r\x12\x14\n\x0cinput_height\x18\x05 \x01(\r\x12\x1e\n\x06points\x18\x06 \x01(\x0b\x32\x0e.dat.v1.Points\x12\x1e\n\x06timing\x18\x07 \x01(\x0b\x32\x0e.dat.v1.Timing\x12\'\n\x0bresize_mode\x18\x08 \x01(\x0e\x32\x12.dat.v1.ResizeMode\"\xef\x01\n\tDetection\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x18\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x0b.dat.v1.Box\x12!\n\x03rle\x18\x05 \x01(\x0b\x32\x12.dat.v1.RunLengthsH\x00\x12#\n\x07polygon\x18\x06 \x01(\x0b\x32\x10.dat.v1.PolygonsH\x00\x12\x1e\n\x03png\x18\x07 \x01(\x0b\x32\x0f.dat.v1.PngMaskH\x00\x12+\n\rpoints_inside\x18\x08 \x03(\x0b\x32\x14.dat.v1.PointsInsideB\x06\n\x04mask\"5\n\x03\x42ox\x12\n\n\x02x1\x18\x01 \x01(\x02\x12\n\n\x02y1\x18\x02 \x01(\x02\x12\n\n\x02x2\x18\x03 \x01(\x02\x12\n\n\x02y2\x18\x04 \x01(\x02\";\n\nRunLengths\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\t\"\'\n\x08Polygons\x12\x1b\n\x05rings\x18\x01 \x03(\x0b\x32\x0c.dat.v1.Ring\"\x16\n\x04Ring\x12\x0e\n\x06points\x18\x01 \x03(\r\"1\n\x07PngMask\x12\x0b\n\x03png\x18\x01 \x01(\x0c\x12\x0c\n\x04left\x18\x02 \x01(\r\x12\x0b\n\x03top\x18\x03 \x01(\r\"=\n\x0cPointsInside\x12\r\n\x05stage\x18\x01 \x01(\r\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\x0f\n\x07indices\x18\x03 \x03(\r\"\x13\n\x11ListModelsRequest\"3\n\x12ListModelsResponse\x12\x1d\n\x06models\x18\x01 \x03(\x0b\x32\r.dat.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x10GetModelResponse\x12\x1c\n\x05model\x18\x01 \x01(\x0b\x32\r.dat.v1.Model\x12\x1d\n\x06labels\x18\x02 \x03(\x0b\x32\r.dat.v1.Label\"\xe2\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x03 \x01(\x08\x12\x0c\n\x04task\x18\x04 \x01(\t\x12\x0f\n\x07variant\x18\x05 \x01(\t\x12\x12\n\x05width\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06height\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07\x63lasses\x18\x08 \x01(\r\x12\x12\n\nparameters\x18\t \x01(\x04\x12\x12\n\x05\x66lops\x18\n \x01(\x04H\x02\x88\x01\x01\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\r\n\x05\x64type\x18\x0c \x01(\t\x12\x11\n\tmax_batch\x18\r \x01(\r\x12\'\n\x0bresize_mode\x18\x0e \x01(\x0e\x32\x12.dat.v1.ResizeMode\x12\x1b\n\x0eletterbox_size\x18\x0f \x01(\rH\x03\x88\x01\x01\x42\x08\n\x06_widthB\t\n\x07_heightB\x08\n\x06_flopsB\x11\n\x0f_letterbox_size\"1\n\x05Label\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04wnid\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_wnid*]\n\x07\x45xplain\x12\x17\n\x13\x45XPLAIN_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45XPLAIN_NONE\x10\x01\x12\x12\n\x0e\x45XPLAIN_POINTS\x10\x02\x12\x13\n\x0f\x45XPLAIN_OBJECTS\x10\x03*^\n\nResizeMode\x12\x1b\n\x17RESIZE_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14RESIZE_MODE_OFFICIAL\x10\x01\x12\x19\n\x15RESIZE_MODE_LETTERBOX\x10\x02*\x82\x01\n\nMaskFormat\x12\x1b\n\x17MASK_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10MASK_FORMAT_NONE\x10\x01\x12\x13\n\x0fMASK_FORMAT_RLE\x10\x02\x12\x17\n\x13MASK_FORMAT_POLYGON\x10\x03\x12\x13\n\x0fMASK_FORMAT_PNG\x10\x04\x32\xa7\x01\n\x11\x43lassifierService\x12=\n\x08\x43lassify\x12\x17.dat.v1.ClassifyRequest\x1a\x18.dat.v1.ClassifyResponse\x12S\n\x0e\x43lassifyStream\x12\x1d.dat.v1.ClassifyStreamRequest\x1a\x1e.dat.v1.ClassifyStreamResponse(\x01\x30\x01\x32\x99\x01\n\x0f\x44\x65tectorService\x12\x37\n\x06\x44\x65tect\x12\x15.dat.v1.DetectRequest\x1a\x16.dat.v1.DetectResponse\x12M\n\x0c\x44\x65tectStream\x12\x1b.dat.v1.DetectStreamRequest\x1a\x1c.dat.v1.DetectStreamResponse(\x01\x30\x01\x32\x92\x01\n\x0cModelService\x12\x43\n\nListModels\x12\x19.dat.v1.ListModelsRequest\x1a\x1a.dat.v1.ListModelsResponse\x12=\n\x08GetModel\x12\x17.dat.v1.GetModelRequest\x1a\x18.dat.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'service.pb.dat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPLAIN']._serialized_start=2995
-  _globals['_EXPLAIN']._serialized_end=3088
-  _globals['_MASKFORMAT']._serialized_start=3091
-  _globals['_MASKFORMAT']._serialized_end=3221
+  _globals['_EXPLAIN']._serialized_start=3166
+  _globals['_EXPLAIN']._serialized_end=3259
+  _globals['_RESIZEMODE']._serialized_start=3261
+  _globals['_RESIZEMODE']._serialized_end=3355
+  _globals['_MASKFORMAT']._serialized_start=3358
+  _globals['_MASKFORMAT']._serialized_end=3488
   _globals['_CLASSIFYREQUEST']._serialized_start=32
   _globals['_CLASSIFYREQUEST']._serialized_end=144
   _globals['_CLASSIFYRESPONSE']._serialized_start=146
@@ -58,47 +60,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERROR']._serialized_start=1078
   _globals['_ERROR']._serialized_end=1135
   _globals['_DETECTREQUEST']._serialized_start=1138
-  _globals['_DETECTREQUEST']._serialized_end=1368
-  _globals['_DETECTRESPONSE']._serialized_start=1370
-  _globals['_DETECTRESPONSE']._serialized_end=1457
-  _globals['_DETECTSTREAMREQUEST']._serialized_start=1459
-  _globals['_DETECTSTREAMREQUEST']._serialized_end=1532
-  _globals['_DETECTSTREAMRESPONSE']._serialized_start=1534
-  _globals['_DETECTSTREAMRESPONSE']._serialized_end=1655
-  _globals['_DETECTRESULT']._serialized_start=1657
-  _globals['_DETECTRESULT']._serialized_end=1754
-  _globals['_DETECTEDIMAGE']._serialized_start=1757
-  _globals['_DETECTEDIMAGE']._serialized_end=1949
-  _globals['_DETECTION']._serialized_start=1952
-  _globals['_DETECTION']._serialized_end=2191
-  _globals['_BOX']._serialized_start=2193
-  _globals['_BOX']._serialized_end=2246
-  _globals['_RUNLENGTHS']._serialized_start=2248
-  _globals['_RUNLENGTHS']._serialized_end=2307
-  _globals['_POLYGONS']._serialized_start=2309
-  _globals['_POLYGONS']._serialized_end=2348
-  _globals['_RING']._serialized_start=2350
-  _globals['_RING']._serialized_end=2372
-  _globals['_PNGMASK']._serialized_start=2374
-  _globals['_PNGMASK']._serialized_end=2423
-  _globals['_POINTSINSIDE']._serialized_start=2425
-  _globals['_POINTSINSIDE']._serialized_end=2486
-  _globals['_LISTMODELSREQUEST']._serialized_start=2488
-  _globals['_LISTMODELSREQUEST']._serialized_end=2507
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2509
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2560
-  _globals['_GETMODELREQUEST']._serialized_start=2562
-  _globals['_GETMODELREQUEST']._serialized_end=2593
-  _globals['_GETMODELRESPONSE']._serialized_start=2595
-  _globals['_GETMODELRESPONSE']._serialized_end=2674
-  _globals['_MODEL']._serialized_start=2677
-  _globals['_MODEL']._serialized_end=2942
-  _globals['_LABEL']._serialized_start=2944
-  _globals['_LABEL']._serialized_end=2993
-  _globals['_CLASSIFIERSERVICE']._serialized_start=3224
-  _globals['_CLASSIFIERSERVICE']._serialized_end=3391
-  _globals['_DETECTORSERVICE']._serialized_start=3394
-  _globals['_DETECTORSERVICE']._serialized_end=3547
-  _globals['_MODELSERVICE']._serialized_start=3550
-  _globals['_MODELSERVICE']._serialized_end=3696
+  _globals['_DETECTREQUEST']._serialized_end=1409
+  _globals['_DETECTRESPONSE']._serialized_start=1411
+  _globals['_DETECTRESPONSE']._serialized_end=1498
+  _globals['_DETECTSTREAMREQUEST']._serialized_start=1500
+  _globals['_DETECTSTREAMREQUEST']._serialized_end=1573
+  _globals['_DETECTSTREAMRESPONSE']._serialized_start=1575
+  _globals['_DETECTSTREAMRESPONSE']._serialized_end=1696
+  _globals['_DETECTRESULT']._serialized_start=1698
+  _globals['_DETECTRESULT']._serialized_end=1795
+  _globals['_DETECTEDIMAGE']._serialized_start=1798
+  _globals['_DETECTEDIMAGE']._serialized_end=2031
+  _globals['_DETECTION']._serialized_start=2034
+  _globals['_DETECTION']._serialized_end=2273
+  _globals['_BOX']._serialized_start=2275
+  _globals['_BOX']._serialized_end=2328
+  _globals['_RUNLENGTHS']._serialized_start=2330
+  _globals['_RUNLENGTHS']._serialized_end=2389
+  _globals['_POLYGONS']._serialized_start=2391
+  _globals['_POLYGONS']._serialized_end=2430
+  _globals['_RING']._serialized_start=2432
+  _globals['_RING']._serialized_end=2454
+  _globals['_PNGMASK']._serialized_start=2456
+  _globals['_PNGMASK']._serialized_end=2505
+  _globals['_POINTSINSIDE']._serialized_start=2507
+  _globals['_POINTSINSIDE']._serialized_end=2568
+  _globals['_LISTMODELSREQUEST']._serialized_start=2570
+  _globals['_LISTMODELSREQUEST']._serialized_end=2589
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2591
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2642
+  _globals['_GETMODELREQUEST']._serialized_start=2644
+  _globals['_GETMODELREQUEST']._serialized_end=2675
+  _globals['_GETMODELRESPONSE']._serialized_start=2677
+  _globals['_GETMODELRESPONSE']._serialized_end=2756
+  _globals['_MODEL']._serialized_start=2759
+  _globals['_MODEL']._serialized_end=3113
+  _globals['_LABEL']._serialized_start=3115
+  _globals['_LABEL']._serialized_end=3164
+  _globals['_CLASSIFIERSERVICE']._serialized_start=3491
+  _globals['_CLASSIFIERSERVICE']._serialized_end=3658
+  _globals['_DETECTORSERVICE']._serialized_start=3661
+  _globals['_DETECTORSERVICE']._serialized_end=3814
+  _globals['_MODELSERVICE']._serialized_start=3817
+  _globals['_MODELSERVICE']._serialized_end=3963
 # @@protoc_insertion_point(module_scope)

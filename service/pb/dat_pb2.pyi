@@ -14,6 +14,12 @@ class Explain(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EXPLAIN_POINTS: _ClassVar[Explain]
     EXPLAIN_OBJECTS: _ClassVar[Explain]
 
+class ResizeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RESIZE_MODE_UNSPECIFIED: _ClassVar[ResizeMode]
+    RESIZE_MODE_OFFICIAL: _ClassVar[ResizeMode]
+    RESIZE_MODE_LETTERBOX: _ClassVar[ResizeMode]
+
 class MaskFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MASK_FORMAT_UNSPECIFIED: _ClassVar[MaskFormat]
@@ -25,6 +31,9 @@ EXPLAIN_UNSPECIFIED: Explain
 EXPLAIN_NONE: Explain
 EXPLAIN_POINTS: Explain
 EXPLAIN_OBJECTS: Explain
+RESIZE_MODE_UNSPECIFIED: ResizeMode
+RESIZE_MODE_OFFICIAL: ResizeMode
+RESIZE_MODE_LETTERBOX: ResizeMode
 MASK_FORMAT_UNSPECIFIED: MaskFormat
 MASK_FORMAT_NONE: MaskFormat
 MASK_FORMAT_RLE: MaskFormat
@@ -152,7 +161,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., grpc_code: _Optional[int] = ...) -> None: ...
 
 class DetectRequest(_message.Message):
-    __slots__ = ("images", "model", "explain", "score_threshold", "max_detections", "classes", "masks")
+    __slots__ = ("images", "model", "explain", "score_threshold", "max_detections", "classes", "masks", "resize_mode")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +169,7 @@ class DetectRequest(_message.Message):
     MAX_DETECTIONS_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     MASKS_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedScalarFieldContainer[bytes]
     model: str
     explain: Explain
@@ -167,7 +177,8 @@ class DetectRequest(_message.Message):
     max_detections: int
     classes: _containers.RepeatedScalarFieldContainer[str]
     masks: MaskFormat
-    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., explain: _Optional[_Union[Explain, str]] = ..., score_threshold: _Optional[float] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., masks: _Optional[_Union[MaskFormat, str]] = ...) -> None: ...
+    resize_mode: ResizeMode
+    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., explain: _Optional[_Union[Explain, str]] = ..., score_threshold: _Optional[float] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., masks: _Optional[_Union[MaskFormat, str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ...) -> None: ...
 
 class DetectResponse(_message.Message):
     __slots__ = ("model", "version", "results")
@@ -206,7 +217,7 @@ class DetectResult(_message.Message):
     def __init__(self, image: _Optional[_Union[DetectedImage, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class DetectedImage(_message.Message):
-    __slots__ = ("detections", "width", "height", "input_width", "input_height", "points", "timing")
+    __slots__ = ("detections", "width", "height", "input_width", "input_height", "points", "timing", "resize_mode")
     DETECTIONS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +225,7 @@ class DetectedImage(_message.Message):
     INPUT_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
     detections: _containers.RepeatedCompositeFieldContainer[Detection]
     width: int
     height: int
@@ -221,7 +233,8 @@ class DetectedImage(_message.Message):
     input_height: int
     points: Points
     timing: Timing
-    def __init__(self, detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_height: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    resize_mode: ResizeMode
+    def __init__(self, detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_height: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ...) -> None: ...
 
 class Detection(_message.Message):
     __slots__ = ("label", "index", "score", "box", "rle", "polygon", "png", "points_inside")
@@ -322,7 +335,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "default", "task", "variant", "width", "height", "classes", "parameters", "flops", "device", "dtype", "max_batch")
+    __slots__ = ("name", "version", "default", "task", "variant", "width", "height", "classes", "parameters", "flops", "device", "dtype", "max_batch", "resize_mode", "letterbox_size")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -336,6 +349,8 @@ class Model(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
+    LETTERBOX_SIZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     default: bool
@@ -349,7 +364,9 @@ class Model(_message.Message):
     device: str
     dtype: str
     max_batch: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., default: _Optional[bool] = ..., task: _Optional[str] = ..., variant: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., classes: _Optional[int] = ..., parameters: _Optional[int] = ..., flops: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., max_batch: _Optional[int] = ...) -> None: ...
+    resize_mode: ResizeMode
+    letterbox_size: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., default: _Optional[bool] = ..., task: _Optional[str] = ..., variant: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., classes: _Optional[int] = ..., parameters: _Optional[int] = ..., flops: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., max_batch: _Optional[int] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., letterbox_size: _Optional[int] = ...) -> None: ...
 
 class Label(_message.Message):
     __slots__ = ("name", "wnid")

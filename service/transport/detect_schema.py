@@ -10,6 +10,7 @@ from service.detector import MOST_DETECTIONS, DetectedImage, Detection, DetectOp
 from service.errors import ServiceError
 from service.masks import EncodedMask, PngMask, Polygons, RunLengths
 from service.served_model import ModelCard
+from service.settings import ResizeMode
 from service.transport.schema import (
     ErrorBody,
     ImagesBody,
@@ -51,6 +52,13 @@ class DetectOptionsBody(OptionsBody):
         None, description="Form of the masks; absent: `rle` where the model has masks."
     )
 
+    resize_mode: ResizeMode | None = Field(
+        None,
+        description="`official`: fit the sizes of the training, padded to multiples of 32; "
+        "`letterbox`: fit a square of the model, all of which is filled. Absent: that of the "
+        "model.",
+    )
+
     def options(self) -> DetectOptions:
         """The same for the core."""
         return DetectOptions(
@@ -61,6 +69,7 @@ class DetectOptionsBody(OptionsBody):
             max_detections=self.max_detections,
             classes=tuple(self.classes),
             masks=self.masks,
+            resize_mode=self.resize_mode,
         )
 
 
@@ -157,6 +166,9 @@ class DetectResult(BaseModel):
     input: ImageSize | None = Field(
         default=None, description="Size at which the detector saw the image, pixels."
     )
+    resize_mode: ResizeMode | None = Field(
+        default=None, description="How the image was resized to that."
+    )
     points: list[LayerPointsBody] | None = Field(
         default=None, description="One entry for each deformable layer; present when asked for."
     )
@@ -174,6 +186,7 @@ class DetectResult(BaseModel):
             detections=[DetectionBody.of(found) for found in outcome.detections],
             image=ImageSize(width=outcome.width, height=outcome.height),
             input=ImageSize(width=width, height=height),
+            resize_mode=outcome.resize_mode,
             points=None if points is None else [LayerPointsBody.of(layer) for layer in points],
             timing=TimingBody.of(outcome.timing),
         )

@@ -19,6 +19,7 @@ from service.metrics import Task
 from service.pb import dat_pb2
 from service.points import LayerPoints
 from service.served_model import ModelCard
+from service.settings import ResizeMode
 
 TaskOptions = TypeVar("TaskOptions", bound=Options)
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
@@ -36,6 +37,12 @@ _MASKS: dict[int, MaskFormat | Literal["none"] | None] = {
     dat_pb2.MASK_FORMAT_POLYGON: "polygon",
     dat_pb2.MASK_FORMAT_PNG: "png",
 }
+RESIZE_MODES: dict[ResizeMode | None, dat_pb2.ResizeMode] = {
+    None: dat_pb2.RESIZE_MODE_UNSPECIFIED,
+    "official": dat_pb2.RESIZE_MODE_OFFICIAL,
+    "letterbox": dat_pb2.RESIZE_MODE_LETTERBOX,
+}
+_RESIZE_MODES = {int(value): mode for mode, value in RESIZE_MODES.items()}
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ def _classify_response(
 def _detect_options(request: dat_pb2.DetectRequest, remaining_s: float | None) -> DetectOptions:
     if request.masks not in _MASKS:
         raise InvalidOption(f"masks has no value {request.masks}")
+    if request.resize_mode not in _RESIZE_MODES:
+        raise InvalidOption(f"resize_mode has no value {request.resize_mode}")
     given = {
         name: getattr(request, name)
         for name in ("score_threshold", "max_detections")
@@ -97,6 +106,7 @@ def _detect_options(request: dat_pb2.DetectRequest, remaining_s: float | None) -
         timeout_s=remaining_s,
         classes=tuple(request.classes),
         masks=_MASKS[request.masks],
+        resize_mode=_RESIZE_MODES[request.resize_mode],
         **given,
     )
 
@@ -120,6 +130,7 @@ def _detect_result(outcome: DetectedImage | ServiceError) -> dat_pb2.DetectResul
             height=outcome.height,
             input_width=input_width,
             input_height=input_height,
+            resize_mode=RESIZE_MODES[outcome.resize_mode],
             points=_points(outcome.points),
             timing=_timing(outcome.timing),
         )

@@ -19,7 +19,7 @@ from service.metrics import Metrics, Protocol
 from service.pb import dat_pb2, dat_pb2_grpc
 from service.settings import Limits
 from service.transport import request_id
-from service.transport.messages import CLASSIFY, DETECT, RpcTask, error_message
+from service.transport.messages import CLASSIFY, DETECT, RESIZE_MODES, RpcTask, error_message
 
 log = structlog.get_logger(__name__)
 
@@ -227,6 +227,7 @@ class _ModelServicer(dat_pb2_grpc.ModelServiceServicer):
     def _model(self, core: Core[Any, Any, Any, Any, Any]) -> dat_pb2.Model:
         facts = vars(core.card).copy()
         height, width = facts.pop("image_size") or (None, None)
+        facts["resize_mode"] = RESIZE_MODES[core.card.resize_mode]
         default = self._calls.catalogue.is_default(core)
         return dat_pb2.Model(default=default, width=width, height=height, **facts)
 

@@ -10,6 +10,7 @@ from service.catalogue import Catalogue
 from service.core import Core, Timing
 from service.errors import ServiceError
 from service.points import LayerPoints
+from service.settings import ResizeMode
 
 AnyCore = Core[Any, Any, Any, Any, Any]
 Base64 = Annotated[StrictStr, Field(description="A file's bytes, base64 (RFC 4648, section 4).")]
@@ -111,6 +112,10 @@ class ModelBody(BaseModel):
     image_size: ImageSize | None = Field(
         description="Its input, pixels; absent where it changes with the image."
     )
+    resize_mode: ResizeMode | None = Field(
+        description="How a detector resizes the images of requests that do not say."
+    )
+    letterbox_size: int | None = Field(description="Side of a detector's letterbox, pixels.")
     classes: int = Field(examples=[12])
     parameters: int = Field(description="As published for the variant.")
     flops: int | None = Field(

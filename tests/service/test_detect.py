@@ -4,19 +4,32 @@ import asyncio
 import base64
 import io
 import json
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
+import cv2
+import grpc
 import httpx
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prometheus_client import CollectorRegistry
 from pycocotools import mask as coco
 
 from model import checkpoint as checkpoints
 from model.detection import create_detector, load_detector
 from model.detection.masks import paste_whole
-from model.detection.transforms import Normalise, to_model_pixels
-from tests.clients import JPEG, encoded
+from model.detection.transforms import Normalise, Resizing, to_model_pixels
+from service.detector import DetectOptions
+from service.engine.device import Device
+from service.metrics import Metrics
+from service.model_file import ModelEntry
+from service.open_model import Shared, open_model
+from service.pb import dat_pb2, dat_pb2_grpc
+from service.settings import Settings
+from service.transport.messages import RESIZE_MODES
+from tests.clients import JPEG, channel, encoded
 from tests.detection_clients import CLIENTS, over_grpc, over_http, over_json
 from tests.server import start_server
 
@@ -35,6 +48,12 @@ max_batch = 4
 name = "boxes"
 variant = "retinanet_dat_pp_tiny"
 checkpoint = "boxes.pth"
+
+[[models]]
+name = "boxed"
+checkpoint = "masks.safetensors"
+resize_mode = "letterbox"
+letterbox_size = 192
 """
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools, NumPy 2
 
@@ -59,11 +78,18 @@ def server(folder):
 
 @pytest.fixture(scope="module")
 def expected(folder):
-    """What the detector finds when it is called directly."""
+    """What the detector finds when it is called directly: officially, and in two letterboxes."""
     loaded = load_detector(folder / "masks.safetensors").detector
+    official = loaded.config.resizing((240, 320))
+    letterboxes = {size: Resizing.letterbox((240, 320), size) for size in (192, 256)}
+    ways = {None: official, **letterboxes}
+    return {size: found_directly(loaded, resizing) for size, resizing in ways.items()}
+
+
+def found_directly(loaded, resizing):
+    """The detections, their masks, and how the image was resized."""
     with Image.open(io.BytesIO(JPEG)) as image:
         pixels = np.asarray(image.convert("RGB"))
-    resizing = loaded.config.resizing(pixels.shape[:2])
     resized, scale = torch.tensor([resizing.resized]), torch.tensor([resizing.scale_xy])
     images = torch.from_numpy(to_model_pixels(pixels, resizing))[None]
     with torch.inference_mode():
@@ -73,11 +99,23 @@ def expected(folder):
 
 
 @pytest.mark.parametrize("detect", CLIENTS)
-async def test_an_answer_is_what_the_detector_finds(server, expected, detect):
-    detections, masks, resizing = expected
-    answer = await detect(server, [JPEG])
-    assert (answer.error, answer.model) == (None, "masks")
+@pytest.mark.parametrize(
+    ("options", "letterbox_size"),
+    [
+        ({}, None),
+        ({"model": "boxed", "resize_mode": "official"}, None),
+        ({"resize_mode": "letterbox"}, 256),
+        ({"model": "boxed"}, 192),
+    ],
+)
+async def test_an_answer_is_what_the_detector_finds(
+    server, expected, detect, options, letterbox_size
+):
+    detections, masks, resizing = expected[letterbox_size]
+    answer = await detect(server, [JPEG], **options)
+    assert (answer.error, answer.model) == (None, options.get("model", "masks"))
     (image,) = answer.images
+    assert image.resize_mode == ("official" if letterbox_size is None else "letterbox")
     assert (image.size, image.input_size) == ((320, 240), resizing.resized[::-1])
     assert len(image.found) == len(detections.scores) > 10
     for row, found in enumerate(image.found):
@@ -91,7 +129,7 @@ async def test_an_answer_is_what_the_detector_finds(server, expected, detect):
 
 @pytest.mark.parametrize("detect", CLIENTS)
 async def test_masks_have_the_form_that_was_asked_for(server, expected, detect):
-    _, masks, _ = expected
+    _, masks, _ = expected[None]
     plain, polygon, png = [
         (await detect(server, [JPEG], masks=form)).images[0].found
         for form in ("none", "polygon", "png")
@@ -151,16 +189,35 @@ async def test_options_that_cannot_be_followed_are_refused(server, detect, optio
     assert message in answer.message
 
 
+async def test_an_unknown_resize_mode_is_refused(server):
+    for detect in (over_http, over_json):
+        answer = await detect(server, [JPEG], resize_mode="stretched")
+        assert answer.error in ("invalid_option", "invalid_request")
+        assert "resize_mode" in answer.message
+    async with channel(server) as open_channel:
+        stub = dat_pb2_grpc.DetectorServiceStub(open_channel)
+        request = dat_pb2.DetectRequest(images=[JPEG], resize_mode=9)
+        with pytest.raises(grpc.aio.AioRpcError, match="resize_mode has no value 9"):
+            await stub.Detect(request)
+
+
 @pytest.mark.parametrize("detect", CLIENTS)
-async def test_points_lie_in_the_image_and_objects_name_those_inside(server, detect):
-    (image,) = (await detect(server, [JPEG], explain="objects")).images
+@pytest.mark.parametrize(
+    ("resize_mode", "input_end"), [("official", (320, 240)), ("letterbox", (320, 320))]
+)
+async def test_points_lie_in_the_input_and_objects_name_those_inside(
+    server, detect, resize_mode, input_end
+):
+    asked = {"explain": "objects", "resize_mode": resize_mode}
+    (image,) = (await detect(server, [JPEG], **asked)).images
     assert [(layer["stage"], layer["block"]) for layer in image.layers] == [
         (0, 0), (1, 0), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1),
     ]  # fmt: skip
     points = [np.array(layer["sampling_locations"]).reshape(-1, 2) for layer in image.layers]
     for layer in points:
         assert (layer > -40).all()
-        assert (layer < np.array([320, 240]) + 40).all()
+        assert (layer < np.array(input_end) + 40).all()
+    assert (np.concatenate(points).max(0) > np.array(input_end) - 40).all()
     for found in image.found[:10]:
         mask = coco.decode(found.mask["rle"]).astype(bool)
         for layer, inside in zip(points, found.inside, strict=True):
@@ -187,11 +244,21 @@ async def test_every_image_has_its_own_status(server, detect):
     assert "too long and narrow" in alone.message
 
 
+async def test_a_letterbox_takes_images_of_which_a_row_is_left(server):
+    (thin,) = (await over_http(server, [encoded("PNG", size=(4, 400))], model="boxed")).images
+    assert (thin.error, thin.size, thin.input_size) == (None, (400, 4), (192, 2))
+    answer = await over_http(server, [encoded("PNG", size=(1, 400))], model="boxed")
+    assert answer.error == "invalid_image"
+    assert "400x1 pixels is too long and narrow to be resized to 192x0" in answer.message
+
+
+@pytest.mark.parametrize("resize_mode", ["official", "letterbox"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2000, 1500), (33, 31)])
-async def test_images_of_any_size(server, size):
-    (image,) = (await over_http(server, [encoded("PNG", size=size)])).images
-    assert image.error is None
-    assert image.size == size[::-1]
+async def test_images_of_any_size(server, size, resize_mode):
+    image = encoded("PNG", size=size)
+    (seen,) = (await over_http(server, [image], resize_mode=resize_mode)).images
+    assert seen.error is None
+    assert seen.size == size[::-1]
 
 
 async def test_images_share_a_batch_only_with_their_own_padded_size(server):
@@ -207,6 +274,56 @@ async def test_images_share_a_batch_only_with_their_own_padded_size(server):
             assert ours.score == pytest.approx(theirs.score, abs=1e-4)
 
 
+async def test_letterboxed_images_share_batches_whatever_their_sizes(server):
+    sides = range(96, 161, 16)  # officially of distinct padded sizes
+    images = [encoded("PNG", side, (96, side)) for side in sides]
+    official = await over_http(server, images, resize_mode="official")
+    assert {image.batch_size for image in official.images} == {1}
+    asked = {"resize_mode": "letterbox"}
+    alone = [(await over_http(server, [image], **asked)).images[0] for image in images]
+    together = await over_http(server, images * 2, **asked)
+    assert max(image.batch_size for image in together.images) > 1
+    for seen, expected in zip(together.images, alone * 2, strict=True):
+        assert seen.input_size == expected.input_size
+        assert len(seen.found) == len(expected.found)
+        for ours, theirs in zip(seen.found, expected.found, strict=True):
+            assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+def test_letterboxed_inputs_have_one_size_and_opencv_has_no_threads_of_its_own():
+    cv2.setNumThreads(4)
+    device = Device("cpu", threads=1)
+    with ThreadPoolExecutor() as workers:
+        shared = Shared(Settings(), device, workers, Metrics(CollectorRegistry()))
+        core = open_model(ModelEntry(name="mask_rcnn_dat_nano"), shared).core
+    device.close()
+    assert cv2.getNumThreads() == 1
+    padded = defaultdict(set)
+    for resize_mode in ("official", "letterbox"):
+        options = DetectOptions(resize_mode=resize_mode)
+        for size in ((96, 96), (96, 128), (160, 96), (700, 500)):
+            prepared = core.prepare(encoded("PNG", size=size), options)
+            padded[resize_mode].add(core.item(prepared, options).padded_size)
+    assert padded["letterbox"] == {(256, 256)}
+    assert len(padded["official"]) == 4
+
+
+async def test_both_transports_describe_the_resizing(server):
+    async with httpx.AsyncClient(base_url=server.http_url) as client:
+        listed = (await client.get("/v1/models")).json()["models"]
+    async with channel(server) as open_channel:
+        stub = dat_pb2_grpc.ModelServiceStub(open_channel)
+        over_rpc = (await stub.ListModels(dat_pb2.ListModelsRequest())).models
+    described = [(m.get("resize_mode"), m.get("letterbox_size")) for m in listed]
+    assert described == [
+        (None, None), ("official", 256), ("official", 1024), ("letterbox", 192),
+    ]  # fmt: skip
+    assert [
+        (model.resize_mode, model.letterbox_size if model.HasField("letterbox_size") else None)
+        for model in over_rpc
+    ] == [(RESIZE_MODES[mode], size) for mode, size in described]
+
+
 async def test_tasks_do_not_answer_for_each_other(server):
     async with httpx.AsyncClient(base_url=server.http_url, timeout=60) as client:
         wrong = await client.post("/v1/classify?model=masks", content=JPEG)
@@ -218,6 +335,7 @@ async def test_tasks_do_not_answer_for_each_other(server):
     assert (await over_grpc(server, [JPEG], model="shapes")).error == "unknown_model"
     assert [(m["name"], m["task"], m["default"]) for m in listed] == [
         ("shapes", "classify", True), ("masks", "detect", True), ("boxes", "detect", False),
+        ("boxed", "detect", False),
     ]  # fmt: skip
     assert "flops" not in listed[1]
     assert "image_size" not in listed[1]

@@ -250,6 +250,24 @@ def test_a_detector_is_measured_and_goes_on_from_its_journal(tmp_path, detector)
     assert again["box"] == figures["box"]
 
 
+def test_a_detector_is_measured_in_a_letterbox(tmp_path, detector):
+    annotations = annotated(tmp_path, OBJECTS)
+    arguments = ("--data", tmp_path, "--coco", annotations, "--journal", tmp_path / "j.jsonl")
+    settings = {"DAT_MODEL__CHECKPOINT": detector, "DAT_MODEL__LETTERBOX_SIZE": 96}
+    ended = run("evaluate", *arguments, "--resize-mode", "letterbox", **settings)
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(ended.stdout)
+    assert (figures["resize_mode"], figures["letterbox_size"]) == ("letterbox", 96)
+    asked = CocoPrecision(tmp_path, annotations, "letterbox").options(timeout_s=1)
+    assert asked.resize_mode == "letterbox"
+    other = run("evaluate", *arguments, **settings)
+    assert other.returncode == 1
+    assert "journal of another evaluation" in other.stderr
+    classifier = run("evaluate", "--data", tmp_path, "--resize-mode", "letterbox")
+    assert classifier.returncode == 1
+    assert "--resize-mode is for detectors" in classifier.stderr
+
+
 def test_annotations_that_do_not_fit_are_refused(tmp_path, detector):
     annotations = annotated(tmp_path, [], names=["star"])
     broken = tmp_path / "broken.json"

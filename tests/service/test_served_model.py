@@ -99,6 +99,12 @@ def test_an_input_size_that_the_model_cannot_take_is_refused(tiny_checkpoint):
         load(Model(checkpoint=tiny_checkpoint, image_size=(224, 448)))
 
 
+@pytest.mark.parametrize("setting", [{"resize_mode": "letterbox"}, {"letterbox_size": 256}])
+def test_the_resizing_of_detectors_is_refused_for_classifiers(setting):
+    with pytest.raises(CheckpointError, match=f"{next(iter(setting))}.* for detectors"):
+        load(Model(**setting))
+
+
 def test_the_head_of_a_fine_tuned_checkpoint_decides_the_classes(tmp_path):
     state = official_state("dat_nano", num_classes=3)
     path, labels = tmp_path / "three.pth", tmp_path / "three.json"

@@ -47,6 +47,9 @@ def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
         ("DAT_LIMITS__MAX_IMAGES", "1000"),  # more than the queue holds
         ("DAT_LIMITS__MAX_BODY_BYTES", "1000"),  # less than an image
         ("DAT_LIMITS__DEFAULT_TIMEOUT_S", "nan"),
+        ("DAT_MODEL__RESIZE_MODE", "stretched"),
+        ("DAT_MODEL__LETTERBOX_SIZE", "32"),  # one cell
+        ("DAT_MODEL__LETTERBOX_SIZE", "100"),  # no multiple of 32
     ],
 )
 def test_a_value_that_cannot_work_is_refused(monkeypatch, name, value):

@@ -115,6 +115,11 @@ def test_uploads_vary_in_size():
     assert {height > width for height, width in uploads} == {True, False}
 
 
+def test_uploads_may_be_longer_than_in_training():
+    shapes = [upload(SEED, index, longest=4)[0].instances.shape for index in range(8)]
+    assert LONGEST < max(max(shape) / min(shape) for shape in shapes) <= 4
+
+
 def test_a_view_is_the_scene_at_the_input():
     for index in range(10):
         rendered, file = upload(SEED, index)
