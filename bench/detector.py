@@ -37,7 +37,7 @@ from model.detection.roi_heads import TwoStageHead
 from model.detection.rpn import proposals
 from model.detection.transforms import DIVISOR, Normalise
 from service.engine.detection import DetectionEngine, DetectionInput
-from service.engine.device import Device
+from service.engine.device import Device, compute_alone
 from service.metrics import Metrics
 
 QUALITY = 90  # of the JPEGs
@@ -91,12 +91,14 @@ class OpenDetector:
         detector: the module, on the device.
         dtype: of its features.
         run: runs a batch on the engine.
+        in_its_thread: does work in the thread of the device.
     """
 
     state: dict[str, Tensor]
     detector: Detector
     dtype: torch.dtype
     run: Callable[[Sequence[DetectionInput]], object]
+    in_its_thread: Callable[[Callable[[], Any]], Any]
 
 
 def open_detector(
@@ -106,9 +108,11 @@ def open_detector(
     state = detector_state(name)
     detector = create_detector(name)
     detector.load_state_dict(state)
+    device = Device(arguments.device, arguments.threads)
+    compute_alone()
     engine = DetectionEngine(
         detector,
-        Device(arguments.device, arguments.threads),
+        device,
         Metrics(CollectorRegistry()).add_model(name, "bench", "detect", 1),
         dtype=arguments.dtype,
         sizes=sizes,
@@ -120,6 +124,7 @@ def open_detector(
         detector,
         engine.dtype,
         lambda batch: loop.run_until_complete(engine.run_batch(batch)),
+        lambda work: loop.run_until_complete(device.run(work)),
     )
 
 
@@ -172,7 +177,7 @@ def count_work(detector: Detector, dense: DenseFeatures, found: Detections) -> d
 def measure_case(case: Case, opened: OpenDetector, arguments: argparse.Namespace) -> dict[str, Any]:
     """Time the stages at one size, then alternate rounds of the engine and of a server."""
     inputs = case.inputs()
-    stages = measure_stages(opened, inputs)
+    stages = opened.in_its_thread(partial(measure_stages, opened, inputs))
     forward_s = stages["forward_ms"] / 1e3
     seconds = max(arguments.seconds, arguments.forwards * forward_s)
     pictures = cycle(inputs)
@@ -230,7 +235,6 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     cases = [CASES[size] for size in arguments.sizes]
     for name in arguments.models:
         opened = open_detector(name, [case.size for case in cases], arguments)
@@ -238,7 +242,7 @@ def main() -> None:
             "model": name,
             "device": arguments.device,
             "dtype": arguments.dtype,
-            "machine": describe("bench.detector", arguments.device),
+            "machine": describe("bench.detector", arguments.device, arguments.threads),
             "settings": vars(arguments),
             "cases": [measure_case(case, opened, arguments) for case in cases],
         }

@@ -25,7 +25,7 @@ from bench.report import engine_table
 from bench.weights import recipe_state
 from model import create_model
 from model.transforms import Normalise
-from service.engine.device import Device
+from service.engine.device import Device, compute_alone
 from service.engine.engine import Engine, EngineInput
 from service.metrics import Metrics
 from tests import recipe
@@ -36,9 +36,7 @@ Pixels = NDArray[np.uint8]
 Run = Callable[[Pixels], NDArray[np.float32]]
 
 
-def open_engine(
-    name: str, *, device: str, dtype: str, threads: int, max_batch: int
-) -> tuple[Run, Run]:
+def open_engine(name: str, device: Device, *, dtype: str, max_batch: int) -> tuple[Run, Run]:
     """Load the engine as the service does.
 
     Returns:
@@ -48,7 +46,7 @@ def open_engine(
     model = create_model(name)
     model.load_state_dict(recipe_state(name))
     metrics = Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1)
-    engine = Engine(model, Device(device, threads), metrics, dtype=dtype, max_batch=max_batch)
+    engine = Engine(model, device, metrics, dtype=dtype, max_batch=max_batch)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.load())
 
@@ -60,22 +58,27 @@ def open_engine(
     return partial(run, explain=False), partial(run, explain=True)
 
 
-def open_baseline(name: str, *, device: str, dtype: str) -> Run:
-    """Load the baseline; below float32 it runs under autocast, as the official code trains."""
+def open_baseline(name: str, device: Device, *, dtype: str) -> Run:
+    """Load the baseline; below float32 it runs under autocast, as the official code trains.
+
+    It runs in the thread of the device, as the engine does.
+    """
+    where = device.torch_device
     model = create_baseline(name)
     model.load_state_dict(recipe_state(name))
-    model.to(device)
-    normalise = Normalise().to(device)
+    model.to(where)
+    normalise = Normalise().to(where)
     precision: torch.dtype = getattr(torch, dtype)
+    loop = asyncio.new_event_loop()
 
-    def run(pixels: Pixels) -> NDArray[np.float32]:
-        autocast = torch.autocast(device, precision, enabled=precision != torch.float32)
+    def forward(pixels: Pixels) -> NDArray[np.float32]:
+        autocast = torch.autocast(where.type, precision, enabled=precision != torch.float32)
         with torch.inference_mode(), autocast:
-            images = normalise(torch.from_numpy(pixels).to(device)).contiguous()
+            images = normalise(torch.from_numpy(pixels).to(where)).contiguous()
             scores: NDArray[np.float32] = model(images).softmax(-1).float().cpu().numpy()
         return scores
 
-    return run
+    return lambda pixels: loop.run_until_complete(device.run(lambda: forward(pixels)))
 
 
 def make_pixels(name: str, batch: int) -> Pixels:
@@ -128,22 +131,16 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    device, dtype = arguments.device, arguments.dtype
+    device, dtype = Device(arguments.device, arguments.threads), arguments.dtype
+    compute_alone()
     for name in arguments.models:
-        baseline = open_baseline(name, device=device, dtype=dtype)
-        engine, explained = open_engine(
-            name,
-            device=device,
-            dtype=dtype,
-            threads=arguments.threads,
-            max_batch=max(arguments.batches),
-        )
+        baseline = open_baseline(name, device, dtype=dtype)
+        engine, explained = open_engine(name, device, dtype=dtype, max_batch=max(arguments.batches))
         result = {
             "model": name,
-            "device": device,
+            "device": arguments.device,
             "dtype": dtype,
-            "machine": describe("bench.engine", device),
+            "machine": describe("bench.engine", arguments.device, arguments.threads),
             "rounds": arguments.rounds,
             "batches": [
                 compare(
@@ -157,9 +154,9 @@ def main() -> None:
                 for batch in arguments.batches
             ],
         }
-        path = RESULTS / f"engine-{name}-{device}-{dtype}.json"
+        path = RESULTS / f"engine-{name}-{arguments.device}-{dtype}.json"
         path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"{name}, {device}, {dtype}\n\n{engine_table(result)}\n")
+        print(f"{name}, {arguments.device}, {dtype}\n\n{engine_table(result)}\n")
 
 
 if __name__ == "__main__":

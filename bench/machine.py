@@ -11,15 +11,21 @@ from pathlib import Path
 import torch
 
 
-def describe(module: str, device: str) -> dict[str, str | int]:
-    """Describe this run of `python -m <module>`; fields are plain strings and numbers."""
+def describe(module: str, device: str, threads: int | None = None) -> dict[str, str | int]:
+    """Describe this run of `python -m <module>`; fields are plain strings and numbers.
+
+    Args:
+        module: of this run.
+        device: `cpu` or `cuda`.
+        threads: that computed; `None` means those of the calling thread.
+    """
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),

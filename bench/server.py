@@ -19,6 +19,7 @@ from bench.machine import describe
 from bench.report import server_tables
 from bench.running_server import RunningServer, running_server
 from bench.weights import recipe_state
+from service.engine.device import Device, compute_alone
 
 
 def measure_open_loop(
@@ -58,13 +59,9 @@ def main() -> None:
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
     arguments = parser.parse_args()
     name = arguments.model
-    run, _ = open_engine(
-        name,
-        device=arguments.device,
-        dtype="auto",
-        threads=arguments.threads,
-        max_batch=arguments.max_batch,
-    )
+    device = Device(arguments.device, arguments.threads)
+    compute_alone()
+    run, _ = open_engine(name, device, dtype="auto", max_batch=arguments.max_batch)
     engine = EngineAlone(
         lambda size: partial(run, make_pixels(name, size)), arguments.engine_seconds
     )
@@ -97,7 +94,7 @@ def main() -> None:
     result = {
         "model": name,
         "device": arguments.device,
-        "machine": describe("bench.server", arguments.device),
+        "machine": describe("bench.server", arguments.device, arguments.threads),
         "settings": vars(arguments),
         "closed_loop": closed,
         "open_loop": opened,

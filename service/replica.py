@@ -21,7 +21,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
 
 from service.catalogue import Catalogue
-from service.engine.device import Device
+from service.engine.device import Device, compute_alone
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.model_file import choose_models
@@ -53,9 +53,10 @@ async def serve(settings: Settings) -> None:
     lineup = choose_models(settings)
     metrics = Metrics(CollectorRegistry())
     device = Device(settings.engine.device, settings.engine.threads)
+    compute_alone()
     lifecycle = Lifecycle(lambda: device.healthy)
     threads = settings.limits.decode_threads or os.cpu_count()
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as workers:
+    with ThreadPoolExecutor(threads, "decode", initializer=compute_alone) as workers:
         shared = Shared(settings, device, workers, metrics)
         models = [open_model(entry, shared) for entry in lineup.models]
         catalogue = Catalogue([model.core for model in models], lineup.default)

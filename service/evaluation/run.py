@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from model import checkpoint as checkpoints
 from service.core import Answer, Core, Options
-from service.engine.device import Device
+from service.engine.device import Device, compute_alone
 from service.errors import InvalidImage, ServiceError
 from service.metrics import Metrics
 from service.model_file import ModelEntry
@@ -93,8 +93,9 @@ async def evaluate(
         DeviceUnavailable: the device is not there.
     """
     device = Device(settings.engine.device, settings.engine.threads)
+    compute_alone()
     decode_threads = settings.limits.decode_threads or os.cpu_count() or 1
-    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as workers:
+    with ThreadPoolExecutor(decode_threads, "decode", initializer=compute_alone) as workers:
         metrics = Metrics(CollectorRegistry())
         model = open_model(entry, Shared(settings, device, workers, metrics))
         files = evaluation.files(model.core)
