@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +24,7 @@ from demo.scenes import CLASSES
 from demo.views import View, location, upload, view
 from model import DAT, VARIANTS, create_model
 from model.attention import DeformableAttention
+from model.checkpoint import write
 from model.local_attention import LocalAttention
 from model.transforms import Normalise
 
@@ -277,7 +277,7 @@ def main() -> None:
         "scenes": str(arguments.scenes),
         "guidance_weight": str(GUIDANCE_WEIGHT),
     }
-    save_file(model.state_dict(), arguments.out, facts)
+    write(arguments.out, model.state_dict(), facts)
 
 
 if __name__ == "__main__":

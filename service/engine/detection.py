@@ -23,7 +23,7 @@ from service.engine.graphs import (
     CapturedGraph,
     CudaCapture,
     GraphCache,
-    default_buckets,
+    choose_buckets,
     pick_bucket,
 )
 from service.metrics import ModelMetrics
@@ -133,8 +133,9 @@ class DetectionEngine:
     ) -> None:
         kind = device.torch_device.type
         self.dtype = DEFAULT_DTYPE[kind] if dtype == "auto" else getattr(torch, dtype)
-        largest = max_batch or (max(buckets) if buckets else DEFAULT_MAX_BATCH[kind])
-        self.buckets = tuple(sorted(buckets)) or default_buckets(device.torch_device, largest)
+        self.buckets = choose_buckets(
+            device.torch_device, buckets, max_batch, DEFAULT_MAX_BATCH[kind]
+        )
         self.max_batch = self.buckets[-1]
         self._detector = detector
         self._device = device

@@ -16,7 +16,7 @@ from service.engine.graphs import (
     Capture,
     CapturedGraph,
     CudaCapture,
-    default_buckets,
+    choose_buckets,
     pick_bucket,
 )
 from service.metrics import ModelMetrics
@@ -94,8 +94,9 @@ class Engine:
     ) -> None:
         kind = device.torch_device.type
         self.dtype = DEFAULT_DTYPE[kind] if dtype == "auto" else getattr(torch, dtype)
-        largest = max_batch or (max(buckets) if buckets else DEFAULT_MAX_BATCH[kind])
-        self.buckets = tuple(sorted(buckets)) or default_buckets(device.torch_device, largest)
+        self.buckets = choose_buckets(
+            device.torch_device, buckets, max_batch, DEFAULT_MAX_BATCH[kind]
+        )
         self.max_batch = self.buckets[-1]
         self._model = model
         self._device = device

@@ -28,6 +28,21 @@ def default_buckets(device: torch.device, max_batch: int) -> tuple[int, ...]:
     return (*powers, max_batch)
 
 
+def choose_buckets(
+    device: torch.device, buckets: Sequence[int], max_batch: int, default: int
+) -> tuple[int, ...]:
+    """The buckets that were asked for, or those up to the largest batch; ascending.
+
+    Args:
+        device: that runs them.
+        buckets: asked for; may be empty.
+        max_batch: asked for; 0 means the largest bucket, or the default.
+        default: largest batch when nothing was asked for.
+    """
+    largest = max_batch or max(buckets, default=default)
+    return tuple(sorted(buckets)) or default_buckets(device, largest)
+
+
 def pick_bucket(size: int, buckets: Sequence[int]) -> int:
     """The smallest bucket that holds `size` images; `buckets` ascend."""
     return buckets[bisect_left(buckets, size)]

@@ -308,6 +308,19 @@ def test_letterboxed_inputs_have_one_size_and_opencv_has_no_threads_of_its_own()
     assert len(padded["official"]) == 4
 
 
+async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
+    entry = ModelEntry(
+        name="mask_rcnn_dat_nano", resize_mode="letterbox", letterbox_size=96, sizes=((64, 96),)
+    )
+    device = Device("cpu", threads=1)
+    with ThreadPoolExecutor() as workers:
+        shared = Shared(Settings(), device, workers, Metrics(CollectorRegistry()))
+        opened = open_model(entry, shared)
+        await opened.engine.load()
+    device.close()
+    assert opened.engine._detector._sizes.keys() == {(64, 96), (96, 96)}
+
+
 async def test_both_transports_describe_the_resizing(server):
     async with httpx.AsyncClient(base_url=server.http_url) as client:
         listed = (await client.get("/v1/models")).json()["models"]

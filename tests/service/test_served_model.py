@@ -2,10 +2,9 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from model import create_model
-from model.checkpoint import CheckpointError, sha256
+from model.checkpoint import CheckpointError, sha256, write
 from service.served_model import Label, load
 from service.settings import Model
 from tests.conftest import official_state
@@ -118,9 +117,7 @@ def test_own_files_keep_their_labels(tmp_path):
     model = create_model("dat_nano")
     model.load_state_dict(official_state("dat_nano"))
     path = tmp_path / "own.safetensors"
-    save_file(
-        model.state_dict(), path, metadata={"variant": "dat_nano", "labels": json.dumps(NAMES)}
-    )
+    write(path, model.state_dict(), {"variant": "dat_nano", "labels": json.dumps(NAMES)})
     assert load(Model(checkpoint=path)).labels == tuple(map(Label, NAMES))
 
 
