@@ -43,7 +43,7 @@ check: $(VENV)/.dev ## lint, types, generated files up to date
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory proto settings
 	git diff --exit-code -- service/pb README.md
-	shellcheck .ci/run deploy/*.sh
+	shellcheck .ci/run bench/*.sh deploy/*.sh
 
 format: $(VENV)/.dev ## format and fix the code
 	$(BIN)/ruff check --fix

@@ -187,6 +187,29 @@ def _statuses(statuses: dict[str, int]) -> str:
     return ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
 
 
+def kernels_table(result: dict[str, Any]) -> str:
+    """The table of one `kernels-*.json`; stages count from 0."""
+    return _table(
+        "model|image|batch|stage|step|kernel us|plain torch us|plain / kernel|of the roofline"
+        "|largest difference",
+        [
+            [
+                row["model"],
+                "x".join(map(str, row["image_size"])),
+                str(row["batch"]),
+                str(row["stage"]),
+                row["step"],
+                f"{row['fused_us']:.1f}",
+                f"{row['plain_us']:.1f}",
+                f"**{row['speedup']:.2f}**",
+                f"{row['of_roofline']:.0%}",
+                f"{row['max_abs_difference']:.1e}",
+            ]
+            for row in result["steps"]
+        ],
+    )
+
+
 def _table(header: str, rows: list[list[str]]) -> str:
     columns = header.split("|")
     lines = [columns, ["---"] * len(columns), *rows]
@@ -197,6 +220,7 @@ _TABLES = {
     "attention_cost": attention_tables,
     "detector": detector_tables,
     "engine": engine_table,
+    "kernels": kernels_table,
     "server": server_tables,
 }
 

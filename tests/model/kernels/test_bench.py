@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from bench.kernels import Rates, steps
+from bench import kernels
+from bench.kernels import Rates, compare, steps
+from bench.report import kernels_table
 from tests.conftest import SMALL_DAT
 from tests.model.kernels.conftest import DEVICE, assert_close
 from tests.model.kernels.test_layers import SMALL_DAT_PP
@@ -30,3 +32,16 @@ def test_the_roofline_is_of_all_that_is_read_and_written():
     assert attention.flops == 2 * 2 * tokens * 12
     assert Rates(bytes=1.0, flops=1e9).seconds(attention) == attention.moved
     assert Rates(bytes=1e9, flops=1.0).seconds(attention) == attention.flops
+
+
+def test_the_report_has_a_row_for_every_step(monkeypatch):
+    monkeypatch.setattr(kernels, "seconds", lambda call: 1e-6 * len(call().shape))
+    rows = []
+    with torch.inference_mode():
+        for step in steps(SMALL_DAT, 0, 1, torch.float32, DEVICE):
+            where = {"model": "small", "image_size": [32, 64], "batch": 1, "stage": 0}
+            rows.append(where | compare(step, Rates(bytes=1e12, flops=1e12)))
+    assert rows
+    table = kernels_table({"steps": rows}).splitlines()
+    assert len(table) == 2 + len(rows)
+    assert all("| small | 32x64 | 1 | 0 |" in line for line in table[2:])
