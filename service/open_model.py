@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from model import kernels
 from service import served_model
 from service.batcher import Batcher
 from service.classifier import Classifier
@@ -52,6 +53,7 @@ def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
         ModelFileError: sizes for a model that has a fixed one.
     """
+    kernels.enabled = shared.settings.engine.kernels
     start = perf_counter()
     served = served_model.load(entry)
     read_s = perf_counter() - start

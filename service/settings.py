@@ -96,6 +96,11 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
     dtype: Dtype = Field(
         "auto", description="Precision of the features; `auto`: float32 on CPU, bfloat16 on CUDA."
     )
+    kernels: bool = Field(
+        True,
+        description="Fused kernels on CUDA, where a C compiler is there to build them; `false`: "
+        "plain torch.",
+    )
     threads: int = Field(
         0, ge=0, description="CPU threads of one forward pass; 0: one for each core."
     )

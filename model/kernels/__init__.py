@@ -16,9 +16,17 @@ from torch import Tensor
 
 # Torch's builds for CUDA bring Triton, but it starts with a C compiler, which an image may lack.
 INSTALLED = find_spec("triton") is not None and any(map(which, ("gcc", "clang")))
+# For the whole process, as `torch.backends.cudnn.enabled`; False leaves all layers to plain torch.
+enabled = True
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def usable(tokens: Tensor) -> bool:
     """Whether layers may take the kernels for this input: on CUDA, and without gradients."""
-    return INSTALLED and tokens.is_cuda and tokens.dtype in DTYPES and not torch.is_grad_enabled()
+    return (
+        enabled
+        and INSTALLED
+        and tokens.is_cuda
+        and tokens.dtype in DTYPES
+        and not torch.is_grad_enabled()
+    )

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from pycocotools import mask as coco
 
 from model import checkpoint as checkpoints
+from model import kernels
 from model.detection import create_detector, load_detector
 from model.detection.masks import paste_whole
 from model.detection.transforms import Normalise, Resizing, to_model_pixels
@@ -319,6 +320,15 @@ async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
         await opened.engine.load()
     device.close()
     assert opened.engine._detector._sizes.keys() == {(64, 96), (96, 96)}
+
+
+def test_the_setting_of_the_kernels_reaches_the_model(monkeypatch):
+    monkeypatch.setattr(kernels, "enabled", True)
+    monkeypatch.setenv("DAT_ENGINE__KERNELS", "false")
+    with ThreadPoolExecutor() as workers:
+        shared = Shared(Settings(), Device("cpu", 1), workers, Metrics(CollectorRegistry()))
+        open_model(ModelEntry(name="dat_nano"), shared)
+    assert not kernels.enabled
 
 
 async def test_both_transports_describe_the_resizing(server):

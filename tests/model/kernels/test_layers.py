@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,3 +93,12 @@ def test_a_captured_model_answers_for_new_images(config, dtype):
         images.copy_(torch.randn_like(images))
         graph.replay()
         assert_close(captured, model(images).double())
+
+
+def test_kernels_can_be_switched_off_for_the_process(monkeypatch):
+    monkeypatch.setattr(kernels, "INSTALLED", True)
+    tokens = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert kernels.usable(tokens)
+        monkeypatch.setattr(kernels, "enabled", False)
+        assert not kernels.usable(tokens)
