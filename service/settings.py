@@ -119,7 +119,7 @@ class Batching(BaseModel, frozen=True, extra="forbid"):
     )
     sizes: tuple[tuple[int, int], ...] = Field(
         (),
-        max_length=8,
+        max_length=7,  # with the letterbox no more than a detector remembers
         description="Padded input sizes of detectors made ready at the start, as a JSON list of "
         "`[height, width]`: on CUDA a graph for each bucket, on CPU the geometry. Others run "
         "eagerly until they come again.",

@@ -175,12 +175,14 @@ class DetectionEngine:
         """
         async with self._device.turn:
             try:
-                graph = await self._device.run(lambda: self._capture_shape(shape))
+                await self._device.run(lambda: self._capture_on_demand(shape))
             except RuntimeError:
                 log.exception("no graph", size=shape.padded_size, bucket=shape.bucket)
                 self._metrics.captures["failed"].inc()
-                return
-        self._graphs.put(shape, graph)
+
+    def _capture_on_demand(self, shape: _Shape) -> None:
+        # In the thread of the device, where a graph that leaves is freed as well.
+        self._graphs.put(shape, self._capture_shape(shape))
         self._metrics.graphs.set(len(self._graphs))
 
     def _load(self) -> None:
@@ -199,9 +201,10 @@ class DetectionEngine:
                 shape = _Shape(size, bucket)
                 self._graphs.put_ahead(shape, self._capture_shape(shape))
         self._metrics.graphs.set(len(self._graphs))
-        for size in self._sizes or (WARM_UP_SIZE,):
-            blank = np.zeros((*size, 3), np.uint8)
-            self._run([DetectionInput(blank, size, (1.0, 1.0), explain=True)])
+        # One of the sizes that are ready: another would push one of them out.
+        size = min(self._sizes, default=WARM_UP_SIZE)
+        blank = np.zeros((*size, 3), np.uint8)
+        self._run([DetectionInput(blank, size, (1.0, 1.0), explain=True)])
         self._metrics.load_seconds["warmup"].set(perf_counter() - start)
 
     def forward(self, batch: Sequence[DetectionInput]) -> list[DetectionOutput]:

@@ -5,7 +5,6 @@ graph does in its place: it works on static tensors and overwrites its outputs i
 """
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from torch import Tensor
 
 from demo.detection import scenes
 from model.detection import load_detector
@@ -30,25 +28,9 @@ from service.engine.device import Device
 from service.engine.graphs import CapturedGraph, GraphCache
 from service.metrics import Metrics, ModelMetrics
 from service.served_model import BUNDLED
+from tests.service.recorded import recorded
 
 SIZES = [(192, 256), (160, 224)]  # padded sizes of the test pictures
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """The leaves of nested tuples and lists."""
-    return (
-        [value] if isinstance(value, Tensor) else [leaf for one in value for leaf in tensors(one)]
-    )
-
-
-def recorded(work: Callable[..., Any], inputs: tuple[Tensor, ...]) -> CapturedGraph[Any]:
-    outputs = work(*inputs)
-
-    def replay() -> None:
-        for static, fresh in zip(tensors(outputs), tensors(work(*inputs)), strict=True):
-            static.copy_(fresh)
-
-    return CapturedGraph(inputs, outputs, replay)
 
 
 async def opened(

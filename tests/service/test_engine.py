@@ -13,6 +13,7 @@ from service.engine.engine import Engine, EngineInput
 from service.engine.graphs import default_buckets, pick_bucket
 from service.metrics import Metrics, ModelMetrics
 from tests.conftest import official_state
+from tests.service.recorded import recorded
 
 
 @given(st.sets(st.integers(1, 300), min_size=1), st.integers(1, 300))
@@ -68,8 +69,25 @@ def test_a_row_is_the_same_alone_and_in_any_bucket(buckets, threads):
                 np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_results_outlive_the_next_batch():
-    engine, _ = opened()
+def test_graphs_are_padded_and_their_buffers_reused():
+    engine, metrics = opened(buckets=(1, 4, 8), capture=recorded)
+    alone, _ = opened(max_batch=1)
+    images = inputs(8)
+    expected = [alone.forward([image])[0] for image in images]
+    for size in (8, 1, 5, 3, 2, 7):
+        for output, solo in zip(engine.forward(images[:size]), expected, strict=False):
+            np.testing.assert_allclose(output.scores, solo.scores, atol=1e-6)
+            for ours, theirs in zip(
+                output.sampling_locations, solo.sampling_locations, strict=True
+            ):
+                np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert metrics.replays["graph"]._value.get() == 6
+    assert metrics.graphs._value.get() == metrics.captures["ok"]._value.get() == 3
+
+
+@pytest.mark.parametrize("capture", [None, recorded])
+def test_results_outlive_the_next_batch(capture):
+    engine, _ = opened(capture=capture)
     images = inputs(2)
     first = engine.forward(images[:1])[0].scores
     before = first.copy()
