@@ -69,19 +69,59 @@ class Preprocessing:
         )
         return top, left
 
-    def pixel_map(self, width: int, height: int) -> PixelMap:
+    def pixel_map(self, width: float, height: float) -> PixelMap:
         """The way back to an image of `width` x `height` pixels."""
         top, left = self.crop_offset
         return PixelMap((left, top), (width / self.resize_to[1], height / self.resize_to[0]))
 
 
-def to_model_pixels(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Resize and crop an RGB image to the model's input, `(H, W, 3)`, contiguous."""
-    # Not one resize with box=: Pillow then rounds the box to float32 and may swap the order of
-    # its two passes, and the result is off by up to 25 levels for some image sizes.
-    (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
-    resized = image.resize(preprocessing.resize_to[::-1], Image.Resampling.BICUBIC)
-    return np.array(resized.crop((left, top, left + width, top + height)))
+def to_model_pixels(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    covered: tuple[float, float, float, float] | None = None,
+) -> NDArray[np.uint8]:
+    """Resize and crop an RGB image to the model's input, `(H, W, 3)`, contiguous.
+
+    Args:
+        image: any size.
+        preprocessing: of the model.
+        covered: `(left, top, right, bottom)` of the picture in the image, pixels. Without it the
+            image is the picture, and the result the official one bit for bit.
+    """
+    if covered is None and not _is_exact_in_one(image.size, preprocessing):
+        (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
+        resized = image.resize(preprocessing.resize_to[::-1], Image.Resampling.BICUBIC)
+        return np.array(resized.crop((left, top, left + width, top + height)))
+    start_x, start_y, end_x, end_y = covered or (0, 0, *image.size)
+    height, width = preprocessing.image_size
+    pixel_map = preprocessing.pixel_map(end_x - start_x, end_y - start_y)
+    (left, top), (right, bottom) = pixel_map.to_image([(0, 0), (width, height)])
+    box = start_x + left, start_y + top, start_x + right, start_y + bottom
+    return np.array(image.resize((width, height), Image.Resampling.BICUBIC, box))
+
+
+def _is_exact_in_one(size: tuple[int, int], preprocessing: Preprocessing) -> bool:
+    """Whether Pillow gives the same bytes when it computes no more than the crop.
+
+    It rounds the box of a crop to float32. Where the whole is a power of two, as 256 is, nothing
+    is lost by that for any side below 2**20, and the arithmetic that follows is exact too.
+    Elsewhere the filter moves a little, and some bytes change.
+
+    The bytes between its two passes are rounded, so the order of the passes must be the same.
+    """
+    powers_of_two = all(whole.bit_count() == 1 for whole in preprocessing.resize_to)
+    return powers_of_two and _begins_with_columns(size, preprocessing.resize_to) == (
+        _begins_with_columns(size, preprocessing.image_size)
+    )
+
+
+def _begins_with_columns(size: tuple[int, int], target: tuple[int, int]) -> bool:
+    """Whether Pillow shrinks the height first; before version 13 it never does.
+
+    See `ImagingResampleInner` in github.com/python-pillow/Pillow (`src/libImaging/Resample.c`).
+    """
+    fewer_columns, fewer_rows = size[0] - target[1], size[1] - target[0]
+    return fewer_rows > max(0, 2 * fewer_columns)
 
 
 class Normalise(nn.Module):

@@ -56,6 +56,33 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
         ImageTooLarge: more bytes or pixels than the limits allow; nothing was decoded.
         InvalidImage: not a usable image.
     """
+    container = _read_container(data, limits)
+    return _upright(_decode_pixels(container), container.orientation)
+
+
+def prepare(data: bytes, limits: Limits, preprocessing: Preprocessing) -> PreparedImage:
+    """Decode an image and make it the input of a model; what the decode threads run.
+
+    Raises:
+        ImageTooLarge: as `decode`.
+        InvalidImage: as `decode`.
+    """
+    container = _read_container(data, limits)
+    orientation = container.orientation
+    fast = limits.decode == "fast"
+    least_size = _turned(preprocessing.resize_to[::-1], orientation) if fast else None
+    image = _upright(_decode_pixels(container, least_size), orientation)
+    width, height = _turned((container.width, container.height), orientation)
+    covered = _covered(image, (width, height), orientation)
+    return PreparedImage(
+        to_model_pixels(image, preprocessing, covered),
+        width,
+        height,
+        preprocessing.pixel_map(width, height),
+    )
+
+
+def _read_container(data: bytes, limits: Limits) -> Container:
     if len(data) > limits.max_image_bytes:
         raise ImageTooLarge(
             "too_large",
@@ -73,31 +100,24 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
             "too_many_pixels",
             f"the image has {width}x{height} pixels; the limit of a side is {_MAX_SIDE}",
         )
-    return _upright(_decode_pixels(container), container.orientation)
+    return container
 
 
-def prepare(data: bytes, limits: Limits, preprocessing: Preprocessing) -> PreparedImage:
-    """Decode an image and make it the input of a model; what the decode threads run.
+def _decode_pixels(container: Container, least_size: tuple[int, int] | None = None) -> Image.Image:
+    """Decode to RGB, as stored.
 
-    Raises:
-        ImageTooLarge: as `decode`.
-        InvalidImage: as `decode`.
+    Args:
+        container: of the image.
+        least_size: `(W, H)`, pixels. A JPEG is decoded at a half, a quarter or an eighth of its
+            size, rounded up, where that is as large as this; its lower frequencies suffice.
     """
-    image = decode(data, limits)
-    return PreparedImage(
-        to_model_pixels(image, preprocessing),
-        image.width,
-        image.height,
-        preprocessing.pixel_map(image.width, image.height),
-    )
-
-
-def _decode_pixels(container: Container) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(container.data), formats=[container.format])
         # The limits hold for the size that the container gave; it must be the decoder's too.
         if image.size != (container.width, container.height):
             raise InvalidImage("corrupt", f"the {container.format} image has two sizes")
+        if least_size is not None:
+            image.draft(None, least_size)
         image.load()
     except OSError as error:
         raise InvalidImage("corrupt", f"the {container.format} data cannot be decoded") from error
@@ -116,7 +136,31 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Where the first stored pixel is in the upright image (Exif 2.3, 4.6.4).
+_STARTS_AT_THE_RIGHT, _STARTS_AT_THE_BOTTOM = {2, 3, 6, 7}, {3, 4, 7, 8}
+
+
+def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """`(W, H)` of the upright image from that of the stored one, and the other way round."""
+    return size if orientation < 5 else size[::-1]
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
+
+
+def _covered(
+    image: Image.Image, size: tuple[int, int], orientation: int
+) -> tuple[float, float, float, float] | None:
+    """Where a picture of `(W, H)` pixels lies in the upright image that was decoded from it.
+
+    `None` where nothing was reduced. Else the picture ends somewhere in the last pixel of each
+    side, counted as they are stored.
+    """
+    if image.size == size:
+        return None
+    reduction = round(size[0] / image.width)
+    width, height = size[0] / reduction, size[1] / reduction
+    left = image.width - width if orientation in _STARTS_AT_THE_RIGHT else 0
+    top = image.height - height if orientation in _STARTS_AT_THE_BOTTOM else 0
+    return left, top, left + width, top + height

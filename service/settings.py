@@ -16,6 +16,8 @@ PREFIX = "DAT_"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ResizeMode = Literal["official", "letterbox"]
+Decode = Literal["exact", "fast"]
+Backend = Literal["torch", "openvino"]
 
 
 class ModelChoice(BaseModel, frozen=True, extra="forbid"):
@@ -90,19 +92,38 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
 
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one.",
+        pattern=r"^(auto|cuda|cpu(,cpu)*|cuda:\d+(,cuda:\d+)*)$",
+        description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one. Several, as in "
+        "`cuda:0,cuda:1`, each run every model; a batch goes to the least loaded.",
     )
     dtype: Dtype = Field(
         "auto", description="Precision of the features; `auto`: float32 on CPU, bfloat16 on CUDA."
+    )
+    backend: Backend = Field(
+        "torch",
+        description="What computes classifiers: `torch`, or, on a CPU in float32, `openvino`, "
+        "an extra (`pip install -c constraints.txt '.[openvino]'`).",
     )
     kernels: bool = Field(
         True,
         description="Fused kernels on CUDA, where a C compiler is there to build them; `false`: "
         "plain torch.",
     )
+    compile: bool = Field(
+        False,
+        description="Let `torch.compile` fuse what the graphs of classifiers capture (CUDA): "
+        "minutes at the first start.",
+    )
+    cache: Path | None = Field(
+        None,
+        description="Folder that keeps compiled code from start to start, so that only the server "
+        "may write there; without it the folders of torch and Triton, and none for OpenVINO.",
+    )
     threads: int = Field(
-        0, ge=0, description="CPU threads of one forward pass; 0: one for each core."
+        0,
+        ge=0,
+        description="CPU threads of one forward pass; 0: one for each core, shared by several "
+        "CPU devices.",
     )
 
 
@@ -158,6 +179,12 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     max_images: int = Field(32, gt=0, description="Most images in one request.")
     decode_threads: int = Field(
         0, ge=0, description="Threads that decode and resize images; 0: one for each core."
+    )
+    decode: Decode = Field(
+        "exact",
+        description="How images of classifiers are decoded: `exact`, as in the official "
+        "evaluation; or `fast`, JPEGs of at least twice the needed size at a half, a quarter or "
+        "an eighth of theirs, which changes the pixels a little.",
     )
     default_timeout_s: float = Field(
         30.0, gt=0, description="Deadline of a request that names none, seconds."
@@ -232,6 +259,12 @@ class Settings(BaseSettings):
         if self.limits.max_image_bytes > self.limits.max_body_bytes:
             raise ValueError("limits.max_image_bytes must not exceed limits.max_body_bytes")
         return self
+
+
+def keep_compiled(folder: Path) -> None:
+    """Have torch and Triton, which read the environment alone, keep compiled code in a folder."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
 
 
 def variables() -> dict[str, tuple[type[BaseModel], str]]:

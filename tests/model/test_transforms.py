@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -46,6 +46,47 @@ def test_pixels_are_those_of_the_official_pipeline(case):
     assert sha256(images.numpy()) == case["tensor_sha256"]
     values = images.numpy().ravel()[index]
     np.testing.assert_allclose(values, GOLDEN[f"{name}_values"], rtol=0, atol=1e-6)
+
+
+# Black and white: where two ways differ at all, they differ the most here.
+NOISE = (recipe.image(0, 2, 700, 700) & 1) * np.uint8(255)
+
+
+def resized_and_cropped(image, preprocessing):
+    (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
+    whole = image.resize(preprocessing.resize_to[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(whole.crop((left, top, left + width, top + height)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(sides, sides, st.sampled_from([*PIPELINES.values(), Preprocessing((112, 224), (128, 256))]))
+@example(300, 370, PIPELINES[224, True])  # the height first, were it resized to the crop alone
+@example(240, 250, PIPELINES[224, True])
+@example(256, 224, PIPELINES[224, True])
+@example(219, 438, PIPELINES[384, True])
+def test_pixels_are_those_of_the_whole_image_resized_then_cropped(width, height, preprocessing):
+    image = Image.fromarray(np.ascontiguousarray(NOISE[:height, :width]))
+    np.testing.assert_array_equal(
+        to_model_pixels(image, preprocessing), resized_and_cropped(image, preprocessing)
+    )
+
+
+@pytest.mark.parametrize("size", [(65_535, 3), (3, 65_535), (1080, 1920)])
+def test_pixels_of_long_sides_are_the_same_too(size):
+    image = Image.fromarray(np.resize(NOISE, (size[1], size[0], 3)))
+    np.testing.assert_array_equal(
+        to_model_pixels(image, PIPELINES[224, True]),
+        resized_and_cropped(image, PIPELINES[224, True]),
+    )
+
+
+def test_the_part_of_an_image_that_a_picture_covers_is_resized():
+    picture = Image.fromarray(recipe.image(0, 3, 300, 500))
+    padded = Image.new("RGB", (520, 330), "red")
+    padded.paste(picture, (10, 20))
+    pixels = to_model_pixels(padded, PIPELINES[224, True], (10, 20, 510, 320))
+    expected = to_model_pixels(picture, PIPELINES[224, True])
+    np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from model.config import VARIANTS
 from model.transforms import Preprocessing, to_model_pixels
-from service.containers import Container
+from service.containers import Container, read_container
 from service.errors import ImageTooLarge, InvalidImage, ServiceError
 from service.images import _decode_pixels, decode, prepare
 from service.settings import Limits
@@ -486,6 +486,95 @@ def test_preparing_gives_the_pixels_of_the_model_and_the_way_back(image_format):
     np.testing.assert_array_equal(prepared.pixels, expected)
     corners = prepared.pixel_map.to_image([(-16, -16), (240, 240)])
     np.testing.assert_allclose(corners, [(0, 0), (HEIGHT, WIDTH)])
+
+
+FAST = Limits(decode="fast")
+TALL, WIDE = Preprocessing((160, 80), (180, 90)), Preprocessing((80, 160), (90, 180))
+
+
+@pytest.mark.parametrize(
+    ("least", "size"),
+    [(12, (31, 23)), (11, (16, 12)), (6, (16, 12)), (5, (8, 6)), (3, (8, 6)), (2, (4, 3))],
+)
+def test_a_jpeg_is_decoded_at_the_least_size_that_suffices(least, size):
+    assert _decode_pixels(read_container(JPEG), (least, least)).size == size
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_fast_pixels_of_a_small_image_are_the_exact_ones(name):
+    data = ORDINARY[name]
+    np.testing.assert_array_equal(
+        prepare(data, FAST, PREPROCESSING).pixels, prepare(data, LIMITS, PREPROCESSING).pixels
+    )
+
+
+LARGE = recipe.image(0, 5, 1100, 1100)
+large_sides = st.integers(512, 1100)
+codings = st.fixed_dictionaries(
+    {"quality": st.integers(60, 95), "subsampling": st.sampled_from([0, 1, 2])}
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(large_sides, large_sides, st.integers(1, 8), codings)
+def test_fast_pixels_are_near_the_exact_ones(width, height, orientation, coding):
+    picture = Image.fromarray(np.ascontiguousarray(LARGE[:height, :width]))
+    data = encode(picture, "JPEG", exif=b"Exif\0\0" + exif_block(orientation), **coding)
+    exact, fast = prepare(data, LIMITS, PREPROCESSING), prepare(data, FAST, PREPROCESSING)
+    error = np.abs(fast.pixels.astype(int) - exact.pixels)
+    assert 0 < error.mean() < 4
+    assert np.percentile(error, 99) < 16
+    assert (fast.width, fast.height) == (exact.width, exact.height)
+    assert fast.pixel_map == exact.pixel_map
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_fast_picture_lies_where_the_exact_one_does(orientation):
+    # An eighth of the size is 256 pixels and the part of one. Were it taken for 257, the picture
+    # would shrink towards a corner, its centre by 0.4 pixels.
+    stored = Image.new("L", (2049, 2049))
+    for start in (300, 1000, 1700):
+        stored.paste(255, (start, start, start + 80, start + 80))
+    data = encode(stored, "JPEG", exif=b"Exif\0\0" + exif_block(orientation))
+
+    def centre(limits):
+        pixels = prepare(data, limits, PREPROCESSING).pixels[..., 0].astype(float)
+        return [(place * pixels).sum() / pixels.sum() for place in np.indices(pixels.shape)]
+
+    np.testing.assert_allclose(centre(FAST), centre(LIMITS), rtol=0, atol=0.06)
+
+
+@pytest.mark.parametrize(("preprocessing", "reduced"), [(TALL, True), (WIDE, False)])
+def test_the_least_size_is_that_of_the_upright_image(preprocessing, reduced):
+    # upright, this one is 200 x 400
+    picture = Image.fromarray(recipe.image(0, 6, 200, 400))
+    data = encode(picture, "JPEG", exif=b"Exif\0\0" + exif_block(6))
+    exact, fast = (prepare(data, limits, preprocessing).pixels for limits in (LIMITS, FAST))
+    assert (exact != fast).any() == reduced
+
+
+TINY = Preprocessing((4, 4), (5, 5))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([data for name, data in ORDINARY.items() if name.startswith("jpeg")]),
+    st.lists(edits, max_size=5),
+)
+def test_fast_decoding_refuses_what_exact_decoding_does(data, changes):
+    for place, removed, inserted in changes:
+        position = int(place * len(data))
+        data = data[:position] + inserted + data[position + removed :]
+
+    def outcome(limits):
+        try:
+            prepared = prepare(data, limits, TINY)
+        except (InvalidImage, ImageTooLarge) as error:
+            return error.reason
+        return prepared.width, prepared.height, prepared.pixels.shape
+
+    limits = Limits(max_pixels=100_000)
+    assert outcome(limits.model_copy(update={"decode": "fast"})) == outcome(limits)
 
 
 def test_threads_do_not_disturb_each_other():

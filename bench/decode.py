@@ -1,0 +1,280 @@
+"""Time the ways from an uploaded picture to the pixels of a classifier, side by side.
+
+Every way begins with the checks of `service.containers`. Rounds alternate between the ways; the
+ratio to the official way (decode, resize the whole picture, crop) is taken per round, with one
+thread and with one for each core. The error of a way is the difference of its pixels from the
+official ones, in levels of 0 to 255. simplejpeg, which the service does not depend on, takes part
+where it is installed.
+"""
+
+import argparse
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.machine import describe
+from bench.report import decode_table
+from model import VARIANTS
+from model.transforms import Preprocessing, to_model_pixels
+from service.containers import read_container
+from service.engine.device import compute_alone
+from service.images import decode, prepare
+from service.settings import Limits
+
+RESULTS = Path(__file__).parent / "results"
+
+PICTURES = 2  # of a case
+EXACT, FAST = Limits(), Limits(decode="fast")
+
+Pixels = NDArray[np.uint8]
+Way = Callable[[bytes, Preprocessing], Pixels]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Uploads of one kind, and a model that they are for.
+
+    Attributes:
+        width: of the pictures, pixels.
+        height: likewise.
+        encoding: the name that Pillow knows the format by.
+        quality: of the encoder; of no meaning for PNG.
+        subsampling: of the colours of a JPEG, as Pillow counts: 0 is 4:4:4, 2 is 4:2:0.
+        variant: of the model.
+    """
+
+    width: int
+    height: int
+    encoding: str = "JPEG"
+    quality: int = 90
+    subsampling: int = 2
+    variant: str = "dat_tiny_224"
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        coding = self.encoding
+        if coding == "JPEG":
+            coding += f" {self.quality} {'4:4:4' if self.subsampling == 0 else '4:2:0'}"
+        return f"{self.width}x{self.height} {coding}"
+
+    def uploads(self) -> list[bytes]:
+        """The files."""
+        options: dict[str, int] = {"quality": self.quality}
+        if self.encoding == "JPEG":
+            options["subsampling"] = self.subsampling
+        return [
+            encode(make_picture(self.height, self.width, seed), self.encoding, **options)
+            for seed in range(PICTURES)
+        ]
+
+
+CASES = (
+    Case(224, 224),
+    Case(640, 480),
+    Case(1024, 768),
+    Case(1024, 768, quality=75),
+    Case(1024, 768, subsampling=0),
+    Case(3000, 2000, quality=75),
+    Case(1024, 768, "PNG"),
+    Case(1024, 768, "WEBP"),
+    Case(1024, 768, variant="dat_base_384"),
+    Case(3000, 2000, quality=75, variant="dat_base_384"),
+)
+
+
+def make_picture(height: int, width: int, seed: int) -> Image.Image:
+    """A picture with the spectrum of a photograph: details of all sizes, edges, a little noise."""
+    generator = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), 128, np.float32)
+    for cells, contrast in ((4, 60), (12, 30), (40, 18), (130, 10), (400, 5)):
+        coarse = generator.normal(0, contrast, (cells, cells)).astype(np.float32)
+        detail = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        tint = generator.uniform(0.6, 1.4, 3).astype(np.float32)
+        pixels += np.asarray(detail)[..., None] * tint
+    rows, columns = np.indices((height, width), np.float32)
+    for _ in range(12):
+        y, x, radius = generator.uniform(0, 1, 3) * (height, width, min(height, width) / 5)
+        inside = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+        pixels[inside] += generator.normal(0, 50, 3).astype(np.float32)
+    pixels += generator.normal(0, 4, pixels.shape).astype(np.float32)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def encode(picture: Image.Image, encoding: str, **options: int) -> bytes:
+    """The file of a picture."""
+    out = io.BytesIO()
+    picture.save(out, encoding, **options)
+    return out.getvalue()
+
+
+def official(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+    """Decode, resize the whole picture, crop."""
+    return _resize_and_crop(decode(upload, EXACT), preprocessing)
+
+
+def served(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+    """What the service does by default."""
+    return prepare(upload, EXACT, preprocessing).pixels
+
+
+def served_fast(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+    """What it does with `DAT_LIMITS__DECODE=fast`."""
+    return prepare(upload, FAST, preprocessing).pixels
+
+
+def by_simplejpeg(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+    """Decode with simplejpeg; errors of the data are not raised by it as they are by Pillow."""
+    pixels = import_module("simplejpeg").decode_jpeg(read_container(upload).data, "RGB")
+    return to_model_pixels(Image.fromarray(pixels), preprocessing)
+
+
+def by_opencv(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+    """Decode with OpenCV."""
+    return to_model_pixels(Image.fromarray(_opencv_pixels(upload)), preprocessing)
+
+
+def torch_resize(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+    """Resize with torch."""
+    return _torch_resize(np.array(decode(upload, EXACT)), preprocessing)
+
+
+def by_opencv_torch_resize(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+    """Decode with OpenCV, resize with torch."""
+    return _torch_resize(_opencv_pixels(upload), preprocessing)
+
+
+def reduced_torch_resize(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+    """Decode at a reduced size, resize with torch."""
+    image = Image.open(io.BytesIO(read_container(upload).data))
+    image.draft(None, preprocessing.resize_to[::-1])
+    return _torch_resize(np.array(image), preprocessing)
+
+
+def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
+    resized = image.resize(preprocessing.resize_to[::-1], Image.Resampling.BICUBIC)
+    return np.array(resized.crop((left, top, left + width, top + height)))
+
+
+def _opencv_pixels(upload: bytes) -> Pixels:
+    data = np.frombuffer(read_container(upload).data, np.uint8)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return np.asarray(cv2.imdecode(data, flags), np.uint8)
+
+
+def _torch_resize(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
+    (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = F.interpolate(images, preprocessing.resize_to, mode="bicubic", antialias=True)
+    cropped = resized[0, :, top : top + height, left : left + width]
+    return cropped.permute(1, 2, 0).contiguous().numpy()
+
+
+WAYS: dict[str, Way] = {
+    "official": official,
+    "served, `exact`": served,
+    "served, `fast`": served_fast,
+    "simplejpeg": by_simplejpeg,
+    "OpenCV": by_opencv,
+    "Pillow, torch resizes": torch_resize,
+    "OpenCV, torch resizes": by_opencv_torch_resize,
+    "Pillow at reduced size, torch resizes": reduced_torch_resize,
+}
+FOR_JPEG = {"served, `fast`", "simplejpeg", "Pillow at reduced size, torch resizes"}
+
+
+def ways_for(encoding: str) -> dict[str, Way]:
+    """Those that differ from another for this format, the official one first."""
+    missing = set() if find_spec("simplejpeg") else {"simplejpeg"}
+    if encoding != "JPEG":
+        missing |= FOR_JPEG
+    return {name: way for name, way in WAYS.items() if name not in missing}
+
+
+def error(pixels: list[Pixels], expected: list[Pixels]) -> dict[str, float]:
+    """Largest and mean difference of images, levels."""
+    differences = np.abs(np.stack(pixels).astype(np.int16) - np.stack(expected))
+    return {"max": int(differences.max()), "mean": float(differences.mean())}
+
+
+def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[dict[str, Any]]:
+    """Time every way in alternating rounds, once in this thread and once in all workers."""
+    uploads, preprocessing = case.uploads(), Preprocessing.of(VARIANTS[case.variant])
+    ways = ways_for(case.encoding)
+    made = {name: [way(file, preprocessing) for file in uploads] for name, way in ways.items()}
+    cores = os.cpu_count() or 1
+
+    def one_thread(way: Way) -> float:
+        began = time.perf_counter()
+        for file in uploads:
+            way(file, preprocessing)
+        return (time.perf_counter() - began) / len(uploads)
+
+    def all_cores(way: Way) -> float:
+        began = time.perf_counter()
+        list(workers.map(lambda file: way(file, preprocessing), uploads * cores))
+        return (time.perf_counter() - began) / len(uploads) / cores
+
+    timed = [
+        {name: (one_thread(way), all_cores(way)) for name, way in ways.items()}
+        for _ in range(rounds)
+    ]
+    rows = []
+    for name in ways:
+        row: dict[str, Any] = {"way": name, "error": error(made[name], made["official"])}
+        for index, setting in enumerate(("one_thread", "all_cores")):
+            ratios = [durations[name][index] / durations["official"][index] for durations in timed]
+            row[setting] = {
+                "ms": 1e3 * median(durations[name][index] for durations in timed),
+                "ratio": median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+            }
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measure all cases, write the result file and print its table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    compute_alone()
+    cv2.setNumThreads(1)
+    with ThreadPoolExecutor(os.cpu_count(), initializer=compute_alone) as workers:
+        cases = [
+            {
+                "picture": case.name,
+                "variant": case.variant,
+                "rows": measure(case, workers, arguments.rounds),
+            }
+            for case in CASES
+        ]
+    result = {
+        "machine": describe("bench.decode", "cpu"),
+        "rounds": arguments.rounds,
+        "cases": cases,
+    }
+    path = RESULTS / "decode-cpu.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(decode_table(result))
+
+
+if __name__ == "__main__":
+    main()

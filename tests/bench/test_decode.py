@@ -1,0 +1,46 @@
+"""What the comparison of ways to decode measures, and what it compares with."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from bench import decode
+from bench.decode import Case, error, measure, ways_for
+from bench.report import decode_table
+from model import VARIANTS
+from model.transforms import Preprocessing
+
+PREPROCESSING = Preprocessing.of(VARIANTS["dat_tiny_224"])
+SMALL = Case(530, 520)
+
+
+@pytest.mark.parametrize("case", [SMALL, Case(300, 200, "PNG"), Case(300, 200, "WEBP")])
+def test_all_ways_show_the_same_picture(case: Case) -> None:
+    upload, other = case.uploads()
+    made = {name: way(upload, PREPROCESSING) for name, way in ways_for(case.encoding).items()}
+    assert next(iter(made)) == "official"
+    assert (made["served, `exact`"] == made["official"]).all()
+    for pixels in made.values():
+        assert error([pixels], [made["official"]])["mean"] < 2
+    another = decode.official(other, PREPROCESSING)
+    assert error([another], [made["official"]])["mean"] > 20
+
+
+def test_the_error_is_that_of_all_pictures() -> None:
+    black = np.zeros((2, 2, 3), np.uint8)
+    light = np.full((2, 2, 3), 200, np.uint8)
+    assert error([black, light], [black, black]) == {"max": 200, "mean": 100}
+
+
+def test_the_table_has_every_way_with_its_ratio_to_the_official_one() -> None:
+    with ThreadPoolExecutor(1) as workers:
+        rows = measure(SMALL, workers, rounds=1)
+    assert [row["way"] for row in rows] == list(ways_for("JPEG"))
+    official, exact, fast, *_ = rows
+    assert official["one_thread"]["ratio"] == official["all_cores"]["ratio"] == 1
+    assert (exact["error"]["max"], fast["error"]["max"] > 0) == (0, True)
+    case = {"picture": SMALL.name, "variant": SMALL.variant, "rows": rows}
+    table = decode_table({"cases": [case]}).splitlines()
+    assert table[2].startswith("| 530x520 JPEG 90 4:2:0 | dat_tiny_224 | official | ")
+    assert len(table) == 2 + len(rows)
