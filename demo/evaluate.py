@@ -4,6 +4,7 @@ Each scene goes the way of an uploaded picture: JPEG file, decoding, the officia
 crop, the model. Prints one line of JSON:
 
 - `accuracy`: share of scenes classified right;
+- `as_in_float32`: share of scenes for which the best class is that of float32;
 - `points_nearer`: share of the sampling points of the last deformable layer that lie nearer to
   the object's centre than they would without their offset;
 - `scenes_with_most_points_nearer`: share of scenes where that holds for more than half of them;
@@ -17,6 +18,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 
@@ -70,15 +72,26 @@ class Objects:
 
 
 @torch.inference_mode()
-def evaluate(model: DAT, views: Iterator[View]) -> dict[str, float]:
-    """Measure accuracy and where the points went; see the module."""
-    normalise = Normalise()
+def evaluate(
+    model: DAT, views: Iterator[View], dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """Measure accuracy and where the points went; see the module.
+
+    Args:
+        model: in float32.
+        views: of the scenes.
+        dtype: of the features of the model that is measured.
+    """
+    exact, normalise, normalise_exact = model, Normalise(dtype), Normalise()
+    model = deepcopy(exact).cast(dtype)
     found: dict[str, list[Tensor]] = defaultdict(list)
     while batch := list(islice(views, BATCH)):
         pixels = torch.from_numpy(np.stack([v.pixels for v in batch]))
         explained = model.forward_explained(normalise(pixels))
         labels = torch.tensor([v.label for v in batch])
-        found["accuracy"].append(explained.logits.argmax(1) == labels)
+        best = explained.logits.argmax(1)
+        found["accuracy"].append(best == labels)
+        found["as_in_float32"].append(best == exact(normalise_exact(pixels)).argmax(1))
 
         objects, points = Objects.of(batch), explained.sampling_locations[-1]
         # Not the reference points themselves: DAT++ places some outside the map, and counting
@@ -103,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     arguments = parser.parse_args()
     if arguments.seed in {TRAINING_SEED, VALIDATION_SEED}:
         parser.error(f"seed {arguments.seed} was used in training")
@@ -111,8 +125,8 @@ def main() -> None:
         view(*upload(arguments.seed, index, LARGEST_PICTURE), CONFIG)
         for index in range(arguments.scenes)
     )
-    figures = evaluate(bundled_model(), views)
-    print(json.dumps({"scenes": arguments.scenes, "seed": arguments.seed} | figures))
+    figures = evaluate(bundled_model(), views, getattr(torch, arguments.dtype))
+    print(json.dumps(vars(arguments) | figures))
 
 
 if __name__ == "__main__":
