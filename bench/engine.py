@@ -8,7 +8,8 @@ down slows both; the ratio is taken per round.
 import argparse
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,10 +24,11 @@ from bench.closed_loop import time_calls
 from bench.machine import describe
 from bench.report import engine_table
 from bench.weights import recipe_state
-from model import create_model
+from model import DAT, load_model
+from model.checkpoint import Checkpoint
 from model.transforms import Normalise
 from service.engine.device import Device, compute_alone
-from service.engine.engine import Engine, EngineInput
+from service.engine.engine import Engine, EngineInput, EngineOutput
 from service.metrics import Metrics
 from tests import recipe
 
@@ -36,6 +38,43 @@ Pixels = NDArray[np.uint8]
 Run = Callable[[Pixels], NDArray[np.float32]]
 
 
+@dataclass(frozen=True)
+class OpenEngine:
+    """A classifier in its engine.
+
+    Attributes:
+        network: on the device.
+        run: runs a batch.
+    """
+
+    network: DAT
+    run: Callable[[Sequence[EngineInput]], list[EngineOutput]]
+
+
+def load_engine(
+    weights: Checkpoint,
+    name: str,
+    device: Device,
+    *,
+    dtype: str,
+    max_batch: int = 0,
+    buckets: Sequence[int] = (),
+    image_size: tuple[int, int] | None = None,
+) -> OpenEngine:
+    """Load a variant and its engine as the service does; the options are those of the service."""
+    network = load_model(weights, name, image_size)
+    metrics = Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1)
+    engine = Engine(network, device, metrics, dtype=dtype, max_batch=max_batch, buckets=buckets)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(engine.load())
+    return OpenEngine(network, lambda batch: loop.run_until_complete(engine.run_batch(batch)))
+
+
+def recipe_checkpoint(name: str) -> Checkpoint:
+    """Random weights of a variant, as if read from a file."""
+    return Checkpoint(Path(f"{name}.pth"), recipe_state(name))
+
+
 def open_engine(name: str, device: Device, *, dtype: str, max_batch: int) -> tuple[Run, Run]:
     """Load the engine as the service does.
 
@@ -43,17 +82,11 @@ def open_engine(name: str, device: Device, *, dtype: str, max_batch: int) -> tup
         Two functions from `(B, H, W, 3)` to probabilities: a plain one, and one that asks for
         the sampling points of every image as well.
     """
-    model = create_model(name)
-    model.load_state_dict(recipe_state(name))
-    metrics = Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1)
-    engine = Engine(model, device, metrics, dtype=dtype, max_batch=max_batch)
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(engine.load())
+    engine = load_engine(recipe_checkpoint(name), name, device, dtype=dtype, max_batch=max_batch)
 
     def run(pixels: Pixels, *, explain: bool) -> NDArray[np.float32]:
-        batch = [EngineInput(image, explain) for image in pixels]
-        outputs = loop.run_until_complete(engine.run_batch(batch))
-        return np.stack([output.scores for output in outputs])
+        outputs = engine.run([EngineInput(image, explain) for image in pixels])
+        return np.stack([output.scores[np.argsort(output.classes)] for output in outputs])
 
     return partial(run, explain=False), partial(run, explain=True)
 

@@ -16,13 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DatConfig
-from model.fused import linear, linear_add
+from model.fused import convolve, linear, linear_add
 from model.kernels import usable
 
 # Above so many logits of one image, attention goes through the queries in bands of rows, each of
 # so many logits of the batch: their whole matrix would take gigabytes on the maps of a detector.
 BANDED_FROM = 1 << 23
 BAND = 1 << 21
+
+# From so many cells of a map on, the bias of DAT++ is cut from its table in slices. On less than
+# that, the many small steps cost more than reading the table for every query and key.
+SLICED_FROM = 512
 
 
 class Attended(NamedTuple):
@@ -56,7 +60,7 @@ def sample_features(tokens: Tensor, locations: Tensor) -> Tensor:
     """Read a feature map at learned positions, bilinearly and with zeros outside.
 
     The same as `grid_sample(..., mode="bilinear", padding_mode="zeros", align_corners=True)`
-    of each group, read from channels-last tokens by one weighted gather.
+    of each group.
 
     Args:
         tokens: `(B, H, W, C)`.
@@ -67,33 +71,10 @@ def sample_features(tokens: Tensor, locations: Tensor) -> Tensor:
     """
     B, H, W, C = tokens.shape
     G = locations.shape[1]
-    rows, row_weights = _corners(locations[..., 0], H)  # (B, G, Hk, Wk, 2)
-    columns, column_weights = _corners(locations[..., 1], W)
-    image = torch.arange(B, device=tokens.device).view(B, 1, 1, 1, 1, 1)
-    group = torch.arange(G, device=tokens.device).view(1, G, 1, 1, 1, 1)
-    cell = (image * H + rows.unsqueeze(-1)) * W + columns.unsqueeze(-2)
-    weights = row_weights.unsqueeze(-1) * column_weights.unsqueeze(-2)
-    return F.embedding_bag(
-        _points_first(cell * G + group),
-        tokens.to(locations.dtype).reshape(B * H * W * G, C // G),
-        per_sample_weights=_points_first(weights),
-        mode="sum",
-    ).view(B, -1, C)
-
-
-def _corners(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The two cells around each position along one axis, and their weights; zero outside."""
-    cell = (position + 1) * ((size - 1) / 2)
-    first = cell.floor()
-    both = torch.stack((first, first + 1), -1)
-    weights = (1 - (cell.unsqueeze(-1) - both).abs()) * ((both >= 0) & (both < size))
-    # The weight of a position that is no number says so; its index must still be one.
-    return both.nan_to_num().clamp(0, size - 1).long(), weights
-
-
-def _points_first(corners: Tensor) -> Tensor:
-    """`(B, G, Hk, Wk, 2, 2)` to `(B * Hk * Wk * G, 4)`: the groups of a point lie together."""
-    return corners.permute(0, 2, 3, 1, 4, 5).reshape(-1, 4)
+    # Of a single image, the maps are a view of the tokens.
+    maps = tokens.to(locations.dtype).permute(0, 3, 1, 2).reshape(B * G, C // G, H, W)
+    sampled = F.grid_sample(maps, locations.flatten(0, 1).flip(-1), align_corners=True)
+    return sampled.view(B, C, -1).transpose(1, 2).contiguous()
 
 
 def relative_position_bias(
@@ -372,17 +353,21 @@ class DeformableAttention(nn.Module):
     def _offsets(self, q: Tensor) -> Tensor:
         """Raw offsets `(B, G, Hk, Wk, 2)`, (y, x), from the queries `(B, H, W, C)`."""
         G = self.offset_groups
-        # All groups share one network: its depthwise kernels repeat along the channels.
-        mixed = F.conv2d(
-            q.permute(0, 3, 1, 2),
-            self.offset_conv.weight.repeat(G, 1, 1, 1),
-            self.offset_conv.bias.repeat(G) if self.offset_conv.bias is not None else None,
-            stride=self.offset_stride,
-            padding=self.offset_conv.padding,
-            groups=q.shape[-1],
-        )
-        per_group = mixed.permute(0, 2, 3, 1).unflatten(-1, (G, -1))  # (B, Hk, Wk, G, C / G)
-        offsets: Tensor = self.offset_proj(F.gelu(self.offset_norm(per_group)))
+        if self.offset_conv.groups == q.shape[-1]:
+            mixed = convolve(self.offset_conv, q)
+        else:
+            # All groups share one network: its depthwise kernels repeat along the channels.
+            maps = F.conv2d(
+                q.permute(0, 3, 1, 2),
+                self.offset_conv.weight.repeat(G, 1, 1, 1),
+                self.offset_conv.bias.repeat(G) if self.offset_conv.bias is not None else None,
+                stride=self.offset_stride,
+                padding=self.offset_conv.padding,
+                groups=q.shape[-1],
+            )
+            mixed = maps.permute(0, 2, 3, 1)
+        per_group = mixed.unflatten(-1, (G, -1))  # (B, Hk, Wk, G, C / G)
+        offsets = linear(self.offset_proj, F.gelu(self.offset_norm(per_group)))
         return offsets.permute(0, 3, 1, 2, 4).to(self.reference_points.dtype)
 
 
@@ -411,7 +396,9 @@ class DeformableAttentionPP(DeformableAttention):
     def bias(self, locations: Tensor) -> Tensor:
         """Bias `(B, heads, HW, Ns)` of keys at the locations `(B, G, Hk, Wk, 2)`."""
         H, W = self.size
-        if self.relative_position_bias_table.shape[1:] == (2 * H - 1, 2 * W - 1):
+        fits = self.relative_position_bias_table.shape[1:] == (2 * H - 1, 2 * W - 1)
+        # A runtime would store all slices of the table, as torch does not.
+        if fits and H * W >= SLICED_FROM and not torch.compiler.is_exporting():
             return relative_position_bias_by_slices(
                 self.relative_position_bias_table, self.size, locations
             )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.attention import Attended, grid_positions
 from model.config import DatConfig
-from model.fused import linear_add
+from model.fused import linear, linear_add
 
 
 class DeformableDetrAttention(nn.Module):
@@ -58,10 +58,10 @@ class DeformableDetrAttention(nn.Module):
         B, H, W, C = tokens.shape
         per_query = (B, H * W, self.heads, self.points)
         # In cells, x first as in the official layer; the sums have the type of the geometry.
-        x, y = self.offset_proj(tokens).view(*per_query, 2).unbind(-1)
+        x, y = linear(self.offset_proj, tokens).view(*per_query, 2).unbind(-1)
         rows, columns = self.query_rows + y, self.query_columns + x
-        weights = self.weight_proj(tokens).view(per_query).softmax(-1, dtype=rows.dtype)
-        attended = weighted_samples(self.value_proj(tokens), rows, columns, weights)
+        weights = linear(self.weight_proj, tokens).view(per_query).softmax(-1, dtype=rows.dtype)
+        attended = weighted_samples(linear(self.value_proj, tokens), rows, columns, weights)
         locations = torch.stack((normalised(rows, H), normalised(columns, W)), -1)
         merged = attended.to(tokens.dtype).view(B, H, W, C)
         return Attended(linear_add(self.proj, merged, residual), locations.transpose(1, 2))

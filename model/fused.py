@@ -2,7 +2,8 @@
 
 On the CPU oneDNN adds the bias, applies the activation and adds the residual while a product is
 in the cache; one by one each is a pass over memory. The results differ by the rounding of a
-float32 sum. Everywhere else, and where gradients are wanted, these are the plain operations.
+float32 sum. Everywhere else, where gradients are wanted, and in a model that is compiled or
+exported, these are the plain operations.
 """
 
 from collections.abc import Callable
@@ -24,14 +25,14 @@ _onednn = torch.ops.mkldnn
 
 def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tensor:
     """`activation(layer(x))`, `(..., C)` to `(..., D)`."""
-    if not _fuses(x):
+    if not fuses(x):
         return _PLAIN[activation](layer(x))
     return _onednn._linear_pointwise(x, layer.weight, layer.bias, activation, [], "none")
 
 
 def linear_add(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
     """`residual + layer(x)`, `(..., C)` and `(..., D)` to `(..., D)`."""
-    if not _fuses(x):
+    if not fuses(x):
         return residual + layer(x)
     return _onednn._linear_pointwise.binary(x, residual, layer.weight, layer.bias, "add")
 
@@ -39,7 +40,7 @@ def linear_add(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
 def convolve(conv: nn.Module, tokens: Tensor, activation: Activation = "none") -> Tensor:
     """`activation(conv(tokens))`, `(B, H, W, C)` to `(B, H', W', D)`."""
     maps = tokens.permute(0, 3, 1, 2)
-    if not _fuses(tokens):
+    if not fuses(tokens):
         return _PLAIN[activation](conv(maps)).permute(0, 2, 3, 1)
     assert isinstance(conv, nn.Conv2d)
     convolved = _onednn._convolution_pointwise(
@@ -67,9 +68,11 @@ def keep_kernels_channels_last(module: nn.Module) -> None:
             part.weight.data = part.weight.data.contiguous(memory_format=torch.channels_last)
 
 
-def _fuses(x: Tensor) -> bool:
+def fuses(x: Tensor) -> bool:
+    """Whether oneDNN computes what follows from this tensor."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.is_cpu
         and x.dtype in (torch.float32, torch.bfloat16)
         and not torch.is_grad_enabled()
         and torch.backends.mkldnn.is_available()

@@ -80,7 +80,12 @@ class LocalAttention(nn.Module):
     def attend_with(self, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`attend` with a given bias, one of all tiles or one for each."""
         B, tiles, _, C = queries.shape
-        if len(bias) > 1:
+        if len(bias) > 1 and B > 1:
+            if queries.is_cpu:
+                # A call for each image is cheaper than a copy of the bias for each.
+                of_images = (part.split(1) for part in (queries, keys, values))
+                images = [self.attend_with(bias, *image) for image in zip(*of_images, strict=True)]
+                return torch.cat(images)
             bias = bias.expand(B, *bias.shape).flatten(0, 1)
         q, k, v = (
             part.reshape(B * tiles, -1, self.heads, C // self.heads).transpose(1, 2)
@@ -106,6 +111,14 @@ class LocalAttention(nn.Module):
         return attend_in_tiles(
             qkv, self.laid_out_bias, self.bias_index, query_index, key_index, self.place
         )
+
+
+def _take(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens `(B, M, C)` at the index `(M,)` of `(B, N, C)`."""
+    if len(tokens) == 1:
+        # Torch shares among its threads only what is taken along the first axis.
+        return tokens[0].index_select(0, index).unsqueeze(0)
+    return tokens.index_select(1, index)
 
 
 def _lay_out_again(module: nn.Module, _: object) -> None:
@@ -157,9 +170,9 @@ class WindowAttention(LocalAttention):
             windows = self.order.view(-1, self.window**2)
             attended = self.attend_by_index(self.qkv(tokens.flatten(1, 2)), windows, windows)
         else:
-            in_windows = tokens.flatten(1, 2).index_select(1, self.order)
+            in_windows = _take(tokens.flatten(1, 2), self.order)
             qkv = linear(self.qkv, in_windows).view(B, -1, self.window**2, 3 * C)
-            attended = self.attend(*qkv.split(C, -1)).index_select(1, self.place)
+            attended = _take(self.attend(*qkv.split(C, -1)), self.place)
         return Attended(linear_add(self.proj, attended.view(tokens.shape), residual), None)
 
 
@@ -248,14 +261,17 @@ class NeighborhoodAttention(LocalAttention):
             return Attended(linear_add(self.proj, attended.view(B, H, W, C), residual), None)
         if (PH, PW) != (H, W):
             tokens = F.pad(tokens, (0, 0, 0, PW - W, 0, PH - H))
-        q, kv = linear(self.qkv, tokens.flatten(1, 2)).split((C, 2 * C), -1)
-        # One tile holds the whole map in its own order.
-        if tiles > 1:
-            q = q.index_select(1, self.query_index.flatten())
-            kv = kv.index_select(1, self.key_index.flatten())
-        attended = self.attend(q.view(B, tiles, -1, C), *kv.view(B, tiles, -1, 2 * C).split(C, -1))
+        qkv = linear(self.qkv, tokens.flatten(1, 2))
+        if tiles == 1:
+            # It holds the whole map in its own order.
+            attended = self.attend(*qkv.unsqueeze(1).split(C, -1))
+        else:
+            q, kv = qkv.split((C, 2 * C), -1)
+            q = _take(q, self.query_index.flatten()).view(B, tiles, -1, C)
+            kv = _take(kv, self.key_index.flatten()).view(B, tiles, -1, 2 * C)
+            attended = self.attend(q, *kv.split(C, -1))
         if len(self.place) != attended.shape[1] or tiles > 1:
-            attended = attended.index_select(1, self.place)
+            attended = _take(attended, self.place)
         return Attended(linear_add(self.proj, attended.view(B, H, W, C), residual), None)
 
 

@@ -1,18 +1,19 @@
 """Turns single images into batches, in order of arrival.
 
 The batcher knows nothing of images, torch or transports: it moves opaque items from callers to
-one `run_batch` coroutine and the results back.
+the runner of a device and the results back.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Generic, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import structlog
 
+from service.dispatch import Dispatch, Place
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -24,12 +25,24 @@ from service.metrics import ModelMetrics
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-RunBatch = Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
 
 log = structlog.get_logger(__name__)
 
 _SMOOTHING = 0.2  # share of the newest batch in the running seconds per item
+
+
+class Runner(Protocol[Item_contra, Result_co]):
+    """What runs the batches of a model on one device."""
+
+    async def run_batch(self, batch: Sequence[Item_contra]) -> Sequence[Result_co]:
+        """Results for each item, in order."""
+        ...
+
+    async def settle(self) -> None:
+        """Work of the runner's own before the next batch; no answer waits for it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class Served(Generic[Result]):
     """An answer with the story of its batch.
 
     Attributes:
-        result: what `run_batch` returned for the item.
+        result: what the runner returned for the item.
         queue_s: from the queue to the device, seconds.
         compute_s: of the whole batch on the device, seconds.
         batch_size: items of the batch, without padding.
@@ -83,42 +96,44 @@ class _Entry(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """A bounded first-in, first-out queue with one consumer.
+    """A bounded first-in, first-out queue before one or several devices.
 
-    A batch leaves as soon as the device is free and an item waits, with up to `max_batch` of
-    those that wait: the oldest, and the next ones of its group, so that no group waits for ever.
+    A batch leaves as soon as a device has a place for it (see `Dispatch`) and an item waits, with
+    up to `max_batch` of those that wait: the oldest, and the next ones of its group, so that no
+    group waits for ever.
     Every item gets exactly one answer: a result or an error. An item whose
     caller left or whose deadline passed leaves the queue at once and never reaches the device.
 
     Args:
-        run_batch: takes at most `max_batch` items and returns a result for each, in order.
+        runners: one for each device, in the order of the dispatch; take at most `max_batch` items.
         max_batch: most items in one batch.
         queue_limit: most items admitted and not yet in a batch.
         metrics: of the model whose items these are.
-        turn: of the device; the batchers of all models that share it take turns.
+        dispatch: of the devices; shared by the batchers of all models.
         group: what all items of a batch must have in common; all may share one by default.
     """
 
     def __init__(
         self,
-        run_batch: RunBatch[Item, Result],
+        runners: Sequence[Runner[Item, Result]],
         *,
         max_batch: int,
         queue_limit: int,
         metrics: ModelMetrics,
-        turn: asyncio.Lock,
+        dispatch: Dispatch,
         group: Callable[[Item], Hashable] = lambda _: None,
     ) -> None:
-        self._run_batch = run_batch
+        self._runners = runners
         self._max_batch = max_batch
         self._queue_limit = queue_limit
         self._metrics = metrics
-        self._turn = turn
+        self._dispatch = dispatch
         self._group = group
         self._queue: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
         self._held = 0  # places admitted and not given back
         self._running = 0
         self._seconds_per_item = 0.0
+        self._served_at = 0.0  # end of the newest batch, perf_counter
         self._wakeup = asyncio.Event()
         self._open = False
         self._draining = False
@@ -176,6 +191,8 @@ class Batcher(Generic[Item, Result]):
         entry = _Entry(item, admission, loop.create_future(), perf_counter(), deadline)
         self._queue[entry] = None
         self._wakeup.set()
+        if len(self._queue) >= self._max_batch:
+            self._dispatch.reconsider()
         try:
             async with asyncio.timeout_at(deadline):
                 return await entry.future
@@ -188,13 +205,12 @@ class Batcher(Generic[Item, Result]):
 
     async def run(self) -> None:
         """Serve batches until drained."""
-        while await self._wait_for_work():
-            asked = perf_counter()
-            # The batch is taken when the device is free for it, so that it gathers until then.
-            async with self._turn:
-                batch = self._take()
-                if batch:
-                    await self._serve(batch, asked)
+        async with asyncio.TaskGroup() as batches:
+            while await self._wait_for_work():
+                asked = perf_counter()
+                # The batch is taken when a device has a place for it: it gathers until then.
+                place = await self._dispatch.place(self._full)
+                batches.create_task(self._serve(self._take(), place, asked))
 
     async def _wait_for_work(self) -> bool:
         while not self._queue:
@@ -221,12 +237,31 @@ class Batcher(Generic[Item, Result]):
                 batch.append(entry)
         return batch
 
-    async def _serve(self, batch: list[_Entry[Item, Result]], asked: float) -> None:
-        size, start = len(batch), perf_counter()
+    def _full(self) -> bool:
+        if len(self._queue) < self._max_batch:
+            return False
+        groups = [self._group(entry.item) for entry in self._queue]
+        return groups.count(groups[0]) >= self._max_batch
+
+    async def _serve(self, batch: list[_Entry[Item, Result]], place: Place, asked: float) -> None:
+        with place:
+            if batch:
+                runner = self._runners[place.device]
+                await self._answer(batch, runner, place, asked)
+                await runner.settle()
+
+    async def _answer(
+        self,
+        batch: list[_Entry[Item, Result]],
+        runner: Runner[Item, Result],
+        place: Place,
+        asked: float,
+    ) -> None:
+        size = len(batch)
         self._metrics.batches["full" if size == self._max_batch else "idle"].inc()
-        self._set_running(size)
+        self._change_running(size)
         try:
-            results = await self._run_batch([entry.item for entry in batch])
+            results = await runner.run_batch([entry.item for entry in batch])
             answers = list(zip(batch, results, strict=True))
         except Exception as cause:  # the one broad except: a bad batch must not end the loop
             log.exception("batch failed", images=size)
@@ -237,20 +272,25 @@ class Batcher(Generic[Item, Result]):
                     entry.future.set_exception(error)
             return
         finally:
-            self._set_running(0)
-        end = perf_counter()
-        compute_s = end - start
-        self._account(size, compute_s, end - asked)
+            self._change_running(-size)
+        began = place.began
+        compute_s = perf_counter() - began
+        self._account(size, place.device, compute_s, asked)
         for entry, result in answers:
             # A caller can leave while its batch runs; to answer it would raise and end the loop.
             if not entry.future.done():
-                entry.future.set_result(Served(result, start - entry.enqueued_at, compute_s, size))
+                queue_s = began - entry.enqueued_at
+                entry.future.set_result(Served(result, queue_s, compute_s, size))
 
-    def _account(self, size: int, compute_s: float, cycle_s: float) -> None:
+    def _account(self, size: int, device: int, compute_s: float, asked: float) -> None:
         self._metrics.batch_size.observe(size)
         self._metrics.stage["compute"].observe(compute_s)
-        self._metrics.busy_seconds.inc(compute_s)
-        newest = cycle_s / size  # with the time in which other models had the device
+        self._metrics.busy_seconds[device].inc(compute_s)
+        # Under load the time between the ends of two batches, on whichever devices they were,
+        # and with the time in which other models had those.
+        now = perf_counter()
+        newest = (now - max(asked, self._served_at)) / size
+        self._served_at = now
         if not self._seconds_per_item:
             self._seconds_per_item = newest
         self._seconds_per_item += _SMOOTHING * (newest - self._seconds_per_item)
@@ -265,6 +305,6 @@ class Batcher(Generic[Item, Result]):
         self._change_held(-places)
         self._wakeup.set()  # a drain waits for the last place
 
-    def _set_running(self, size: int) -> None:
-        self._running = size
-        self._metrics.running.set(size)
+    def _change_running(self, size: int) -> None:
+        self._running += size
+        self._metrics.running.set(self._running)

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.transforms import Preprocessing
 from service.batcher import Batcher, Served
@@ -93,7 +92,8 @@ class Classifier(Core[ClassifyOptions, PreparedImage, EngineInput, EngineOutput,
         scores = served.result.scores
         if not np.isfinite(scores).all():
             raise EngineFailed("the model gave no number for this image")
-        best = np.argsort(-scores, kind="stable")[: options.top_k]
+        classes = served.result.classes[: options.top_k]
+        best = zip(classes.tolist(), scores[: options.top_k].tolist(), strict=True)
         points = None
         if options.explain == "points":
             points = tuple(
@@ -106,10 +106,10 @@ class Classifier(Core[ClassifyOptions, PreparedImage, EngineInput, EngineOutput,
             width=prepared.width,
             height=prepared.height,
             timing=timing,
-            predictions=tuple(self._prediction(int(index), scores) for index in best),
+            predictions=tuple(self._prediction(index, score) for index, score in best),
             points=points,
         )
 
-    def _prediction(self, index: int, scores: NDArray[np.float32]) -> Prediction:
+    def _prediction(self, index: int, score: float) -> Prediction:
         label = self.labels[index]
-        return Prediction(label.name, index, float(scores[index]), label.wnid)
+        return Prediction(label.name, index, score, label.wnid)

@@ -9,7 +9,7 @@ class Lifecycle:
     """From starting over ready to draining.
 
     Attributes:
-        engine_healthy: whether the device can still be trusted.
+        engine_healthy: whether every device can still be trusted.
         started: whether warm-up is over.
         draining: whether the replica was told to leave.
     """

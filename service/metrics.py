@@ -6,7 +6,7 @@ the queue or the device is meant.
 """
 
 from asyncio import CancelledError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -123,7 +123,14 @@ class Metrics:
             registry=registry,
         ).labels(version("dat-serve"), version("torch")).set(1)
 
-    def add_model(self, name: str, model_version: str, task: Task, capacity: int) -> "ModelMetrics":
+    def add_model(
+        self,
+        name: str,
+        model_version: str,
+        task: Task,
+        capacity: int,
+        devices: Sequence[str] = ("cpu:0",),
+    ) -> "ModelMetrics":
         """The instruments of one more model.
 
         Args:
@@ -131,6 +138,7 @@ class Metrics:
             model_version: of the model.
             task: what it does.
             capacity: most images admitted and not yet on the device.
+            devices: names of those that run it.
         """
         self._bind_requests(name, model_version, task)
         return ModelMetrics(
@@ -140,6 +148,7 @@ class Metrics:
             model_version=model_version,
             task=task,
             capacity=capacity,
+            devices=devices,
         )
 
     def _bind_requests(self, model: str, model_version: str, task: Task) -> None:
@@ -234,9 +243,9 @@ class _ModelVectors:
         self.graphs = Gauge("dat_graphs", "CUDA graphs in memory.", ["model"], registry=registry)
         self.busy_seconds = Counter(
             "dat_device_busy_seconds",
-            "Time in which the device had a batch of the model; the sum of the rates over the "
-            "models is the saturation.",
-            ["model"],
+            "Time in which the device computed a batch of the model; the sum of the rates over "
+            "the models is the saturation of the device.",
+            ["model", "device"],
             registry=registry,
         )
         self.waiting = Gauge(
@@ -283,6 +292,7 @@ class ModelMetrics:
         model_version: str,
         task: Task,
         capacity: int,
+        devices: Sequence[str],
     ) -> None:
         self.rejected = replica.rejected
         self.decode_errors = replica.decode_errors
@@ -298,7 +308,7 @@ class ModelMetrics:
         self.replays = {mode: vectors.replays.labels(name, mode) for mode in ("graph", "eager")}
         self.captures = {o: vectors.captures.labels(name, o) for o in ("ok", "failed")}
         self.graphs = vectors.graphs.labels(name)
-        self.busy_seconds = vectors.busy_seconds.labels(name)
+        self.busy_seconds = [vectors.busy_seconds.labels(name, device) for device in devices]
         self.waiting = vectors.waiting.labels(name)
         self.running = vectors.running.labels(name)
         vectors.capacity.labels(name).set(capacity)

@@ -1,12 +1,17 @@
-"""One model of a replica: weights, engine, batcher and core, put together."""
+"""One model of a replica: weights, engines, batcher and core, put together."""
 
+import asyncio
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
+from torch import nn
 
 from model import kernels
 from service import served_model
@@ -14,26 +19,37 @@ from service.batcher import Batcher
 from service.classifier import Classifier
 from service.core import Core
 from service.detector import DetectorCore
+from service.dispatch import Dispatch
 from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
 from service.engine.device import Device
 from service.engine.engine import Engine, EngineInput, EngineOutput
 from service.metrics import Metrics, ModelMetrics
 from service.model_file import ModelEntry, ModelFileError
 from service.served_model import ModelCard, ServedDetector, ServedModel
-from service.settings import Batching, Settings
+from service.settings import Batching, Settings, keep_compiled
 
 log = structlog.get_logger(__name__)
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model from its weights to its core; `engine.load` and `batcher.run` make it work."""
+    """A model from its weights to its core; `load` and `batcher.run` make it work."""
 
     core: Core[Any, Any, Any, Any, Any]
     batcher: Batcher[Any, Any]
-    engine: Engine | DetectionEngine
+    engines: Sequence[Engine | DetectionEngine]
     metrics: ModelMetrics
     source: Path
+
+    async def load(self) -> None:
+        """Load every engine on its device.
+
+        Raises:
+            RuntimeError: a device cannot be used, or a graph cannot be captured.
+        """
+        await asyncio.gather(*(engine.load() for engine in self.engines))
 
 
 @dataclass(frozen=True)
@@ -41,19 +57,32 @@ class Shared:
     """What the models of a replica have in common."""
 
     settings: Settings
-    device: Device
+    devices: Sequence[Device]
     workers: ThreadPoolExecutor
     metrics: Metrics
 
+    @cached_property
+    def dispatch(self) -> Dispatch:
+        """Of the batches of all models."""
+        return Dispatch(self.devices)
+
+    @property
+    def device_names(self) -> list[str]:
+        """Those of the devices, in the order of the dispatch."""
+        return [device.name for device in self.devices]
+
 
 def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
-    """Read a model, and put the engine, the batcher and the core over it.
+    """Read a model, and put the engines, the batcher and the core over it.
 
     Raises:
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
         ModelFileError: sizes for a model that has a fixed one.
+        DeviceUnavailable: a setting that the device cannot follow.
     """
     kernels.enabled = shared.settings.engine.kernels
+    if shared.settings.engine.cache is not None:
+        keep_compiled(shared.settings.engine.cache)
     start = perf_counter()
     served = served_model.load(entry)
     read_s = perf_counter() - start
@@ -73,30 +102,35 @@ def _open_classifier(
 ) -> OpenModel:
     if entry.sizes:
         raise ModelFileError(f"{served.name}: sizes are for detectors")
-    device = shared.device
     metrics = shared.metrics.add_model(
-        served.name, served.version, "classify", batching.queue_limit
+        served.name, served.version, "classify", batching.queue_limit, shared.device_names
     )
-    engine = Engine(
-        served.network,
-        device,
-        metrics,
-        dtype=entry.dtype or shared.settings.engine.dtype,
-        max_batch=batching.max_batch,
-        buckets=batching.buckets,
-    )
+    engines = [
+        Engine(
+            network,
+            device,
+            metrics,
+            dtype=entry.dtype or shared.settings.engine.dtype,
+            max_batch=batching.max_batch,
+            buckets=batching.buckets,
+            backend=shared.settings.engine.backend,
+            cache=shared.settings.engine.cache,
+            compiled=shared.settings.engine.compile,
+        )
+        for device, network in _on_each(shared.devices, served.network)
+    ]
     batcher = Batcher[EngineInput, EngineOutput](
-        engine.run_batch,
-        max_batch=engine.max_batch,
+        engines,
+        max_batch=engines[0].max_batch,
         queue_limit=batching.queue_limit,
         metrics=metrics,
-        turn=device.turn,
+        dispatch=shared.dispatch,
     )
     card = ModelCard.of(
         served,
-        device=str(device.torch_device),
-        dtype=str(engine.dtype).removeprefix("torch."),
-        max_batch=engine.max_batch,
+        device=",".join(str(device.torch_device) for device in shared.devices),
+        dtype=str(engines[0].dtype).removeprefix("torch."),
+        max_batch=engines[0].max_batch,
     )
     core = Classifier(
         served,
@@ -106,36 +140,40 @@ def _open_classifier(
         limits=shared.settings.limits,
         metrics=metrics,
     )
-    return OpenModel(core, batcher, engine, metrics, served.source)
+    return OpenModel(core, batcher, engines, metrics, served.source)
 
 
 def _open_detector(
     served: ServedDetector, entry: ModelEntry, batching: Batching, shared: Shared
 ) -> OpenModel:
-    device = shared.device
-    metrics = shared.metrics.add_model(served.name, served.version, "detect", batching.queue_limit)
-    engine = DetectionEngine(
-        served.detector,
-        device,
-        metrics,
-        dtype=entry.dtype or shared.settings.engine.dtype,
-        max_batch=batching.max_batch,
-        buckets=batching.buckets,
-        sizes=_ready_sizes(served, batching),
+    metrics = shared.metrics.add_model(
+        served.name, served.version, "detect", batching.queue_limit, shared.device_names
     )
+    engines = [
+        DetectionEngine(
+            detector,
+            device,
+            metrics,
+            dtype=entry.dtype or shared.settings.engine.dtype,
+            max_batch=batching.max_batch,
+            buckets=batching.buckets,
+            sizes=_ready_sizes(served, batching),
+        )
+        for device, detector in _on_each(shared.devices, served.detector)
+    ]
     batcher = Batcher[DetectionInput, DetectionOutput](
-        engine.run_batch,
-        max_batch=engine.max_batch,
+        engines,
+        max_batch=engines[0].max_batch,
         queue_limit=batching.queue_limit,
         metrics=metrics,
-        turn=device.turn,
+        dispatch=shared.dispatch,
         group=lambda item: item.padded_size,
     )
     card = ModelCard.of_detector(
         served,
-        device=str(device.torch_device),
-        dtype=str(engine.dtype).removeprefix("torch."),
-        max_batch=engine.max_batch,
+        device=",".join(str(device.torch_device) for device in shared.devices),
+        dtype=str(engines[0].dtype).removeprefix("torch."),
+        max_batch=engines[0].max_batch,
     )
     core = DetectorCore(
         served,
@@ -145,7 +183,13 @@ def _open_detector(
         limits=shared.settings.limits,
         metrics=metrics,
     )
-    return OpenModel(core, batcher, engine, metrics, served.source)
+    return OpenModel(core, batcher, engines, metrics, served.source)
+
+
+def _on_each(devices: Sequence[Device], network: Network) -> Iterator[tuple[Device, Network]]:
+    """Each device with a network of its own."""
+    for index, device in enumerate(devices):
+        yield device, deepcopy(network) if index else network
 
 
 def _ready_sizes(served: ServedDetector, batching: Batching) -> tuple[tuple[int, int], ...]:

@@ -1,4 +1,4 @@
-"""One replica: opens the engine, the batcher, the core and the servers, and drains them.
+"""One replica: opens the engines, the batchers, the core and the servers, and drains them.
 
 The only module that sees all others.
 """
@@ -21,8 +21,9 @@ import uvicorn
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
 
 from service.catalogue import Catalogue
-from service.engine.device import Device, compute_alone
+from service.engine.device import compute_alone, open_devices
 from service.lifecycle import Lifecycle
+from service.memory import give_back_when_quiet
 from service.metrics import Metrics
 from service.model_file import choose_models
 from service.open_model import Shared, open_model
@@ -52,12 +53,12 @@ async def serve(settings: Settings) -> None:
     start = perf_counter()
     lineup = choose_models(settings)
     metrics = Metrics(CollectorRegistry())
-    device = Device(settings.engine.device, settings.engine.threads)
+    devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
-    lifecycle = Lifecycle(lambda: device.healthy)
+    lifecycle = Lifecycle(lambda: all(device.healthy for device in devices))
     threads = settings.limits.decode_threads or os.cpu_count()
     with ThreadPoolExecutor(threads, "decode", initializer=compute_alone) as workers:
-        shared = Shared(settings, device, workers, metrics)
+        shared = Shared(settings, devices, workers, metrics)
         models = [open_model(entry, shared) for entry in lineup.models]
         catalogue = Catalogue([model.core for model in models], lineup.default)
         async with (
@@ -66,8 +67,9 @@ async def serve(settings: Settings) -> None:
         ):
             background = [tasks.create_task(model.batcher.run()) for model in models]
             background.append(tasks.create_task(_measure_lag(metrics)))
+            background.append(tasks.create_task(give_back_when_quiet()))
             for model in models:
-                await model.engine.load()
+                await model.load()
                 model.metrics.ready.set(1)
             for model in models:
                 model.batcher.open()
@@ -91,7 +93,8 @@ async def serve(settings: Settings) -> None:
             await servers.stop(settings.server.drain_grace_s)
             for task in background:
                 task.cancel()
-        device.close()
+        for device in devices:
+            device.close()
     log.info("stopped")
 
 

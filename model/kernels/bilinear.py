@@ -8,8 +8,8 @@ import triton.language as tl
 def corners(position, size):
     """The two cells around positions in `grid_sample` coordinates with `align_corners=True`.
 
-    As `model.attention._corners`: a cell outside has weight zero and the index of one inside;
-    weights of a position that is no number are none either.
+    A cell outside has weight zero and the index of one inside; weights of a position that is no
+    number are none either.
 
     Args:
         position: float32, any shape.

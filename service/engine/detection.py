@@ -1,8 +1,8 @@
 """One detector on its device: loaded, warmed up, and run in batches of equally large images."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from time import perf_counter
 
@@ -17,7 +17,7 @@ from model.detection.dense import Candidates
 from model.detection.detector import DenseFeatures, Detector
 from model.detection.transforms import Normalise
 from service.engine.device import Device
-from service.engine.engine import DEFAULT_DTYPE, to_host
+from service.engine.engine import DEFAULT_DTYPE
 from service.engine.graphs import (
     Capture,
     CapturedGraph,
@@ -145,7 +145,6 @@ class DetectionEngine:
         self._graphs = GraphCache[_Shape, _DenseGraph](kept=GRAPHS_KEPT, after=CAPTURE_AFTER)
         self._staging = torch.empty(0, dtype=torch.uint8)
         self._wanted: list[_Shape] = []
-        self._captures: set[asyncio.Task[None]] = set()
 
     async def load(self) -> None:
         """Move the detector to the device, make its sizes ready and run it once.
@@ -161,29 +160,26 @@ class DetectionEngine:
         Raises:
             RuntimeError: the device failed.
         """
-        outputs = await self._device.run(lambda: self.forward(batch))
-        while self._wanted:
-            task = asyncio.create_task(self._capture_in_turn(self._wanted.pop()))
-            self._captures.add(task)
-            task.add_done_callback(self._captures.discard)
-        return outputs
+        return await self._device.run(lambda: self.forward(batch))
 
-    async def _capture_in_turn(self, shape: _Shape) -> None:
-        """Capture a graph when it is its turn on the device: no batch waits for a graph of its own.
+    async def settle(self) -> None:
+        """Capture the graphs that the batch called for: no image waits for a graph of its own.
 
         Without the graph its shape runs eagerly as before, so a failure is logged and no more.
         """
-        async with self._device.turn:
+        while self._wanted:
+            shape = self._wanted.pop()
             try:
-                await self._device.run(lambda: self._capture_on_demand(shape))
+                await self._device.run(partial(self._capture_on_demand, shape))
             except RuntimeError:
                 log.exception("no graph", size=shape.padded_size, bucket=shape.bucket)
                 self._metrics.captures["failed"].inc()
 
     def _capture_on_demand(self, shape: _Shape) -> None:
         # In the thread of the device, where a graph that leaves is freed as well.
+        before = len(self._graphs)
         self._graphs.put(shape, self._capture_shape(shape))
-        self._metrics.graphs.set(len(self._graphs))
+        self._metrics.graphs.inc(len(self._graphs) - before)
 
     def _load(self) -> None:
         device = self._device.torch_device
@@ -200,7 +196,7 @@ class DetectionEngine:
             for bucket in reversed(self.buckets) if self._capture else ():
                 shape = _Shape(size, bucket)
                 self._graphs.put_ahead(shape, self._capture_shape(shape))
-        self._metrics.graphs.set(len(self._graphs))
+        self._metrics.graphs.inc(len(self._graphs))
         # One of the sizes that are ready: another would push one of them out.
         size = min(self._sizes, default=WARM_UP_SIZE)
         blank = np.zeros((*size, 3), np.uint8)
@@ -292,3 +288,9 @@ def _rows(dense: DenseFeatures, count: int) -> DenseFeatures:
         Candidates(boxes[:count], scores[:count], labels[:count], levels),
         tuple(layer[:count] for layer in dense.sampling_locations),
     )
+
+
+def to_host(tensor: Tensor) -> NDArray[np.float32]:
+    """A host copy that outlives the next replay."""
+    host: NDArray[np.float32] = tensor.to("cpu", torch.float32, copy=True).numpy()
+    return host

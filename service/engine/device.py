@@ -1,6 +1,7 @@
-"""One device, and the one thread that touches it."""
+"""One device, and the one thread that gives it work."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -26,48 +27,97 @@ class DeviceUnavailable(Exception):
 
 
 class Device:
-    """The device that the models of a replica share.
+    """A device that the models of a replica share.
+
+    Args:
+        name: `cpu`, `cuda` (the first GPU), `cuda:N`, or `auto`: a GPU if there is one.
+        threads: of one forward pass on a CPU; 0 means one for each core.
+        index: of several CPU devices.
 
     Attributes:
         torch_device: what torch calls it.
-        turn: held by the model whose batch the device has or gets next; first come, first served.
+        name: that no other device of the replica has.
+        depth: batches that it takes at a time, see `Dispatchable`; on CUDA a second one, which is
+            copied in meanwhile.
         healthy: whether the device can still be trusted.
+        threads: of one forward pass on a CPU.
         lanes: that share a batch on a CPU.
 
     Raises:
         DeviceUnavailable: the device is not there.
     """
 
-    def __init__(self, name: str = "auto", threads: int = 0) -> None:
+    def __init__(self, name: str = "auto", threads: int = 0, index: int = 0) -> None:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        self.torch_device = torch.device(name)
-        if self.torch_device.type == "cuda" and not torch.cuda.is_available():
-            raise DeviceUnavailable(f"the engine's device is {name}, but torch sees no GPU")
-        self.turn = asyncio.Lock()
+        self.torch_device = torch.device("cuda:0" if name == "cuda" else name)
+        on_cuda = self.torch_device.type == "cuda"
+        if on_cuda:
+            _check_gpu(self.torch_device)
+        self.name = str(self.torch_device) if on_cuda else f"cpu:{index}"
+        self.depth = 2 if on_cuda else 1
         self.healthy = True
-        self._threads = threads or torch.get_num_threads()
-        self.lanes = Lanes(self._threads)
-        self._thread = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix="engine", initializer=self._enter
-        )
+        self.threads = threads or torch.get_num_threads()
+        self.lanes = Lanes(self.threads)
+        self._thread = ThreadPoolExecutor(1, "engine", initializer=self._enter)
+        self._results = ThreadPoolExecutor(1, "results")
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do work in the thread of the device."""
+        return await self._guarded(self._thread, work)
+
+    async def wait(self, result: Callable[[], T]) -> T:
+        """Get what a batch has when the device is done with it.
+
+        On CUDA in another thread, so that the thread of the device can begin the next batch.
+        """
+        if self.torch_device.type == "cpu":
+            return result()
+        return await self._guarded(self._results, result)
+
+    async def _guarded(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.get_running_loop().run_in_executor(thread, work)
         except torch.AcceleratorError:
             # After such an error the CUDA context of the process is lost: only a restart helps.
             self.healthy = False
             raise
 
     def close(self) -> None:
-        """Wait for the work in hand and end the thread."""
-        self._thread.shutdown()
-        self.lanes.close()
+        """Wait for the work in hand and end the threads."""
+        for pool in (self._thread, self._results, self.lanes):
+            pool.shutdown()
 
     def _enter(self) -> None:
         # Both are settings of the calling thread.
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self.threads)
         if self.torch_device.type == "cuda":
             torch.cuda.set_device(self.torch_device)
+
+
+def open_devices(names: str, threads: int = 0) -> list[Device]:
+    """The devices of a replica.
+
+    Args:
+        names: as torch calls them, with commas between; `auto` is a GPU if there is one.
+        threads: of one forward pass on a CPU; 0 shares the cores among the devices.
+
+    Raises:
+        DeviceUnavailable: one is not there.
+    """
+    split = names.split(",")
+    share = threads or max(1, torch.get_num_threads() // len(split))
+    seen = Counter[str]()
+    devices = []
+    for name in split:
+        devices.append(Device(name, share, seen[name]))
+        seen[name] += 1
+    return devices
+
+
+def _check_gpu(device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        raise DeviceUnavailable(f"the engine's device is {device}, but torch sees no GPU")
+    count = torch.cuda.device_count()
+    if device.index >= count:
+        raise DeviceUnavailable(f"the engine's device is {device}, but torch sees {count} GPUs")

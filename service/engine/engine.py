@@ -1,25 +1,24 @@
-"""One model on its device: loaded, warmed up, and run in batches."""
+"""One classifier on one device: loaded, warmed up, and run in batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.dat import DAT, Explained
-from model.transforms import Normalise
-from service.engine.device import Device
-from service.engine.graphs import (
-    Capture,
-    CapturedGraph,
-    CudaCapture,
-    choose_buckets,
-    pick_bucket,
-)
+from model.dat import DAT
+from model.packing import pack
+from service.engine.classify import Classify, Ranked
+from service.engine.device import Device, DeviceUnavailable
+from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
+from service.engine.openvino import OpenVinoClassify, check_available
+from service.engine.pipeline import Pipeline
 from service.metrics import ModelMetrics
+from service.settings import Backend
 
 DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}
 DEFAULT_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
@@ -43,27 +42,15 @@ class EngineOutput:
     """What the device says of one image.
 
     Attributes:
-        scores: softmax probabilities `(num_classes,)`, float32.
+        scores: softmax probabilities `(num_classes,)`, float32, best first.
+        classes: `(num_classes,)`, int32, the class of each score.
         sampling_locations: for each deformable layer `(G, Hk, Wk, 2)`, (y, x), normalised as in
             `model.attention`; empty unless asked for.
     """
 
     scores: NDArray[np.float32]
+    classes: NDArray[np.int32]
     sampling_locations: tuple[NDArray[np.float32], ...] = ()
-
-
-class Classify(nn.Module):
-    """The whole work of the device: bytes to probabilities and sampling locations."""
-
-    def __init__(self, model: DAT, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.normalise = Normalise(dtype)
-        self.model = model.cast(dtype)
-
-    def forward(self, pixels: Tensor) -> Explained:
-        """Probabilities `(B, num_classes)`, float32, of RGB bytes `(B, H, W, 3)`."""
-        logits, locations = self.model.forward_explained(self.normalise(pixels))
-        return Explained(logits.softmax(-1, dtype=torch.float32), locations)
 
 
 class Engine:
@@ -73,7 +60,14 @@ class Engine:
         dtype: of the features; `auto` means `DEFAULT_DTYPE`.
         max_batch: most images in one batch; 0 means `DEFAULT_MAX_BATCH`, or the largest bucket.
         buckets: batch sizes that the device runs; empty means `default_buckets`.
+        backend: what computes on a CPU.
+        cache: folder that keeps what OpenVINO compiles; `None` means none.
+        compiled: whether `torch.compile` fuses what a graph captures.
         capture: how a graph is captured; `None` means CUDA graphs on CUDA and none elsewhere.
+
+    Raises:
+        DeviceUnavailable: `compiled` on a device that captures nothing, or a backend that is not
+            installed or not for this device or precision.
 
     Attributes:
         buckets: batch sizes that the device runs, ascending; a batch is padded to the next.
@@ -90,10 +84,17 @@ class Engine:
         dtype: str = "auto",
         max_batch: int = 0,
         buckets: Sequence[int] = (),
+        backend: Backend = "torch",
+        cache: Path | None = None,
+        compiled: bool = False,
         capture: Capture | None = None,
     ) -> None:
         kind = device.torch_device.type
+        if compiled and capture is None and kind == "cpu":
+            raise DeviceUnavailable("engine.compile is for CUDA graphs, and the device is a CPU")
         self.dtype = DEFAULT_DTYPE[kind] if dtype == "auto" else getattr(torch, dtype)
+        if backend == "openvino":
+            check_available(device.torch_device, self.dtype)
         self.buckets = choose_buckets(
             device.torch_device, buckets, max_batch, DEFAULT_MAX_BATCH[kind]
         )
@@ -102,8 +103,11 @@ class Engine:
         self._device = device
         self._metrics = metrics
         self._image_size = model.config.image_size
+        self._backend = backend
+        self._cache = cache
+        self._compiled = compiled
         self._capture = capture
-        self._graphs: dict[int, CapturedGraph[Explained]] = {}
+        self._pipeline: Pipeline | None = None
 
     async def load(self) -> None:
         """Move the model to the device and run every bucket once.
@@ -119,75 +123,91 @@ class Engine:
         Raises:
             RuntimeError: the device failed.
         """
-        return await self._device.run(lambda: self.forward(batch))
+        results = await self._device.run(lambda: self.launch(batch))
+        return await self._device.wait(results)
+
+    async def settle(self) -> None:
+        """Nothing is left to do after a batch."""
 
     def _load(self) -> None:
         device = self._device.torch_device
-        # Rows past a batch keep what an earlier one left.
-        self._staging = torch.zeros(
-            (self.max_batch, *self._image_size, 3),
-            dtype=torch.uint8,
-            pin_memory=device.type == "cuda",
-        )
         start = perf_counter()
         self._classify = Classify(self._model, self.dtype).to(device).eval()
         self._metrics.load_seconds["build"].set(perf_counter() - start)
         start = perf_counter()
-        with torch.inference_mode():
-            capture = self._capture
-            if capture is None and device.type == "cuda":
-                capture = CudaCapture(device)
-            if capture is not None:
-                for bucket in reversed(self.buckets):
-                    pixels = self._staging[:bucket].to(device, copy=True)
-                    self._graphs[bucket] = capture(self._classify, (pixels,))
-                    self._metrics.captures["ok"].inc()
-                self._metrics.graphs.set(len(self._graphs))
-            blank = EngineInput(np.zeros((*self._image_size, 3), np.uint8), explain=True)
-            for bucket in reversed(self.buckets):
-                self._run([blank] * bucket)
+        capture = self._capture
+        if capture is None and device.type == "cuda":
+            capture = CudaCapture(device)
+        if capture is not None:
+            self._capture_buckets(capture)
+        else:
+            self._staging = torch.zeros((self.max_batch, *self._image_size, 3), dtype=torch.uint8)
+            self._compute = self._on_cpu()
+        blank = np.zeros((*self._image_size, 3), np.uint8)
+        for bucket in reversed(self.buckets):
+            self._begin([blank] * bucket, explain=True)()
         self._metrics.load_seconds["warmup"].set(perf_counter() - start)
 
-    def forward(self, batch: Sequence[EngineInput]) -> list[EngineOutput]:
-        """Classify a batch in the calling thread, which must be the device's after `load`."""
-        bucket = pick_bucket(len(batch), self.buckets)
+    def _capture_buckets(self, capture: Capture) -> None:
+        work = torch.compile(self._classify, dynamic=False) if self._compiled else self._classify
         with torch.inference_mode():
-            outputs = self._run(batch)
-        self._metrics.real_rows.inc(len(batch))
-        self._metrics.padding_rows.inc(bucket - len(batch))
-        self._metrics.replays["graph" if bucket in self._graphs else "eager"].inc()
-        return outputs
-
-    def _run(self, batch: Sequence[EngineInput]) -> list[EngineOutput]:
-        bucket = pick_bucket(len(batch), self.buckets)
-        rows = self._staging[:bucket]
-        for row, item in zip(rows.numpy(), batch, strict=False):
-            row[...] = item.pixels
-        if graph := self._graphs.get(bucket):
-            (pixels,) = graph.inputs
-            pixels.copy_(rows, non_blocking=True)
-            graph.replay()
-            scores, locations = graph.outputs
-        elif self._device.torch_device.type == "cpu":
-            parts = self._device.lanes.map(lambda share: self._classify(rows[share]), bucket)
-            scores = torch.cat([part.logits for part in parts])
-            of_layers = zip(*(part.sampling_locations for part in parts), strict=True)
-            locations = tuple(map(torch.cat, of_layers))
-        else:
-            scores, locations = self._classify(rows.to(self._device.torch_device))
-        scores_np = to_host(scores)
-        # One copy for the batch, and none where nobody asked.
-        explained = [to_host(layer) for layer in locations] if any(i.explain for i in batch) else []
-        return [
-            EngineOutput(
-                scores_np[row],
-                tuple(layer[row] for layer in explained) if item.explain else (),
+            self._pipeline = Pipeline(
+                self._device.torch_device,
+                work,
+                self._image_size,
+                self.buckets,
+                slots=self._device.depth,
+                capture=capture,
             )
-            for row, item in enumerate(batch)
-        ]
+        self._metrics.captures["ok"].inc(len(self._pipeline))
+        self._metrics.graphs.inc(len(self._pipeline))
+
+    def _on_cpu(self) -> Callable[[Tensor], Ranked]:
+        if self._backend == "openvino":
+            threads = self._device.threads
+            return OpenVinoClassify(
+                self._classify, self._image_size, self.buckets, threads, self._cache
+            )
+        pack(self._classify.model)
+        return self._in_lanes
+
+    def _in_lanes(self, pixels: Tensor) -> Ranked:
+        lanes = self._device.lanes
+        parts = lanes.map(lambda share: self._classify(pixels[share]), len(pixels))
+        scores, classes, locations = zip(*parts, strict=True)
+        of_layers = zip(*locations, strict=True)
+        return Ranked(torch.cat(scores), torch.cat(classes), tuple(map(torch.cat, of_layers)))
+
+    def launch(self, batch: Sequence[EngineInput]) -> Callable[[], list[EngineOutput]]:
+        """Begin a batch, in the thread of the device; the function returned waits for its end."""
+        explain = any(item.explain for item in batch)
+        ranked = self._begin([item.pixels for item in batch], explain=explain)
+        self._metrics.real_rows.inc(len(batch))
+        self._metrics.padding_rows.inc(pick_bucket(len(batch), self.buckets) - len(batch))
+        self._metrics.replays["eager" if self._pipeline is None else "graph"].inc()
+        return lambda: _split(ranked(), batch)
+
+    def _begin(self, images: Sequence[NDArray[np.uint8]], *, explain: bool) -> Callable[[], Ranked]:
+        if self._pipeline is not None:
+            with torch.inference_mode():
+                return self._pipeline.launch(images, explain=explain)
+        bucket = pick_bucket(len(images), self.buckets)
+        # Rows past the batch keep what an earlier one left.
+        rows = self._staging[:bucket]
+        for row, image in zip(rows.numpy(), images, strict=False):
+            row[...] = image
+        ranked = self._compute(rows)
+        return lambda: ranked
 
 
-def to_host(tensor: Tensor) -> NDArray[np.float32]:
-    """A host copy that outlives the next replay."""
-    host: NDArray[np.float32] = tensor.to("cpu", torch.float32, copy=True).numpy()
-    return host
+def _split(ranked: Ranked, batch: Sequence[EngineInput]) -> list[EngineOutput]:
+    scores, classes = ranked.scores.numpy(), ranked.classes.numpy()
+    locations = [layer.numpy() for layer in ranked.sampling_locations]
+    return [
+        EngineOutput(
+            scores[row],
+            classes[row],
+            tuple(layer[row] for layer in locations) if item.explain else (),
+        )
+        for row, item in enumerate(batch)
+    ]

@@ -68,6 +68,6 @@ class Lanes:
                 results += self._pool.map(compute, shares)
         return results
 
-    def close(self) -> None:
+    def shutdown(self) -> None:
         """End the threads."""
         self._pool.shutdown()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from model import checkpoint as checkpoints
 from service.core import Answer, Core, Options
-from service.engine.device import Device, compute_alone
+from service.engine.device import compute_alone, open_devices
 from service.errors import InvalidImage, ServiceError
 from service.metrics import Metrics
 from service.model_file import ModelEntry
@@ -92,23 +92,24 @@ async def evaluate(
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
         DeviceUnavailable: the device is not there.
     """
-    device = Device(settings.engine.device, settings.engine.threads)
+    devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     decode_threads = settings.limits.decode_threads or os.cpu_count() or 1
     with ThreadPoolExecutor(decode_threads, "decode", initializer=compute_alone) as workers:
         metrics = Metrics(CollectorRegistry())
-        model = open_model(entry, Shared(settings, device, workers, metrics))
+        model = open_model(entry, Shared(settings, devices, workers, metrics))
         files = evaluation.files(model.core)
         subject = _subject(model, evaluation)
         answers = _read_journal(journal, subject)
         left = [file for file in files if file not in answers]
-        await model.engine.load()
+        await model.load()
         model.batcher.open()
         running = asyncio.create_task(model.batcher.run())
         start = perf_counter()
         try:
-            # Enough at once to keep the decoders busy while a batch waits and one runs.
-            at_once = 2 * model.engine.max_batch + 2 * decode_threads
+            # Enough at once to keep the decoders busy while every device has its batches.
+            places = sum(device.depth for device in devices)
+            at_once = (1 + places) * model.core.card.max_batch + 2 * decode_threads
             queue_limit = entry.batching(settings.batching).queue_limit
             with (
                 journal.open("a", encoding="utf-8") as lines,
@@ -123,7 +124,8 @@ async def evaluate(
                     bar.update()
         finally:
             running.cancel()
-            device.close()
+            for device in devices:
+                device.close()
     speed = {"answered_now": len(left), "seconds": round(perf_counter() - start, 2)}
     figures = evaluation.measure({file: answers[file] for file in files})
     unreadable = sum(answers[file] is None for file in files)

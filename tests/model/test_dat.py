@@ -3,7 +3,7 @@ import torch
 
 from model import DAT, VARIANTS, create_model
 from model.official import official_shapes
-from service.engine.engine import Classify
+from service.engine.classify import Classify
 from tests.conftest import SMALL_DAT, official_state, recipe_state
 
 # Million parameters in the tables of the papers.
@@ -109,10 +109,11 @@ def test_loading_into_a_model_in_evaluation_mode_takes_effect(small):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_positions_in_float32(dtype):
-    reference, half = create_model("dat_tiny_224"), create_model("dat_tiny_224")
+@pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224"])
+def test_half_precision_keeps_positions_in_float32(name, dtype):
+    reference, half = create_model(name), create_model(name)
     for model in (reference, half):
-        model.load_state_dict(official_state("dat_tiny_224"))
+        model.load_state_dict(official_state(name))
     half.cast(dtype)
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(6))
     with torch.inference_mode():
@@ -132,6 +133,6 @@ def test_the_forward_pass_can_be_captured(name):
     classify = Classify(create_model(name), torch.bfloat16).to("meta")
     pixels = torch.empty(2, *VARIANTS[name].image_size, 3, dtype=torch.uint8, device="meta")
     with torch.inference_mode():
-        scores, locations = classify(pixels)
+        scores, _, locations = classify(pixels)
     assert scores.shape == (2, 1000)
     assert len(locations) == len(classify.model.deformable_layers)

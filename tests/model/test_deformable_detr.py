@@ -15,7 +15,7 @@ from model.cost import cost
 from model.deformable_detr import DeformableDetrAttention, weighted_samples
 from model.official import official_shapes
 from model.transforms import PixelMap
-from service.engine.engine import Classify
+from service.engine.classify import Classify
 from service.points import point_layers
 from tests.conftest import official_state, recipe_state
 
@@ -179,7 +179,7 @@ def test_the_forward_pass_can_be_captured(name):
     classify = Classify(create_model(name), torch.bfloat16).to("meta")
     pixels = torch.empty(2, 224, 224, 3, dtype=torch.uint8, device="meta")
     with torch.inference_mode():
-        scores, locations = classify(pixels)
+        scores, _, locations = classify(pixels)
     assert scores.shape == (2, 1000)
     assert len(locations) == len(classify.model.deformable_layers) == 4
 

@@ -1,6 +1,8 @@
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -8,20 +10,41 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.batcher import Batcher
+from service.dispatch import Dispatch
 from service.errors import DeadlineExceeded, Draining, EngineFailed, NotReady, Overloaded
 from service.metrics import Metrics
 
 FAR = 1e9  # loop time, seconds
 
 
-def opened(run_batch, *, max_batch=4, queue_limit=100, turn=None, **settings):
-    metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", queue_limit)
+@dataclass
+class Seat:
+    """What the dispatch knows of a device."""
+
+    depth: int = 1
+    healthy: bool = True
+
+
+@dataclass
+class Runner:
+    """A runner with nothing to do after a batch."""
+
+    run_batch: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
+
+    async def settle(self) -> None:
+        pass
+
+
+def opened(*run_batch, max_batch=4, queue_limit=100, dispatch=None, **settings):
+    """A batcher over one runner for each function."""
+    names = [f"cpu:{index}" for index in range(len(run_batch))]
+    metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", queue_limit, names)
     batcher = Batcher(
-        run_batch,
+        [one if hasattr(one, "settle") else Runner(one) for one in run_batch],
         max_batch=max_batch,
         queue_limit=queue_limit,
         metrics=metrics,
-        turn=turn or asyncio.Lock(),
+        dispatch=dispatch or Dispatch([Seat() for _ in run_batch]),
         **settings,
     )
     batcher.open()
@@ -214,7 +237,9 @@ async def test_places_are_free_as_soon_as_the_device_has_the_image():
 
 async def test_a_batcher_that_is_not_open_refuses():
     metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", 1)
-    batcher = Batcher(Device(), max_batch=1, queue_limit=1, metrics=metrics, turn=asyncio.Lock())
+    batcher = Batcher(
+        [Runner(Device())], max_batch=1, queue_limit=1, metrics=metrics, dispatch=Dispatch([Seat()])
+    )
     with pytest.raises(NotReady):
         batcher.admit(1)
 
@@ -287,7 +312,7 @@ def test_every_admitted_item_has_exactly_one_outcome_whatever_happens(steps, max
 
 async def test_models_that_share_a_device_take_turns_and_gather_meanwhile():
     seen: list[list[int]] = []
-    turn, first, free = asyncio.Lock(), asyncio.Event(), asyncio.Event()
+    dispatch, first, free = Dispatch([Seat()]), asyncio.Event(), asyncio.Event()
 
     async def device(items: Sequence[int]) -> list[int]:
         seen.append(list(items))
@@ -295,8 +320,8 @@ async def test_models_that_share_a_device_take_turns_and_gather_meanwhile():
         await free.wait()
         return list(items)
 
-    a, _ = opened(device, max_batch=2, turn=turn)
-    b, b_metrics = opened(device, max_batch=2, turn=turn)
+    a, _ = opened(device, max_batch=2, dispatch=dispatch)
+    b, b_metrics = opened(device, max_batch=2, dispatch=dispatch)
     runs = [asyncio.create_task(batcher.run()) for batcher in (a, b)]
     of_a = [asyncio.create_task(submit(a, n)) for n in range(5)]
     await first.wait()
@@ -304,18 +329,18 @@ async def test_models_that_share_a_device_take_turns_and_gather_meanwhile():
     await asyncio.sleep(0)
     free.set()
     assert await asyncio.gather(*of_a, *of_b) == [0, 1, 2, 3, 4, 100, 101, 102]
-    assert seen == [[0, 1], [100, 101], [2, 3], [102], [4]]
+    assert seen == [[0, 1], [2, 3], [100, 101], [4], [102]]
     assert b_metrics.waiting._value.get() == 0
     for run in runs:
         run.cancel()
 
 
 async def test_the_wait_estimate_counts_the_turns_of_other_models():
-    turn = asyncio.Lock()
+    dispatch = Dispatch([Seat()])
     device = Device()
-    batcher, _ = opened(device, max_batch=1, turn=turn)
+    batcher, _ = opened(device, max_batch=1, dispatch=dispatch)
     run = asyncio.create_task(batcher.run())
-    async with turn:
+    with await dispatch.place(lambda: True):  # of another model
         waiting = asyncio.create_task(submit(batcher, 0))
         await asyncio.sleep(0.05)
     await waiting
@@ -352,5 +377,158 @@ def test_a_batch_is_of_one_group_and_begins_with_the_oldest(items, max_batch, gr
             assert batch == [i for i in left if group(i) == group(left[0])][:max_batch]
             left = [item for item in left if item not in batch]
         assert not left
+
+    asyncio.run(scenario())
+
+
+async def test_the_least_loaded_device_is_next():
+    devices = [Device(), Device(), Device()]
+    batcher, metrics = opened(*devices, max_batch=1)
+    run = asyncio.create_task(batcher.run())
+    for device in devices:
+        device.free.clear()
+    waiting = [asyncio.create_task(submit(batcher, n)) for n in range(5)]
+    await asyncio.sleep(0.01)
+    assert [device.batches for device in devices] == [[[0]], [[1]], [[2]]]
+    devices[1].free.set()
+    await waiting[4]
+    assert [device.batches for device in devices] == [[[0]], [[1], [3], [4]], [[2]]]
+    devices[0].free.set()
+    await waiting[0]
+    # Both are idle: the one that has been so for longer.
+    assert await submit(batcher, 5) == 10
+    assert devices[0].batches == [[0], [5]]
+    devices[2].free.set()
+    assert await asyncio.gather(*waiting) == [0, 2, 4, 6, 8]
+    assert all(busy._value.get() > 0 for busy in metrics.busy_seconds)
+    run.cancel()
+
+
+async def test_a_device_takes_a_batch_ahead_if_it_is_full():
+    device = Device()
+    batcher, metrics = opened(device, max_batch=3, dispatch=Dispatch([Seat(depth=2)]))
+    run = asyncio.create_task(batcher.run())
+    device.free.clear()
+    waiting = [asyncio.create_task(submit(batcher, 0))]
+    await device.started.wait()
+    for n in (1, 2):
+        waiting.append(asyncio.create_task(submit(batcher, n)))
+        await asyncio.sleep(0.01)
+        assert device.batches == [[0]]  # it would only grow
+    waiting.append(asyncio.create_task(submit(batcher, 3)))
+    await asyncio.sleep(0.01)
+    assert device.batches == [[0], [1, 2, 3]]
+    waiting += [asyncio.create_task(submit(batcher, n)) for n in (4, 5, 6, 7)]
+    await asyncio.sleep(0.01)
+    assert device.batches == [[0], [1, 2, 3]]  # two at a time
+    assert metrics.running._value.get() == 4
+    device.free.set()
+    assert await asyncio.gather(*waiting) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert device.batches == [[0], [1, 2, 3], [4, 5, 6], [7]]
+    assert metrics.running._value.get() == 0
+    run.cancel()
+
+
+async def test_a_batch_ahead_counts_the_time_of_the_one_before_it_as_waiting():
+    async def slow(items):
+        await asyncio.sleep(0.05 * (1 + len(done)))
+        done.append(items)
+        return items
+
+    done: list[Sequence[int]] = []
+    batcher, metrics = opened(slow, max_batch=1, dispatch=Dispatch([Seat(depth=2)]))
+    run = asyncio.create_task(batcher.run())
+
+    async def timed(item):
+        with batcher.admit(1) as admission:
+            return await batcher.submit(item, admission, FAR)
+
+    first, second = await asyncio.gather(timed(1), timed(2))
+    assert second.queue_s >= first.compute_s - 0.005 >= 0.04
+    busy = metrics.busy_seconds[0]._value.get()
+    assert busy == pytest.approx(first.compute_s + second.compute_s)
+    run.cancel()
+
+
+async def test_a_device_that_cannot_be_trusted_takes_nothing_while_there_are_others():
+    async def broken(_):
+        seats[0].healthy = False
+        raise RuntimeError("device")
+
+    good, seats = Device(), [Seat(), Seat()]
+    batcher, _ = opened(broken, good, max_batch=1, dispatch=Dispatch(seats))
+    run = asyncio.create_task(batcher.run())
+    with pytest.raises(EngineFailed):
+        await submit(batcher, 0)
+    assert await asyncio.gather(*(submit(batcher, n) for n in range(1, 6))) == [2, 4, 6, 8, 10]
+    run.cancel()
+
+
+async def test_what_a_runner_does_after_a_batch_delays_the_next_and_no_answer():
+    class Settling(Runner):
+        async def settle(self) -> None:
+            settled.append(len(device.batches))
+            await release.wait()
+
+    settled: list[int] = []
+    device, release = Device(), asyncio.Event()
+    batcher, _ = opened(Settling(device), max_batch=1)
+    run = asyncio.create_task(batcher.run())
+    assert await submit(batcher, 1) == 2
+    next_one = asyncio.create_task(submit(batcher, 2))
+    await asyncio.sleep(0.01)
+    assert settled == [1]
+    assert not next_one.done()
+    release.set()
+    assert await next_one == 4
+    run.cancel()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=40),
+    st.lists(st.integers(1, 3), min_size=1, max_size=3),
+)
+@settings(max_examples=60, deadline=None)
+def test_places_are_given_in_order_within_the_depth_and_never_lost(steps, depths):
+    """Steps: 0 asks for a place, 1 leaves one, 2 cancels one that asks or was just given."""
+
+    async def scenario():
+        seats = [Seat(depth) for depth in depths]
+        dispatch = Dispatch(seats)
+        asking: list[asyncio.Task] = []
+        held = []
+        served = []
+
+        async def ask(number):
+            place = await dispatch.place(lambda: number % 2 == 0)
+            served.append(number)
+            held.append(place)
+
+        for number, (step, turns) in enumerate(steps):
+            if step == 0:
+                asking.append(asyncio.create_task(ask(number)))
+            elif step == 1 and held:
+                with held.pop(0):
+                    pass
+            elif step == 2 and asking:
+                asking.pop().cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for index, depth in enumerate(depths):
+                assert sum(place.device == index for place in held) <= depth
+        for task in asking:
+            await asyncio.sleep(0)
+            while not task.done():
+                if held:
+                    with held.pop(0):
+                        pass
+                await asyncio.sleep(0)
+        assert served == sorted(served)
+        for place in held:
+            with place:
+                pass
+        # Nothing leaked: every device takes as many as it should.
+        again = [await dispatch.place(lambda: True) for _ in range(sum(depths))]
+        assert [sum(p.device == i for p in again) for i in range(len(depths))] == depths
 
     asyncio.run(scenario())

@@ -295,7 +295,7 @@ def test_letterboxed_inputs_have_one_size_and_opencv_has_no_threads_of_its_own()
     cv2.setNumThreads(4)
     device = Device("cpu", threads=1)
     with ThreadPoolExecutor() as workers:
-        shared = Shared(Settings(), device, workers, Metrics(CollectorRegistry()))
+        shared = Shared(Settings(), [device], workers, Metrics(CollectorRegistry()))
         core = open_model(ModelEntry(name="mask_rcnn_dat_nano"), shared).core
     device.close()
     assert cv2.getNumThreads() == 1
@@ -315,18 +315,19 @@ async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
     )
     device = Device("cpu", threads=1)
     with ThreadPoolExecutor() as workers:
-        shared = Shared(Settings(), device, workers, Metrics(CollectorRegistry()))
+        shared = Shared(Settings(), [device], workers, Metrics(CollectorRegistry()))
         opened = open_model(entry, shared)
-        await opened.engine.load()
+        await opened.load()
     device.close()
-    assert opened.engine._detector._sizes.keys() == {(64, 96), (96, 96)}
+    (engine,) = opened.engines
+    assert engine._detector._sizes.keys() == {(64, 96), (96, 96)}
 
 
 def test_the_setting_of_the_kernels_reaches_the_model(monkeypatch):
     monkeypatch.setattr(kernels, "enabled", True)
     monkeypatch.setenv("DAT_ENGINE__KERNELS", "false")
     with ThreadPoolExecutor() as workers:
-        shared = Shared(Settings(), Device("cpu", 1), workers, Metrics(CollectorRegistry()))
+        shared = Shared(Settings(), [Device("cpu", 1)], workers, Metrics(CollectorRegistry()))
         open_model(ModelEntry(name="dat_nano"), shared)
     assert not kernels.enabled
 

@@ -4,7 +4,6 @@ There is no CUDA graph without a GPU, so most tests give the engine `recorded`, 
 graph does in its place: it works on static tensors and overwrites its outputs in every replay.
 """
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +96,14 @@ async def test_results_outlive_the_next_batch():
 async def test_a_shape_that_comes_again_gets_a_graph_between_batches():
     engine, metrics = await opened(buckets=(1,), capture=recorded)
     batch = inputs(1)
-    turn = engine._device.turn
-    async with turn:  # as the batcher has it
-        for _ in range(CAPTURE_AFTER):
-            # An answer never waits for the graph of its own shape.
-            await engine.run_batch(batch)
-            assert metrics.captures["ok"]._value.get() == 0
-    while not metrics.graphs._value.get():
-        await asyncio.sleep(0.01)
-    async with turn:
+    for _ in range(CAPTURE_AFTER):
+        await engine.settle()
+        # An answer never waits for the graph of its own shape.
         await engine.run_batch(batch)
+        assert metrics.captures["ok"]._value.get() == 0
+    await engine.settle()
+    assert metrics.graphs._value.get() == 1
+    await engine.run_batch(batch)
     assert metrics.captures["ok"]._value.get() == 1
     assert metrics.replays["eager"]._value.get() == CAPTURE_AFTER
     assert metrics.replays["graph"]._value.get() == 1
@@ -120,7 +117,7 @@ async def test_a_shape_whose_graph_cannot_be_captured_runs_eagerly():
     batch = inputs(1)
     for _ in range(CAPTURE_AFTER + 3):
         (output,) = await engine.run_batch(batch)
-        await asyncio.sleep(0.05)
+        await engine.settle()
         assert len(output.scores)
     assert metrics.captures["failed"]._value.get() == 1
     assert metrics.replays["graph"]._value.get() == 0
@@ -130,6 +127,7 @@ async def test_without_graphs_nothing_is_captured():
     engine, metrics = await opened(sizes=SIZES)
     for _ in range(CAPTURE_AFTER + 1):
         await engine.run_batch(inputs(1))
+        await engine.settle()
     assert metrics.captures["ok"]._value.get() == metrics.graphs._value.get() == 0
 
 
@@ -165,8 +163,7 @@ async def test_graphs_on_demand_are_bounded(monkeypatch):
     for side in (64, 96, 128, 160):
         for _ in range(CAPTURE_AFTER):
             await engine.run_batch(inputs(1, (side, 96)))
-        while engine._captures:
-            await asyncio.sleep(0.01)
+            await engine.settle()
     assert metrics.captures["ok"]._value.get() == 4
     assert metrics.graphs._value.get() == 2 < GRAPHS_KEPT
 
@@ -192,10 +189,8 @@ async def test_cuda_graphs_find_what_the_cpu_finds(dtype):
     for size in SIZES:
         images = inputs(4, size)
         for count in (4, 4, 4, 1, 3, 2):
-            async with engine._device.turn:
-                outputs = await engine.run_batch(images[:count])
-            while engine._captures:
-                await asyncio.sleep(0.01)
+            outputs = await engine.run_batch(images[:count])
+            await engine.settle()
             for ours, image in zip(outputs, images, strict=False):
                 (theirs,) = exact.forward([image])
                 sure = theirs.scores > 0.7

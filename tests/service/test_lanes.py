@@ -38,7 +38,7 @@ def test_shares_are_computed_at_the_same_time_in_inference_mode():
         return rows.start, torch.get_num_threads(), torch.is_inference_mode_enabled()
 
     assert lanes.map(work, 5) == [(0, 1, True), (2, 1, True), (4, 2, True)]
-    lanes.close()
+    lanes.shutdown()
 
 
 def test_a_failure_in_a_lane_is_that_of_the_batch():
@@ -50,4 +50,4 @@ def test_a_failure_in_a_lane_is_that_of_the_batch():
 
     with pytest.raises(RuntimeError, match="no memory"):
         lanes.map(work, 2)
-    lanes.close()
+    lanes.shutdown()

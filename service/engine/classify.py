@@ -1,0 +1,45 @@
+"""The work of the device for a classifier, from bytes to ranked classes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.dat import DAT
+from model.transforms import Normalise
+
+
+class Ranked(NamedTuple):
+    """What the device says of a batch.
+
+    Attributes:
+        scores: softmax probabilities `(B, num_classes)`, float32, best first.
+        classes: `(B, num_classes)`, int32, the class of each score; of equal scores the lower
+            one first.
+        sampling_locations: for each deformable layer `(B, G, Hk, Wk, 2)`, (y, x).
+    """
+
+    scores: Tensor
+    classes: Tensor
+    sampling_locations: tuple[Tensor, ...]
+
+
+class Classify(nn.Module):
+    """A classifier with what comes before and after it on the device.
+
+    Args:
+        model: is cast to `dtype` in place.
+        dtype: of the features.
+    """
+
+    def __init__(self, model: DAT, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.normalise = Normalise(dtype)
+        self.model = model.cast(dtype)
+
+    def forward(self, pixels: Tensor) -> Ranked:
+        """Rank the classes of RGB bytes `(B, H, W, 3)`."""
+        logits, locations = self.model.forward_explained(self.normalise(pixels))
+        probabilities = logits.softmax(-1, dtype=torch.float32)
+        scores, classes = probabilities.sort(dim=-1, descending=True, stable=True)
+        return Ranked(scores, classes.int(), locations)

@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from model import DAT, VARIANTS
+from model.packing import pack
+from tests.conftest import SMALL_DAT, recipe_state
+
+NANO = VARIANTS["dat_nano"]
+CONFIGS = {
+    "dat": SMALL_DAT,
+    "dat_pp": NANO,
+    "deformable_detr": replace(
+        NANO,
+        stages=tuple(
+            replace(stage, blocks=stage.blocks.replace("D", "Q"), points=4) for stage in NANO.stages
+        ),
+    ),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def network(request):
+    config = CONFIGS[request.param]
+    network = DAT(config).eval()
+    network.load_state_dict(recipe_state(config))
+    return network
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_packed_network_computes_the_same(network, batch):
+    images = torch.randn(batch, 3, *network.config.image_size)
+    with torch.inference_mode():
+        expected = network.forward_explained(images)
+        pack(network)
+        torch.testing.assert_close(network.forward_explained(images), expected)
+
+
+def test_every_weight_between_the_images_and_the_head_is_packed(network):
+    pack(network)
+    for part in (network.stem, network.stages, network.downsamples):
+        for layer in part.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                assert layer.weight.is_mkldnn
+
+
+def test_half_precision_is_packed_where_onednn_computes_it(network):
+    images = torch.randn(1, 3, *network.config.image_size)
+    for dtype, packed in ((torch.float16, False), (torch.bfloat16, True)):
+        network.cast(dtype)
+        with torch.inference_mode():
+            expected = network(images.to(dtype))
+            pack(network)
+            torch.testing.assert_close(network(images.to(dtype)), expected)
+        weights = [
+            layer.weight for layer in network.stages.modules() if isinstance(layer, nn.Linear)
+        ]
+        assert all(weight.is_mkldnn == packed for weight in weights)

@@ -1,0 +1,65 @@
+"""What a peak of work leaves behind in memory."""
+
+import asyncio
+import sys
+
+import numpy as np
+import pytest
+
+from bench.load import make_jpeg
+from bench.memory import peak, reset_peak, resident
+from service import memory
+from tests.clients import over_http
+
+MIB = 1 << 20
+UPLOADS = 12
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def test_memory_that_is_free_goes_back_to_the_system() -> None:
+    blocks = [np.ones(MIB // 16, np.uint8) for _ in range(128 * 16)]
+    # The last one is still there: the heap cannot shrink from its end.
+    del blocks[:-1]
+    before = resident()
+
+    memory.give_back()
+
+    assert resident() < before - 96 * MIB
+
+
+@pytest.mark.parametrize(("busy", "expected"), [(False, True), (True, False)])
+async def test_only_a_quiet_process_gives_memory_back(
+    busy: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back = asyncio.Event()
+    loop, periods = asyncio.get_running_loop(), 0
+
+    def process_time() -> float:
+        nonlocal periods
+        periods += 1
+        return memory._QUIET_CPU_S * periods if busy else 0.0
+
+    monkeypatch.setattr(memory, "_PERIOD_S", 0.001)
+    monkeypatch.setattr(memory, "process_time", process_time)
+    monkeypatch.setattr(memory, "give_back", lambda: loop.call_soon_threadsafe(given_back.set))
+    running = asyncio.create_task(memory.give_back_when_quiet())
+    while periods < 10:
+        await asyncio.sleep(0.001)
+    running.cancel()
+
+    assert given_back.is_set() == expected
+
+
+async def test_a_second_storm_of_large_uploads_takes_no_more_memory_than_the_first(server) -> None:
+    picture = make_jpeg(3000, 4000, quality=90, seed=0)
+    decoded = 3 * 3000 * 4000
+    pid, peaks = server.process.pid, []
+    for _ in range(2):
+        reset_peak(pid)
+        storm = (over_http(server, [picture], timeout=60) for _ in range(UPLOADS))
+        answers = await asyncio.gather(*storm)
+        assert {answer.error for answer in answers} == {None}
+        peaks.append(peak(pid))
+
+    assert peaks[1] < peaks[0] + UPLOADS * decoded / 2
