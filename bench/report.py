@@ -174,9 +174,9 @@ def _rate(images_per_s: float) -> str:
     return f"{images_per_s:.1f}" if images_per_s >= 10 else f"{images_per_s:.2f}"
 
 
-def _ratio(row: dict[str, Any]) -> str:
+def _ratio(row: dict[str, Any], digits: int = 2) -> str:
     low, high = row["ratio_range"]
-    return f"**{row['ratio']:.2f}** ({low:.2f}-{high:.2f})"
+    return f"**{row['ratio']:.{digits}f}** ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def _latency(figures: dict[str, Any]) -> str:
@@ -210,6 +210,175 @@ def kernels_table(result: dict[str, Any]) -> str:
     )
 
 
+def decode_table(result: dict[str, Any]) -> str:
+    """The table of `decode-cpu.json`."""
+    return _table(
+        "picture|model|way|one thread ms|time / official (range)|all cores ms"
+        "|time / official (range)|largest error|mean error",
+        [
+            [
+                case["picture"],
+                case["variant"],
+                row["way"],
+                f"{row['one_thread']['ms']:.2f}",
+                _ratio(row["one_thread"]),
+                f"{row['all_cores']['ms']:.2f}",
+                _ratio(row["all_cores"]),
+                str(row["error"]["max"]),
+                f"{row['error']['mean']:.3f}",
+            ]
+            for case in result["cases"]
+            for row in case["rows"]
+        ],
+    )
+
+
+def openvino_table(result: dict[str, Any]) -> str:
+    """The table of `openvino-cpu.json`."""
+    return _table(
+        "model|batch|torch img/s|OpenVINO img/s|OpenVINO / torch (range)|largest difference"
+        "|load s: torch / OpenVINO / from its cache",
+        [
+            [
+                model["model"],
+                str(row["batch"]),
+                _rate(row["torch_images_per_s"]),
+                _rate(row["openvino_images_per_s"]),
+                _ratio(row),
+                f"{row['max_abs_difference']:.1e}",
+                " / ".join(f"{seconds:.1f}" for seconds in model["load_s"].values()),
+            ]
+            for model in result["models"]
+            for row in model["batches"]
+        ],
+    )
+
+
+def graphs_tables(result: dict[str, Any]) -> str:
+    """The tables of one `graphs-*.json`."""
+    memory = result["memory_mb"].items()
+    return "\n\n".join(
+        (
+            _table(
+                "batch|way|ms|img/s|eager / way (range)",
+                [
+                    [
+                        str(row["batch"]),
+                        row["way"],
+                        f"{row['ms']:.3f}",
+                        _rate(row["images_per_s"]),
+                        _ratio(row),
+                    ]
+                    for row in result["rows"]
+                ],
+            ),
+            _table("way|memory MB", [[way, f"{taken:.0f}"] for way, taken in memory]),
+        )
+    )
+
+
+def thread_split_table(result: dict[str, Any]) -> str:
+    """The table of one `thread_split-*.json`."""
+    return _table(
+        "in flight|decode threads|compute threads|img/s|img/s / all threads (range)"
+        "|p50 / p90 / p99 ms|engine busy|server CPUs",
+        [
+            [
+                str(row["concurrency"]),
+                str(row["decode_threads"]),
+                str(row["compute_threads"]),
+                _rate(row["images_per_s"]),
+                _ratio(row),
+                _latency(row),
+                f"{row['engine_busy']:.0%}",
+                f"{row['server_cpu_s'] / row['seconds']:.2f}",
+            ]
+            for row in result["rows"]
+        ],
+    )
+
+
+def growth_tables(result: dict[str, Any]) -> str:
+    """The tables of one `growth-*.json`."""
+    by_batch, by_size, explained = result["batch"], result["size"], result["explained"]
+    plain, alone = by_size[0], result["models"][0]
+    return "\n\n".join(
+        (
+            _table(
+                "batch|ms|ms an image|memory MB|MB an image",
+                [
+                    [
+                        str(row["batch"]),
+                        f"{row['ms']:.1f}",
+                        f"{row['ms'] / row['batch']:.1f}",
+                        _mb(row["memory_bytes"]),
+                        _mb(row["memory_bytes"] / row["batch"]),
+                    ]
+                    for row in by_batch["rows"]
+                ],
+            ),
+            f"Time: {_line(by_batch['time_line'], 1, 'ms')}.",
+            f"Memory: {_line(by_batch['memory_line'], 1e6, 'MB')}.",
+            _table(
+                "input, batch 1|GFLOPs|ms|time / first (range)|FLOPs / first|memory MB",
+                [
+                    [
+                        f"{row['size']}x{row['size']}",
+                        f"{row['flops'] / 1e9:.2f}",
+                        f"{row['ms']:.1f}",
+                        _ratio(row),
+                        f"{row['flops'] / plain['flops']:.2f}",
+                        _mb(row["memory_bytes"]),
+                    ]
+                    for row in by_size
+                ],
+            ),
+            _table(
+                "explained|ms|time / none explained (range)",
+                [
+                    [f"{row['explained']} of {row['batch']}", f"{row['ms']:.1f}", _ratio(row, 3)]
+                    for row in explained["rows"]
+                ],
+            ),
+            f"To make the points of one image from them: {explained['points_ms']:.2f} ms.",
+            _table(
+                "models|memory MB|MB for each model more|s to load one|ms, batch 1, in turn"
+                "|time / one model (range)",
+                [
+                    [
+                        str(row["models"]),
+                        _mb(row["memory_bytes"]),
+                        _mb(
+                            (row["memory_bytes"] - alone["memory_bytes"])
+                            / max(1, row["models"] - 1)
+                        ),
+                        f"{row['load_s']:.1f}",
+                        f"{row['ms']:.1f}",
+                        _ratio(row),
+                    ]
+                    for row in result["models"]
+                ],
+            ),
+            *(
+                _table(f"{whose}|MB", [[row["when"], _mb(row["bytes"])] for row in result[key]])
+                for whose, key in (("engine", "engine_memory"), ("server", "server_memory"))
+            ),
+        )
+    )
+
+
+def _line(line: dict[str, Any], unit: float, name: str) -> str:
+    return (
+        f"from batch {line['from_batch']} on {line['of_an_image'] / unit:.1f} {name} an image and "
+        f"{line['of_a_batch'] / unit:.1f} {name} a batch, at most {line['largest_deviation']:.1%} "
+        f"off that line (R² {line['r2']:.4f})"
+    )
+
+
+def _mb(count: float) -> str:
+    return f"{count / 1e6:.1f}"
+
+
 def _table(header: str, rows: list[list[str]]) -> str:
     columns = header.split("|")
     lines = [columns, ["---"] * len(columns), *rows]
@@ -218,10 +387,15 @@ def _table(header: str, rows: list[list[str]]) -> str:
 
 _TABLES = {
     "attention_cost": attention_tables,
+    "decode": decode_table,
     "detector": detector_tables,
     "engine": engine_table,
+    "graphs": graphs_tables,
+    "growth": growth_tables,
     "kernels": kernels_table,
+    "openvino": openvino_table,
     "server": server_tables,
+    "thread_split": thread_split_table,
 }
 
 

@@ -1,0 +1,360 @@
+"""Measure how the cost of an engine grows: with batch, resolution, explained images and models.
+
+And whether memory comes back after a peak, of an engine and of the whole server. Sides of a ratio
+run in alternating rounds, as in `bench.engine`; what is said of memory was measured in processes
+of its own.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.baseline import CONFIGS
+from bench.closed_loop import time_calls
+from bench.engine import RESULTS, OpenEngine, load_engine, recipe_checkpoint
+from bench.load import HttpClient, make_jpeg
+from bench.machine import describe
+from bench.memory import IN_USE_ALONE, METERS, in_own_process, peak, reset_peak, resident
+from bench.report import growth_tables
+from bench.running_server import RunningServer, running_server
+from bench.weights import recipe_state
+from model import VARIANTS, create_model
+from model.checkpoint import Checkpoint
+from model.cost import flops
+from model.transforms import Preprocessing
+from service.engine.device import Device, compute_alone
+from service.engine.engine import EngineInput
+from service.points import point_layers
+from tests import recipe
+
+SIZES = (224, 288, 384, 448)  # pixels a side
+EXPLAINED = (0, 1, 4, 8)  # of a batch of 8
+MODELS = (1, 2, 4, 8)
+KNEE = 1.1  # past it an image costs at most this much of what it costs in the largest batch
+PEAKS = 2
+CALLS = 4  # of one kind around a peak
+UPLOAD = (3000, 4000)  # pixels, 12 MP
+UPLOADS = 64  # in flight
+PICTURES = 4  # different ones among them
+STORM_TIMEOUT_S = 300
+REST_S = 11.0  # in which a quiet server gives memory back
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured, and on what."""
+
+    name: str
+    device: str
+    dtype: str
+    threads: int
+
+    def open_device(self) -> Device:
+        """The device, in a process that computes on nothing else."""
+        device = Device(self.device, self.threads)
+        compute_alone()
+        return device
+
+    def load(
+        self, device: Device, weights: Checkpoint, size: int = SIZES[0], **options: Any
+    ) -> OpenEngine:
+        """Load an engine for images of `size` pixels a side."""
+        return load_engine(
+            weights, self.name, device, dtype=self.dtype, image_size=(size, size), **options
+        )
+
+
+def make_batch(batch: int, size: int = SIZES[0], *, explained: int = 0) -> list[EngineInput]:
+    """Test pictures, the first of them to be explained."""
+    return [
+        EngineInput(recipe.image(0, index, size, size), index < explained) for index in range(batch)
+    ]
+
+
+def alternate(
+    calls: Sequence[Callable[[], object]], *, rounds: int, seconds: float
+) -> list[list[float]]:
+    """Median durations of all calls, seconds, for each round; a first round is thrown away."""
+    timed = [[median(time_calls(call, seconds)) for call in calls] for _ in range(rounds + 1)]
+    return timed[1:]
+
+
+def durations(timed: list[list[float]], index: int) -> Row:
+    """The figures of one call among others, the first of which is what it is compared with."""
+    ratios = [one[index] / one[0] for one in timed]
+    return {
+        "ms": 1e3 * median(one[index] for one in timed),
+        "ratio": median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+    }
+
+
+def line_past_the_knee(batches: Sequence[int], costs: Sequence[float]) -> Row:
+    """The straight line through the costs of batches past the knee, and how straight they are.
+
+    It is the line that is closest to the costs in proportion to them: a small batch counts as
+    much as a large one.
+
+    Args:
+        batches: ascending.
+        costs: of each of them, in any unit.
+
+    Returns:
+        The first batch past the knee, what an image costs there and what a batch costs beside
+        its images, in the unit of the costs; R², and the largest distance from the line,
+        relative to it.
+    """
+    x, y = np.array(batches, float), np.array(costs, float)
+    cheap = y / x <= KNEE * y[-1] / x[-1]
+    knee = next(index for index in range(len(x)) if cheap[index:].all())
+    first = min(knee, len(x) - 3)  # two points are always on a line
+    x, y = x[first:], y[first:]
+    slope, fixed = np.polyfit(x, y, 1, w=1 / y)
+    line = fixed + slope * x
+    return {
+        "from_batch": batches[first],
+        "of_an_image": float(slope),
+        "of_a_batch": float(fixed),
+        "r2": float(1 - ((y - line) ** 2).sum() / ((y - y.mean()) ** 2).sum()),
+        "largest_deviation": float(np.abs(y / line - 1).max()),
+    }
+
+
+def grow_batch(
+    setup: Setup, device: Device, memory: list[int], arguments: argparse.Namespace
+) -> Row:
+    """Time of batches."""
+    batches = arguments.batches
+    engine = setup.load(device, recipe_checkpoint(setup.name), buckets=batches)
+    calls = [partial(engine.run, make_batch(batch)) for batch in batches]
+    timed = alternate(calls, rounds=arguments.rounds, seconds=arguments.seconds)
+    ms = [durations(timed, index)["ms"] for index in range(len(batches))]
+    return {
+        "rows": [
+            {"batch": batch, "ms": ms[index], "memory_bytes": memory[index]}
+            for index, batch in enumerate(batches)
+        ],
+        "time_line": line_past_the_knee(batches, ms),
+        "memory_line": line_past_the_knee(batches, memory),
+    }
+
+
+def grow_size(
+    setup: Setup, device: Device, memory: list[int], arguments: argparse.Namespace
+) -> list[Row]:
+    """Time of one image at each resolution, beside its FLOPs."""
+    weights = recipe_checkpoint(setup.name)
+    engines = [setup.load(device, weights, size, buckets=(1,)) for size in SIZES]
+    calls = [
+        partial(engine.run, make_batch(1, size))
+        for engine, size in zip(engines, SIZES, strict=True)
+    ]
+    timed = alternate(calls, rounds=arguments.rounds, seconds=arguments.seconds)
+    return [
+        {
+            "size": size,
+            "flops": flops(VARIANTS[setup.name].resized((size, size))),
+            "memory_bytes": memory[index],
+            **durations(timed, index),
+        }
+        for index, size in enumerate(SIZES)
+    ]
+
+
+def grow_explained(setup: Setup, device: Device, arguments: argparse.Namespace) -> Row:
+    """Time of a batch by how many of its images are explained, and of points made for an image."""
+    engine = setup.load(device, recipe_checkpoint(setup.name), max_batch=EXPLAINED[-1])
+    batches = [make_batch(EXPLAINED[-1], explained=count) for count in EXPLAINED]
+    calls = [partial(engine.run, batch) for batch in batches]
+    # Differences are small here: many short rounds.
+    timed = alternate(calls, rounds=3 * arguments.rounds, seconds=arguments.seconds / 3)
+    locations = engine.run(batches[-1])[0].sampling_locations
+    pixel_map = Preprocessing.of(VARIANTS[setup.name]).pixel_map(640, 480)
+    layers = point_layers(create_model(setup.name))
+
+    def make_points() -> None:
+        for layer, of_layer in zip(layers, locations, strict=True):
+            layer.points(of_layer, pixel_map)
+
+    return {
+        "rows": [
+            {"batch": EXPLAINED[-1], "explained": count, **durations(timed, index)}
+            for index, count in enumerate(EXPLAINED)
+        ],
+        "points_ms": 1e3 * median(time_calls(make_points, arguments.seconds)),
+    }
+
+
+def grow_models(setup: Setup, arguments: argparse.Namespace) -> list[Row]:
+    """Memory and loading time of copies of one model on a device, and images in turn."""
+    device = setup.open_device()
+    weights = recipe_checkpoint(setup.name)
+    meter = METERS[setup.device]
+    before = meter.in_use()
+    engines: list[OpenEngine] = []
+    seconds, memory = [], []
+    for _ in range(MODELS[-1]):
+        began = time.perf_counter()
+        engines.append(setup.load(device, weights))
+        seconds.append(time.perf_counter() - began)
+        memory.append(meter.in_use() - before)
+    image = make_batch(1)
+    turns = [cycle(engines[:count]) for count in MODELS]
+    calls = [partial(lambda turn: next(turn).run(image), turn) for turn in turns]
+    timed = alternate(calls, rounds=arguments.rounds, seconds=arguments.seconds)
+    return [
+        {
+            "models": count,
+            "memory_bytes": memory[count - 1],
+            "load_s": median(seconds[:count]),
+            **durations(timed, index),
+        }
+        for index, count in enumerate(MODELS)
+    ]
+
+
+def memory_of_work(setup: Setup, shapes: Sequence[tuple[int, int]]) -> list[int]:
+    """Most memory that a batch takes beside a loaded engine, for each `(batch, size)`; bytes."""
+    device, weights = setup.open_device(), recipe_checkpoint(setup.name)
+    measure = _graph_memory if setup.device == "cuda" else _heap_memory
+    return [
+        measure(
+            partial(setup.load, device, weights, size, buckets=(batch,)), make_batch(batch, size)
+        )
+        for batch, size in shapes
+    ]
+
+
+def _heap_memory(load: Callable[[], OpenEngine], batch: list[EngineInput]) -> int:
+    engine = load()
+    engine.run(batch)
+    before = METERS["cpu"].in_use()
+    reset_peak()
+    engine.run(batch)
+    return peak() - before
+
+
+def _graph_memory(load: Callable[[], OpenEngine], batch: list[EngineInput]) -> int:
+    # A graph has its memory from its capture on.
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    engine = load()
+    engine.run(batch)
+    loaded = (*engine.network.parameters(), *engine.network.buffers())
+    return torch.cuda.max_memory_allocated() - before - sum(tensor.nbytes for tensor in loaded)
+
+
+def return_after_peaks(setup: Setup, batch: int) -> list[Row]:
+    """Memory with one engine loaded, before, at and after peaks of its work."""
+    meter = METERS[setup.device]
+    engine = setup.load(setup.open_device(), recipe_checkpoint(setup.name), buckets=(1, batch))
+    small, large = make_batch(1), make_batch(batch, explained=batch)
+    rows = [{"when": "loaded, given back", "bytes": meter.in_use()}]
+    for number in range(1, PEAKS + 1):
+        meter.reset_peak()
+        for _ in range(CALLS):
+            engine.run(large)
+        rows.append({"when": f"peak {number}, batches of {batch}", "bytes": meter.peak()})
+        for _ in range(CALLS):
+            engine.run(small)
+        rows.append({"when": "then batches of 1", "bytes": meter.now()})
+        rows.append({"when": "given back", "bytes": meter.in_use()})
+    return rows
+
+
+def return_after_storms(setup: Setup) -> list[Row]:
+    """Resident memory of the server, before, at and after storms of large uploads."""
+    pictures = [make_jpeg(*UPLOAD, quality=90, seed=seed) for seed in range(PICTURES)]
+    with running_server(
+        {"model": recipe_state(setup.name)},
+        DAT_MODEL__NAME=setup.name,
+        DAT_ENGINE__DEVICE=setup.device,
+        DAT_ENGINE__DTYPE=setup.dtype,
+        DAT_ENGINE__THREADS=setup.threads,
+        DAT_LIMITS__DEFAULT_TIMEOUT_S=STORM_TIMEOUT_S,
+    ) as server:
+        rows = [{"when": "ready", "bytes": resident(server.pid)}]
+        time.sleep(REST_S)
+        rows.append({"when": f"{REST_S:.0f} s later", "bytes": resident(server.pid)})
+        for number in range(1, PEAKS + 1):
+            reset_peak(server.pid)
+            asyncio.run(_storm(server, pictures))
+            rows.append({"when": f"peak of storm {number}", "bytes": peak(server.pid)})
+            rows.append({"when": f"end of storm {number}", "bytes": resident(server.pid)})
+            time.sleep(REST_S)
+            rows.append({"when": f"{REST_S:.0f} s later", "bytes": resident(server.pid)})
+    return rows
+
+
+async def _storm(server: RunningServer, pictures: list[bytes]) -> None:
+    """Send all uploads at once.
+
+    Raises:
+        RuntimeError: one was not answered.
+    """
+    client = HttpClient(server.ports["http"], "classify")
+    uploads = cycle(pictures)
+    replies = await asyncio.gather(*(client.send(next(uploads)) for _ in range(UPLOADS)))
+    if failed := [reply.status for reply in replies if not reply.ok]:
+        raise RuntimeError(f"the server answered {failed}")
+
+
+def measure(setup: Setup, arguments: argparse.Namespace) -> Row:
+    """All that grows, of one model."""
+    batches = arguments.batches
+    shapes = [(batch, SIZES[0]) for batch in batches] + [(1, size) for size in SIZES]
+    memory = in_own_process(IN_USE_ALONE, memory_of_work, setup, shapes)
+    device = setup.open_device()
+    of_batches, of_sizes = memory[: len(batches)], memory[len(batches) :]
+    return {
+        "model": setup.name,
+        "device": setup.device,
+        "dtype": setup.dtype,
+        "machine": describe("bench.growth", setup.device, setup.threads),
+        "rounds": arguments.rounds,
+        "batch": grow_batch(setup, device, of_batches, arguments),
+        "size": grow_size(setup, device, of_sizes, arguments),
+        "explained": grow_explained(setup, device, arguments),
+        "models": in_own_process({}, grow_models, setup, arguments),
+        "engine_memory": in_own_process({}, return_after_peaks, setup, batches[-1]),
+        "server_memory": return_after_storms(setup),
+    }
+
+
+def main() -> None:
+    """Measure the models of the command line, one after another."""
+    parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
+    parser.add_argument(
+        "--models", nargs="+", choices=CONFIGS, default=["dat_tiny_224", "dat_pp_tiny_224"]
+    )
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32], help="ascending"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="per side and round, at least")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    arguments = parser.parse_args()
+    for name in arguments.models:
+        setup = Setup(name, arguments.device, arguments.dtype, arguments.threads)
+        result = measure(setup, arguments)
+        path = RESULTS / f"growth-{name}-{arguments.device}-{arguments.dtype}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"{name}, {arguments.device}, {arguments.dtype}\n\n{growth_tables(result)}\n")
+
+
+if __name__ == "__main__":
+    main()

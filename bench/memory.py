@@ -1,0 +1,84 @@
+"""Memory of a process or of a GPU, and functions that run in a process of their own."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+from unittest import mock
+
+import torch
+
+from service.memory import give_back
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Whatever is larger comes from the system and returns to it: what is resident is what is in use.
+IN_USE_ALONE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+
+
+def resident(pid: int | None = None) -> int:
+    """Bytes of a process in memory now; `None` means this one."""
+    return _status("VmRSS", pid)
+
+
+def reset_peak(pid: int | None = None) -> None:
+    """Let `peak` begin anew."""
+    Path(f"/proc/{pid or 'self'}/clear_refs").write_text("5")
+
+
+def peak(pid: int | None = None) -> int:
+    """Most bytes of a process in memory since it began, or since `reset_peak`."""
+    return _status("VmHWM", pid)
+
+
+def _status(field: str, pid: int | None) -> int:
+    lines = Path(f"/proc/{pid or 'self'}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+@dataclass(frozen=True)
+class Meter:
+    """The memory that models of this process are in.
+
+    Attributes:
+        now: bytes.
+        peak: most bytes since `reset_peak`.
+        reset_peak: lets the peak begin anew.
+        give_back: returns to the system what is free.
+    """
+
+    now: Callable[[], int]
+    peak: Callable[[], int]
+    reset_peak: Callable[[], None]
+    give_back: Callable[[], None]
+
+    def in_use(self) -> int:
+        """Bytes after all that is free was given back."""
+        self.give_back()
+        return self.now()
+
+
+METERS = {
+    "cpu": Meter(resident, peak, reset_peak, give_back),
+    "cuda": Meter(
+        torch.cuda.memory_reserved,
+        torch.cuda.max_memory_reserved,
+        torch.cuda.reset_peak_memory_stats,
+        torch.cuda.empty_cache,
+    ),
+}
+
+
+def in_own_process(
+    environment: dict[str, str], function: Callable[P, T], *args: P.args, **options: P.kwargs
+) -> T:
+    """Call a function of a module in a fresh process, with some variables of its environment."""
+    with (
+        mock.patch.dict(os.environ, environment),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes,
+    ):
+        return processes.submit(function, *args, **options).result()
