@@ -58,6 +58,7 @@ settings: $(VENV)/.dev ## regenerate the table of settings in README.md
 
 bench: $(VENV)/.dev ## measure the engine, the server and detectors, results in bench/results
 	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.growth
 	$(BIN)/python -m bench.server
 	$(BIN)/python -m bench.detector
 

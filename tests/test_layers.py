@@ -16,6 +16,7 @@ ALLOWED = {
     "service/metrics.py": set(),
     "service/logs.py": set(),
     "service/lifecycle.py": set(),
+    "service/memory.py": set(),
     "service/dispatch.py": set(),
     "service/batcher.py": {"service.dispatch"},
     "service/containers.py": set(),
