@@ -1,14 +1,15 @@
 import asyncio
 from functools import partial
 
+import numpy as np
 import torch
 
 from bench import graphs
-from bench.engine import make_pixels
 from bench.report import graphs_tables
 from model import kernels
 from service.engine.device import Device
 from service.engine.engine import EngineInput
+from tests.conftest import official_state
 from tests.service.recorded import recorded
 
 
@@ -16,12 +17,13 @@ def test_every_way_is_timed_on_the_same_batch(monkeypatch):
     """On the CPU with what stands for a graph; code is traced but not generated."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setattr(kernels, "enabled", True)
-    name, loop = "dat_tiny_224", asyncio.new_event_loop()
+    monkeypatch.setattr(graphs, "recipe_state", official_state)
+    loop = asyncio.new_event_loop()
     device = Device("cpu", 1)
     ways, memory = loop.run_until_complete(
-        graphs.open_ways(name, device, "float32", (1,), capture=recorded)
+        graphs.open_ways("dat_nano", device, "float32", (1,), capture=recorded)
     )
-    batch = [EngineInput(image) for image in make_pixels(name, 1)]
+    batch = [EngineInput(np.zeros((128, 128, 3), np.uint8))]
     rows = graphs.compare(ways, batch, rounds=1, seconds=0, loop=loop)
     loop.close()
     device.close()
