@@ -1,6 +1,5 @@
 """One model of a replica: weights, engines, batcher and core, put together."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -44,12 +43,13 @@ class OpenModel:
     source: Path
 
     async def load(self) -> None:
-        """Load every engine on its device.
+        """Load every engine on its device, one after the other: torch exports and traces alone.
 
         Raises:
             RuntimeError: a device cannot be used, or a graph cannot be captured.
         """
-        await asyncio.gather(*(engine.load() for engine in self.engines))
+        for engine in self.engines:
+            await engine.load()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 
@@ -59,6 +60,20 @@ async def test_detectors_run_on_all_devices(server):
     )
     assert list(found.values()) == [8]
     assert min(busy(server, "mask_rcnn_dat_nano")) > 0
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
+async def test_openvino_classifies_on_all_devices(server, tmp_path):
+    (expected,) = (await TRANSPORTS[0](server, [JPEG])).results
+    with start_server(
+        DAT_ENGINE__DEVICE="cpu,cpu", DAT_ENGINE__BACKEND="openvino", DAT_ENGINE__CACHE=tmp_path
+    ) as other:
+        answers = await asyncio.gather(*(TRANSPORTS[0](other, [JPEG] * 4) for _ in range(4)))
+        for answer in answers:
+            for result in answer.results:
+                assert result.predictions[0][0] == expected.predictions[0][0]
+        assert min(busy(other, "dat_nano")) > 0
+    assert list((tmp_path / "openvino").glob("*.xml"))
 
 
 def test_several_devices_share_the_cores(monkeypatch):
