@@ -6,6 +6,7 @@ waits for the whole device: a thread that needs results waits for the event behi
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,8 @@ class Pipeline:
         scores, classes, locations = graph.outputs
         return _Slot(
             on_host(pixels),
-            torch.zeros_like(pixels),
+            # Not filled: the stream of the copies would not wait for that.
+            torch.empty_like(pixels),
             Ranked(on_host(scores), on_host(classes), tuple(map(on_host, locations))),
             self._streams.Event(),
             self._streams.Event(),
@@ -108,7 +110,8 @@ class Pipeline:
         count = len(images)
         graph = self._graphs[pick_bucket(count, self._buckets)]
         slot = self._free.popleft()
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(self._free.append, slot)
             for row, image in zip(slot.staged.numpy(), images, strict=False):
                 row[...] = image
             with self._streams.stream(self._copies):
@@ -124,9 +127,7 @@ class Pipeline:
             for host, static in zip(wanted, _tensors(graph.outputs, explain=explain), strict=True):
                 host[:count].copy_(static[:count], non_blocking=True)
             slot.done.record()
-        except BaseException:
-            self._free.append(slot)
-            raise
+            on_failure.pop_all()
 
         def results() -> Ranked:
             try:

@@ -532,3 +532,55 @@ def test_places_are_given_in_order_within_the_depth_and_never_lost(steps, depths
         assert [sum(p.device == i for p in again) for i in range(len(depths))] == depths
 
     asyncio.run(scenario())
+
+
+async def test_the_device_with_fewer_batches_is_next_and_of_equals_the_one_idle_for_longer():
+    dispatch = Dispatch([Seat(depth=2), Seat(depth=2), Seat(depth=2)])
+
+    async def place():
+        return await dispatch.place(lambda: True)
+
+    first, second, third = [await place() for _ in range(3)]
+    assert [one.device for one in (first, second, third)] == [0, 1, 2]
+    with third:
+        pass
+    again = await place()
+    assert again.device == 2  # the others have a batch each
+    for one in (again, second, first):
+        with one:
+            pass
+    assert [(await place()).device for _ in range(3)] == [0, 1, 2]
+    assert [(await place()).device for _ in range(3)] == [0, 1, 2]
+
+
+async def test_of_idle_devices_the_one_used_last_is_last():
+    dispatch = Dispatch([Seat(), Seat()])
+    used = []
+    for _ in range(4):
+        with await dispatch.place(lambda: True) as place:
+            used.append(place.device)
+    assert used == [0, 1, 0, 1]
+
+
+async def test_a_place_that_is_given_to_one_who_just_left_is_free_again():
+    dispatch = Dispatch([Seat()])
+    held = await dispatch.place(lambda: True)
+    leaves = asyncio.create_task(dispatch.place(lambda: True))
+    await asyncio.sleep(0)
+    with held:
+        pass
+    leaves.cancel()  # given, and not yet taken
+    await asyncio.gather(leaves, return_exceptions=True)
+    async with asyncio.timeout(1):
+        assert (await dispatch.place(lambda: True)).device == 0
+
+
+async def test_the_wait_estimate_does_not_count_idle_time():
+    batcher, _ = opened(Device(), max_batch=1)
+    run = asyncio.create_task(batcher.run())
+    await submit(batcher, 0)
+    await asyncio.sleep(0.2)
+    await submit(batcher, 1)
+    with batcher.admit(10):
+        assert batcher.wait_estimate_s < 10 * 0.02
+    run.cancel()
