@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.dat import DAT
 from model.packing import pack
+from model.tracing import trace
 from service.engine.classify import Classify, Ranked
 from service.engine.device import Device, DeviceUnavailable
 from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
@@ -169,11 +170,18 @@ class Engine:
                 self._classify, self._image_size, self.buckets, threads, self._cache
             )
         pack(self._classify.model)
+        lanes = self._device.lanes
+        sizes = {size for bucket in self.buckets for size in lanes.share_sizes(bucket)}
+        self._graphs: dict[int, Callable[[Tensor], Ranked]] = {
+            size: trace(self._classify, self._staging[:size]) for size in sizes
+        }
         return self._in_lanes
 
     def _in_lanes(self, pixels: Tensor) -> Ranked:
-        lanes = self._device.lanes
-        parts = lanes.map(lambda share: self._classify(pixels[share]), len(pixels))
+        def compute(share: Tensor) -> Ranked:
+            return self._graphs[len(share)](share)
+
+        parts = self._device.lanes.map(lambda rows: compute(pixels[rows]), len(pixels))
         scores, classes, locations = zip(*parts, strict=True)
         of_layers = zip(*locations, strict=True)
         return Ranked(torch.cat(scores), torch.cat(classes), tuple(map(torch.cat, of_layers)))

@@ -7,6 +7,7 @@ wait for each other at the end of an image, not of every operation.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -47,6 +48,11 @@ class Lanes:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lane")
+
+    def share_sizes(self, images: int) -> set[int]:
+        """Numbers of rows that `map` gives at a time."""
+        shares = chain.from_iterable(plan(images, self._threads))
+        return {share.rows.stop - share.rows.start for share in shares}
 
     def map(self, work: Callable[[slice], T], images: int) -> list[T]:
         """Call `work` with the rows of every share, in inference mode; results in order of rows.

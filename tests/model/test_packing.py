@@ -1,32 +1,8 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 
-from model import DAT, VARIANTS
 from model.packing import pack
-from tests.conftest import SMALL_DAT, recipe_state
-
-NANO = VARIANTS["dat_nano"]
-CONFIGS = {
-    "dat": SMALL_DAT,
-    "dat_pp": NANO,
-    "deformable_detr": replace(
-        NANO,
-        stages=tuple(
-            replace(stage, blocks=stage.blocks.replace("D", "Q"), points=4) for stage in NANO.stages
-        ),
-    ),
-}
-
-
-@pytest.fixture(params=CONFIGS)
-def network(request):
-    config = CONFIGS[request.param]
-    network = DAT(config).eval()
-    network.load_state_dict(recipe_state(config))
-    return network
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -1,5 +1,6 @@
 import json
 import signal
+from time import sleep
 
 import numpy as np
 import pytest
@@ -55,6 +56,7 @@ def test_an_evaluation_that_was_cut_off_goes_on_to_the_same_result(scenes, figur
     process = command(*arguments, DAT_BATCHING__MAX_BATCH=1, DAT_ENGINE__THREADS=1)
     while not journal.exists() or len(journal.read_text().splitlines()) < 10:
         assert process.poll() is None
+        sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     answered = len(journal.read_text().splitlines()) - 1
@@ -73,10 +75,17 @@ def test_an_evaluation_that_was_cut_off_goes_on_to_the_same_result(scenes, figur
 
 
 def test_an_interrupt_says_how_to_go_on(scenes, tmp_path):
+    # So many that the signal comes before the last on any machine.
+    for copy in range(30):
+        for file in scenes.glob("*/*"):
+            name = tmp_path / "many" / file.parent.name / f"{copy}-{file.name}"
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.symlink_to(file)
     journal = tmp_path / "interrupted.jsonl"
-    process = command("evaluate", "--data", scenes, "--journal", journal)
+    process = command("evaluate", "--data", tmp_path / "many", "--journal", journal)
     while not journal.exists() or len(journal.read_text().splitlines()) < 5:
         assert process.poll() is None
+        sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 1

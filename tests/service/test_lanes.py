@@ -28,6 +28,14 @@ def test_full_lanes_first_then_what_is_left():
     assert [(share.rows, share.threads) for share in rest] == [(slice(6, 7), 2)]
 
 
+@given(st.integers(1, 100), st.integers(1, 8))
+def test_all_sizes_of_shares_are_known_beforehand(images, threads):
+    lanes = Lanes(threads)
+    rows = range(images)
+    assert lanes.share_sizes(images) == set(lanes.map(lambda share: len(rows[share]), images))
+    lanes.shutdown()
+
+
 def test_shares_are_computed_at_the_same_time_in_inference_mode():
     lanes = Lanes(2)
     together = threading.Barrier(2, timeout=30)

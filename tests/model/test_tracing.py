@@ -1,0 +1,122 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model import attention
+from model.packing import pack
+from model.tracing import Untraceable, trace
+
+
+def assert_identical(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_graph_gives_the_same_bits_as_the_network(network, batch, packed):
+    if packed:
+        pack(network)
+    images = torch.randn(3 * batch, 3, *network.config.image_size)
+    graph = trace(network.forward_explained, torch.zeros(images[:batch].shape))
+    with torch.inference_mode():
+        for part in images.split(batch):  # those from the middle of a larger batch as well
+            explained = graph(part)
+            assert type(explained).__name__ == "Explained"
+            assert_identical(explained, network.forward_explained(part))
+
+
+def test_half_precision_and_broken_rows_give_the_same_bits(network):
+    network.cast(torch.bfloat16)
+    images = torch.randn(2, 3, *network.config.image_size).bfloat16()
+    images[1] = torch.nan
+    graph = trace(network, images[:1].expand(2, -1, -1, -1).contiguous())
+    with torch.inference_mode():
+        assert_identical(graph(images), network(images))
+
+
+def test_attention_in_bands_writes_into_what_it_computed(network, monkeypatch):
+    monkeypatch.setattr(attention, "BANDED_FROM", 0)
+    monkeypatch.setattr(attention, "BAND", 1 << 12)
+    images = torch.randn(2, 3, *network.config.image_size)
+    graph = trace(network, torch.zeros_like(images))
+    with torch.inference_mode():
+        assert_identical(graph(images), network(images))
+
+
+def test_a_graph_has_no_modules_no_views_and_nothing_it_does_not_use(network):
+    graph = trace(network, torch.zeros(1, 3, *network.config.image_size)).graph
+    assert {node.op for node in graph.nodes} == {
+        "placeholder", "get_attr", "call_function", "call_method", "output"
+    }  # fmt: skip
+    assert {node.target for node in graph.nodes if node.op == "call_method"} == {"as_strided"}
+    for node in graph.nodes:
+        assert node.users or node.op == "output"
+        if isinstance(node.target, torch._ops.OpOverload):
+            assert not node.target.is_view
+
+
+def test_two_threads_can_run_a_graph_at_once(network):
+    images = torch.randn(16, 1, 3, *network.config.image_size)
+    graph = trace(network, images[0])
+
+    def run(image):
+        with torch.inference_mode():
+            return graph(image)
+
+    with ThreadPoolExecutor(4) as threads:
+        for logits, image in zip(threads.map(run, images), images, strict=True):
+            assert_identical(logits, run(image))
+
+
+def chain(steps):
+    """Views, copies and sums in any order."""
+
+    def work(x: Tensor) -> tuple[Tensor, Tensor]:
+        total = x
+        for step in steps:
+            match step:
+                case "turn":
+                    x = x.transpose(0, -1)
+                case "first":
+                    x = x[:1].expand(4, -1, -1)
+                case "half":
+                    x = (x + 0).unflatten(0, (2, 2))[1].repeat(2, 1, 1)
+                case "add":
+                    x = x + torch.arange(4.0)
+                case "write":
+                    x = x.clone()
+                    x[1:, ..., ::2] = total.sum()
+            total = total + x.reshape(-1)[:4]
+        return total, x
+
+    return work
+
+
+@given(st.lists(st.sampled_from(["turn", "first", "half", "add", "write"]), max_size=8))
+def test_any_chain_of_views_and_writes_gives_the_same_bits(steps):
+    work = chain(steps)
+    graph = trace(work, torch.zeros(4, 4, 4))
+    values = torch.randn(4, 4, 4)
+    assert_identical(graph(values), work(values))
+
+
+constant = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (lambda x: x * float(x.sum()), "depends on the values"),
+        (lambda x: x[x > 0], "depends on the values"),
+        (lambda x: x + constant.add_(x), "writes to a constant"),
+        (lambda x: x[1:] + 1, "from the middle of the input"),
+        (lambda x: (x + 1).view(torch.int32) + 1, "read as torch.int32"),
+    ],
+)
+def test_what_a_graph_cannot_repeat_is_refused(work, message):
+    with pytest.raises(Untraceable, match=message):
+        trace(work, torch.ones(3))
