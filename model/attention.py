@@ -26,7 +26,7 @@ BAND = 1 << 21
 
 # From so many cells of a map on, the bias of DAT++ is cut from its table in slices. On less than
 # that, the many small steps cost more than reading the table for every query and key.
-SLICED_FROM = 512
+SLICED_FROM = 1024
 
 
 class Attended(NamedTuple):
@@ -71,9 +71,10 @@ def sample_features(tokens: Tensor, locations: Tensor) -> Tensor:
     """
     B, H, W, C = tokens.shape
     G = locations.shape[1]
-    # Of a single image, the maps are a view of the tokens.
-    maps = tokens.to(locations.dtype).permute(0, 3, 1, 2).reshape(B * G, C // G, H, W)
-    sampled = F.grid_sample(maps, locations.flatten(0, 1).flip(-1), align_corners=True)
+    # `grid_sample` reads (x, y): in a map that lies on its side, those are our (y, x). Of a
+    # single image it is a view of the tokens.
+    maps = tokens.to(locations.dtype).permute(0, 3, 2, 1).reshape(B * G, C // G, W, H)
+    sampled = F.grid_sample(maps, locations.flatten(0, 1), align_corners=True)
     return sampled.view(B, C, -1).transpose(1, 2).contiguous()
 
 
@@ -97,16 +98,15 @@ def relative_position_bias(
     B, G, Hk, Wk, _ = locations.shape
     heads, TH, TW = table.shape
     H, W, Ns = len(query_rows), len(query_columns), Hk * Wk
-    y, x = locations.reshape(B * G, 1, 1, Ns, 2).unbind(-1)
-    dy = (query_rows.view(1, H, 1, 1) - y) * 0.5
-    dx = (query_columns.view(1, 1, W, 1) - x) * 0.5
-    displacement_xy = torch.stack(
-        (dx.expand(-1, H, -1, -1), dy.expand(-1, -1, W, -1)), -1
-    )  # (B * G, H, W, Ns, 2)
-    tables = table.to(locations.dtype).view(1, G, heads // G, TH, TW).expand(B, -1, -1, -1, -1)
+    # A table on its side is read at (y, x), as in `sample_features`. The queries, repeated for
+    # every key, depend on nothing and leave one subtraction of long rows to do.
+    queries = grid_positions(query_rows, query_columns).mul(0.5).view(H * W, 1, 2)
+    repeated = queries.expand(-1, Ns, -1).reshape(1, H * W, Ns * 2)
+    displacements = repeated - locations.mul(0.5).reshape(B * G, 1, Ns * 2)
+    on_side = table.to(locations.dtype).transpose(1, 2).view(1, G, heads // G, TW, TH)
     bias = F.grid_sample(
-        tables.reshape(B * G, heads // G, TH, TW),
-        displacement_xy.view(B * G, H * W, Ns, 2),
+        on_side.expand(B, -1, -1, -1, -1).reshape(B * G, heads // G, TW, TH),
+        displacements.view(B * G, H * W, Ns, 2),
         align_corners=True,
     )
     return bias.view(B, heads, H * W, Ns)
@@ -367,7 +367,7 @@ class DeformableAttention(nn.Module):
             )
             mixed = maps.permute(0, 2, 3, 1)
         per_group = mixed.unflatten(-1, (G, -1))  # (B, Hk, Wk, G, C / G)
-        offsets = linear(self.offset_proj, F.gelu(self.offset_norm(per_group)))
+        offsets = self.offset_proj(F.gelu(self.offset_norm(per_group)))
         return offsets.permute(0, 3, 1, 2, 4).to(self.reference_points.dtype)
 
 

@@ -11,6 +11,9 @@ from model.attention import DeformableAttention
 from model.dat import Trunk
 from model.fused import fuses
 
+# Linear layers of fewer features are done before oneDNN has begun.
+NARROW = 8
+
 
 def pack(network: Trunk) -> None:
     """Pack the linear layers and convolutions of a network, in place.
@@ -43,6 +46,8 @@ def _pack_layers(module: nn.Module, size: tuple[int, int]) -> None:
     """Pack what works on maps of `(H, W)` cells; on maps of another size it is only slower."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
+            if layer.out_features < NARROW:
+                continue
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
         elif isinstance(layer, nn.Conv2d):
             packed = torch.ops.mkldnn._reorder_convolution_weight(
