@@ -102,7 +102,7 @@ def relative_position_bias(
     # every key, depend on nothing and leave one subtraction of long rows to do.
     queries = grid_positions(query_rows, query_columns).mul(0.5).view(H * W, 1, 2)
     repeated = queries.expand(-1, Ns, -1).reshape(1, H * W, Ns * 2)
-    displacements = repeated - locations.mul(0.5).reshape(B * G, 1, Ns * 2)
+    displacements = repeated.sub(locations.reshape(B * G, 1, Ns * 2), alpha=0.5)
     on_side = table.to(locations.dtype).transpose(1, 2).view(1, G, heads // G, TW, TH)
     bias = F.grid_sample(
         on_side.expand(B, -1, -1, -1, -1).reshape(B * G, heads // G, TW, TH),
@@ -265,7 +265,7 @@ class DeformableAttention(nn.Module):
 
         A point moves at most `offset_range_factor` cells of the key grid and may leave the map.
         """
-        return self.reference_points + offsets.tanh() * self.reach
+        return torch.addcmul(self.reference_points, offsets.tanh(), self.reach)
 
     def bias(self, locations: Tensor) -> Tensor:
         """Bias `(B, heads, HW, Ns)` of keys at the locations `(B, G, Hk, Wk, 2)`."""
