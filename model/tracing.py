@@ -5,6 +5,7 @@ what Python does between them is a tenth of the time. The numbers are the same t
 """
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,11 +22,11 @@ class Untraceable(Exception):
     """The pass does what a graph cannot repeat."""
 
 
-def trace(work: Callable[[Tensor], Any], example: Tensor) -> fx.GraphModule:
-    """Run `work` once and make a graph of the operations that depend on its input.
+def trace(work: Callable[[Tensor], Any], example: Tensor) -> Callable[[Tensor], Any]:
+    """Run `work` once and make a function of the operations that depend on its input.
 
-    The graph is for inputs of the shape, strides and type of the example; everything else is a
-    constant in it. It holds no state: several threads can run it at once.
+    The function is for inputs of the shape, strides and type of the example; everything else is a
+    constant in it. It holds no state: several threads can call it at once.
 
     Args:
         work: a tensor to a tensor, or to (named) tuples of tensors; gradients are not recorded.
@@ -35,12 +36,16 @@ def trace(work: Callable[[Tensor], Any], example: Tensor) -> fx.GraphModule:
         Untraceable: what `work` does depends on values, or it writes to a constant, or reads a
             part of its input that does not start where the input does.
     """
+    return _compile(record(work, example))
+
+
+def record(work: Callable[[Tensor], Any], example: Tensor) -> fx.Graph:
+    """The graph of `trace`: calls of functions, with the constants among their arguments."""
     with torch.no_grad(), _Recorder(example) as recorder:
         outputs = work(example)
-    graph = recorder.graph
-    graph.output(tree_map_only(Tensor, recorder.node_of, outputs))
-    graph.eliminate_dead_code()
-    return fx.GraphModule(recorder.constants, graph)
+    recorder.graph.output(tree_map_only(Tensor, recorder.value_of, outputs))
+    recorder.graph.eliminate_dead_code()
+    return recorder.graph
 
 
 class _Layout(NamedTuple):
@@ -84,9 +89,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, example: Tensor) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.constants: dict[str, Tensor] = {}
         self._computed: dict[int, _Computed] = {}
-        self._constant_nodes: dict[int, fx.Node] = {}
         self._input = self.graph.placeholder("input")
         self._add(example, self._input)
 
@@ -116,7 +119,7 @@ class _Recorder(TorchDispatchMode):
             raise Untraceable(f"{func} writes to a constant")
         if known and not func._schema.is_mutable:
             return  # a view
-        inputs = tree_map_only(Tensor, self.node_of, (tuple(args), dict(kwargs)))
+        inputs = tree_map_only(Tensor, self.value_of, (tuple(args), dict(kwargs)))
         node = self.graph.call_function(func, *inputs)
         if isinstance(result, Tensor):
             self._add(result, node)
@@ -131,10 +134,10 @@ class _Recorder(TorchDispatchMode):
     def _is_computed(self, tensor: Tensor) -> bool:
         return not tensor.is_mkldnn and _address(tensor) in self._computed
 
-    def node_of(self, tensor: Tensor) -> fx.Node:
-        """The node of a tensor; a constant or a view gets one where it is first used."""
+    def value_of(self, tensor: Tensor) -> fx.Node | Tensor:
+        """The node of a tensor; a view gets one where it is first used, a constant has none."""
         if not self._is_computed(tensor):
-            return self._constant(tensor)
+            return tensor
         nodes = self._computed[_address(tensor)].nodes
         layout = _layout(tensor)
         if layout not in nodes:
@@ -146,15 +149,85 @@ class _Recorder(TorchDispatchMode):
                 if whole is self._input:
                     raise Untraceable("reads from the middle of the input")
                 where += (layout.offset,)
-            nodes[layout] = self.graph.call_method("as_strided", (whole, *where))
+            nodes[layout] = self.graph.call_function(torch.as_strided, (whole, *where))
         return nodes[layout]
 
-    def _constant(self, tensor: Tensor) -> fx.Node:
-        if id(tensor) not in self._constant_nodes:
-            name = f"constant_{len(self.constants)}"
-            self.constants[name] = tensor
-            self._constant_nodes[id(tensor)] = self.graph.get_attr(name)
-        return self._constant_nodes[id(tensor)]
+
+class _Source:
+    """Python source of a graph, in as few local variables as values are needed at a time.
+
+    A variable for each node, as of `fx.GraphModule`, makes a frame of ten kilobytes. Python keeps
+    frames in chunks of 16, and where the next one begins a new chunk, every call gets that from
+    the system and gives it back. For the same reason operations are called without the Python
+    function around them.
+
+    Attributes:
+        lines: of the body.
+        constants: by the names that they have in the lines.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.lines: list[str] = []
+        self.constants: dict[str, Any] = {}
+        self._variables: dict[fx.Node, str] = {}
+        self._free: list[str] = []
+        last_used_by = {used: node for node in graph.nodes for used in node.all_input_nodes}
+        self._last_used_by = defaultdict[fx.Node, list[fx.Node]](list)
+        for used, node in last_used_by.items():
+            self._last_used_by[node].append(used)
+        for node in graph.nodes:
+            self._write(node)
+
+    def _write(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self._variables[node] = "given"
+        elif node.op == "output":
+            self.lines.append(f"return {self._written(node.args[0])}")
+        else:
+            call = self._call(node)
+            dead = [self._variables[used] for used in self._last_used_by[node]]
+            self._free += dead
+            variable = self._free.pop() if self._free else f"v{len(self._variables)}"
+            self._variables[node] = variable
+            self.lines.append(f"{variable} = {call}")
+            self.lines += [f"{other} = None" for other in dead if other != variable]
+            if not node.users:  # it was called for what it writes
+                self._free.append(variable)
+
+    def _call(self, node: fx.Node) -> str:
+        assert callable(node.target)
+        positional = [self._written(argument) for argument in node.args]
+        if node.target is operator.getitem:
+            return "{}[{}]".format(*positional)
+        named = [f"{name}={self._written(argument)}" for name, argument in node.kwargs.items()]
+        function = getattr(node.target, "_op", node.target)
+        return f"{self._constant(function)}({', '.join(positional + named)})"
+
+    def _written(self, argument: Any) -> str:
+        if isinstance(argument, fx.Node):
+            return self._variables[argument]
+        if not any(isinstance(leaf, fx.Node) for leaf in tree_leaves(argument)):
+            return self._constant(argument)
+        elements = ", ".join(map(self._written, argument))
+        if isinstance(argument, list):
+            return f"[{elements}]"
+        kind = "" if type(argument) is tuple else self._constant(type(argument))
+        return f"{kind}({elements},)"
+
+    def _constant(self, value: Any) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+
+def _compile(graph: fx.Graph) -> Callable[[Tensor], Any]:
+    source = _Source(graph)
+    body = "\n    ".join(source.lines)
+    namespace = source.constants
+    # Nothing is in the source but the names made above.
+    exec(f"def traced(given):\n    {body}\n", namespace)  # noqa: S102
+    function: Callable[[Tensor], Any] = namespace["traced"]
+    return function
 
 
 def _depends_on_values(func: torch._ops.OpOverload[..., Any], inputs: Sequence[Tensor]) -> bool:

@@ -1,3 +1,4 @@
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -5,10 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model import attention
 from model.packing import pack
-from model.tracing import Untraceable, trace
+from model.tracing import Untraceable, record, trace
 
 
 def assert_identical(actual, expected):
@@ -48,15 +52,54 @@ def test_attention_in_bands_writes_into_what_it_computed(network, monkeypatch):
 
 
 def test_a_graph_has_no_modules_no_views_and_nothing_it_does_not_use(network):
-    graph = trace(network, torch.zeros(1, 3, *network.config.image_size)).graph
-    assert {node.op for node in graph.nodes} == {
-        "placeholder", "get_attr", "call_function", "call_method", "output"
-    }  # fmt: skip
-    assert {node.target for node in graph.nodes if node.op == "call_method"} == {"as_strided"}
+    graph = record(network, torch.zeros(1, 3, *network.config.image_size))
+    assert {node.op for node in graph.nodes} == {"placeholder", "call_function", "output"}
     for node in graph.nodes:
         assert node.users or node.op == "output"
         if isinstance(node.target, torch._ops.OpOverload):
             assert not node.target.is_view
+
+
+def test_python_calls_nothing_between_operations_and_has_few_variables(network):
+    images = torch.zeros(1, 3, *network.config.image_size)
+    traced = trace(network, images)
+    assert traced.__code__.co_nlocals < 25
+    called = []
+    with torch.inference_mode():
+        sys.setprofile(
+            lambda frame, event, _: called.append(frame.f_code) if event == "call" else 0
+        )
+        traced(images)
+        sys.setprofile(None)
+    assert called == [traced.__code__]
+
+
+class Peak(TorchDispatchMode):
+    """Most bytes that were alive at a time of all that was computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive = {}
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage()
+            self.alive[StorageWeakRef(storage)] = storage.nbytes()
+        self.alive = {ref: size for ref, size in self.alive.items() if not ref.expired()}
+        self.bytes = max(self.bytes, sum(self.alive.values()))
+        return result
+
+
+def test_memory_is_given_back_as_soon_as_by_the_network(network):
+    images = torch.zeros(1, 3, *network.config.image_size)
+    traced = trace(network, images)
+    with torch.no_grad(), Peak() as of_network:
+        network(images)
+    with torch.no_grad(), Peak() as of_traced:
+        traced(images)
+    assert 0 < of_traced.bytes <= of_network.bytes
 
 
 def test_two_threads_can_run_a_graph_at_once(network):
