@@ -318,15 +318,20 @@ def measure(setup: Setup, arguments: argparse.Namespace) -> Row:
     memory = in_own_process(IN_USE_ALONE, memory_of_work, setup, shapes)
     device = setup.open_device()
     of_batches, of_sizes = memory[: len(batches)], memory[len(batches) :]
+    timed = {
+        "batch": grow_batch(setup, device, of_batches, arguments),
+        "size": grow_size(setup, device, of_sizes, arguments),
+        "explained": grow_explained(setup, device, arguments),
+    }
+    # Its threads, even idle, would slow down the next model.
+    device.close()
     return {
         "model": setup.name,
         "device": setup.device,
         "dtype": setup.dtype,
         "machine": describe("bench.growth", setup.device, setup.threads),
         "rounds": arguments.rounds,
-        "batch": grow_batch(setup, device, of_batches, arguments),
-        "size": grow_size(setup, device, of_sizes, arguments),
-        "explained": grow_explained(setup, device, arguments),
+        **timed,
         "models": in_own_process({}, grow_models, setup, arguments),
         "engine_memory": in_own_process({}, return_after_peaks, setup, batches[-1]),
         "server_memory": return_after_storms(setup),
