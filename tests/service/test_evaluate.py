@@ -75,14 +75,8 @@ def test_an_evaluation_that_was_cut_off_goes_on_to_the_same_result(scenes, figur
 
 
 def test_an_interrupt_says_how_to_go_on(scenes, tmp_path):
-    # So many that the signal comes before the last on any machine.
-    for copy in range(30):
-        for file in scenes.glob("*/*"):
-            name = tmp_path / "many" / file.parent.name / f"{copy}-{file.name}"
-            name.parent.mkdir(parents=True, exist_ok=True)
-            name.symlink_to(file)
     journal = tmp_path / "interrupted.jsonl"
-    process = command("evaluate", "--data", tmp_path / "many", "--journal", journal)
+    process = command("evaluate", "--data", scenes, "--journal", journal)
     while not journal.exists() or len(journal.read_text().splitlines()) < 5:
         assert process.poll() is None
         sleep(0.01)
