@@ -101,7 +101,10 @@ class _Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(map(self._is_computed, _tensors((args, kwargs)))):
+        inputs = _tensors((args, kwargs))
+        if any(map(self._is_computed, inputs)):
+            if _depends_on_values(func, inputs):
+                raise Untraceable(f"{func} depends on the values of a tensor")
             self._record(func, args, kwargs or {}, result)
         return result
 
@@ -112,8 +115,6 @@ class _Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any],
         result: Any,
     ) -> None:
-        if _depends_on_values(func, _tensors((args, kwargs))):
-            raise Untraceable(f"{func} depends on the values of a tensor")
         known = all(map(self._is_computed, _tensors(result)))
         if func._schema.is_mutable and not known:
             raise Untraceable(f"{func} writes to a constant")
