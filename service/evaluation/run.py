@@ -8,8 +8,9 @@ import asyncio
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -111,19 +112,20 @@ async def evaluate(
             places = sum(device.depth for device in devices)
             at_once = (1 + places) * model.core.card.max_batch + 2 * decode_threads
             queue_limit = entry.batching(settings.batching).queue_limit
+            records = _ask(evaluation, model.core, left, min(at_once, queue_limit))
             with (
                 journal.open("a", encoding="utf-8") as lines,
                 tqdm(total=len(files), initial=len(files) - len(left), unit="image") as bar,
             ):
-                async for file, record in _ask(
-                    evaluation, model.core, left, min(at_once, queue_limit)
-                ):
-                    answers[file] = record
-                    lines.write(json.dumps({"image": file, "answer": record}) + "\n")
-                    lines.flush()
-                    bar.update()
+                async with aclosing(records):
+                    async for file, record in records:
+                        answers[file] = record
+                        lines.write(json.dumps({"image": file, "answer": record}) + "\n")
+                        lines.flush()
+                        bar.update()
         finally:
             running.cancel()
+            await asyncio.wait([running])
             for device in devices:
                 device.close()
     speed = {"answered_now": len(left), "seconds": round(perf_counter() - start, 2)}
@@ -173,8 +175,11 @@ def _read_journal(path: Path, subject: dict[str, Any]) -> Answers:
 
 async def _ask(
     evaluation: Evaluation[Any], core: AnyCore, files: Sequence[str], at_once: int
-) -> AsyncIterator[tuple[str, Any]]:
-    """Ask about files, a bounded number at once; records come as they are ready."""
+) -> AsyncGenerator[tuple[str, Any], None]:
+    """Ask about files, a bounded number at once; records come as they are ready.
+
+    Once it is closed nothing is asked any more.
+    """
     left = iter(files)
 
     def start(count: int) -> set[asyncio.Task[tuple[str, Any]]]:
@@ -183,6 +188,7 @@ async def _ask(
         }
 
     waiting = start(at_once)
+    done: set[asyncio.Task[tuple[str, Any]]] = set()
     try:
         while waiting:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -192,6 +198,8 @@ async def _ask(
     finally:
         for task in waiting:
             task.cancel()
+        # A request that is cancelled may still begin to decode: its threads must be there.
+        await asyncio.gather(*waiting, *done, return_exceptions=True)
 
 
 async def _answer(evaluation: Evaluation[Any], core: AnyCore, file: str) -> tuple[str, Any]:

@@ -1,5 +1,8 @@
+import asyncio
 import json
+import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from time import sleep
 
 import numpy as np
@@ -12,11 +15,13 @@ from demo.folder import write
 from demo.scenes import CLASSES
 from model import checkpoint as checkpoints
 from model.detection import create_detector
-from service.evaluation.accuracy import find_images, top_k_accuracy
+from service.evaluation.accuracy import Accuracy, find_images, top_k_accuracy
 from service.evaluation.coco import CocoPrecision
-from service.evaluation.run import EvaluationError
+from service.evaluation.run import EvaluationError, evaluate
 from service.masks import Mask, run_lengths
+from service.model_file import choose_models
 from service.served_model import Label
+from service.settings import Settings
 from tests.clients import JPEG, encoded
 from tests.service.commands import command, run
 
@@ -85,6 +90,35 @@ def test_an_interrupt_says_how_to_go_on(scenes, tmp_path):
     assert process.returncode == 1
     assert f"the same command goes on from {journal}" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("how", ["cancelled", "a file is gone"])
+def test_an_evaluation_that_ends_early_leaves_no_request_behind(scenes, tmp_path, how):
+    folder = shutil.copytree(scenes, tmp_path / "scenes")
+    journal = tmp_path / "journal.jsonl"
+
+    async def end_early():
+        settings = Settings()
+        entry = choose_models(settings).find(None)
+        task = asyncio.create_task(evaluate(Accuracy(folder), entry, settings, journal))
+        while not journal.exists() or len(journal.read_text().splitlines()) < 5:
+            await asyncio.sleep(0)
+        if how == "cancelled":
+            task.cancel()
+        else:
+            shutil.rmtree(folder)
+        await asyncio.wait([task])
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        return None if task.cancelled() else task.exception(), left
+
+    with ThreadPoolExecutor(1) as thread:  # an evaluation sets the OpenMP threads of its own
+        failure, left = thread.submit(asyncio.run, end_early()).result()
+    assert left == set()
+    if how == "cancelled":
+        assert failure is None
+    else:
+        assert isinstance(failure, EvaluationError)
+        assert "No such file" in str(failure)
 
 
 def test_a_journal_of_something_else_is_refused_and_kept(scenes, tmp_path):
