@@ -38,6 +38,7 @@ from model.detection.rpn import proposals
 from model.detection.transforms import DIVISOR, Normalise
 from service.engine.detection import DetectionEngine, DetectionInput
 from service.engine.device import Device, compute_alone
+from service.memory import keep_freed
 from service.metrics import Metrics
 
 QUALITY = 90  # of the JPEGs
@@ -108,6 +109,7 @@ def open_detector(
     state = detector_state(name)
     detector = create_detector(name)
     detector.load_state_dict(state)
+    keep_freed()
     device = Device(arguments.device, arguments.threads)
     compute_alone()
     engine = DetectionEngine(

@@ -1,8 +1,8 @@
 """Time the engine of the service against the eager baseline, side by side.
 
-Both take the same pixels and return probabilities on the host, in this process, with the same
-weights, precision and threads. Rounds alternate between the two, so that a machine that slows
-down slows both; the ratio is taken per round.
+Both take the same pixels and return probabilities on the host, with the same weights, precision
+and threads, each in a process as it would be run (`bench.rival`). Rounds alternate between the
+two, so that a machine that slows down slows both; the ratio is taken per round.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 import torch
@@ -20,22 +20,19 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from bench.baseline import CONFIGS, create_baseline
-from bench.closed_loop import time_calls
 from bench.machine import describe
 from bench.report import engine_table
+from bench.rival import Pixels, Rival, Run, Timed
 from bench.weights import recipe_state
 from model import DAT, load_model
 from model.checkpoint import Checkpoint
 from model.transforms import Normalise
-from service.engine.device import Device, compute_alone
+from service.engine.device import Device
 from service.engine.engine import Engine, EngineInput, EngineOutput
+from service.memory import keep_freed
 from service.metrics import Metrics
-from tests import recipe
 
 RESULTS = Path(__file__).parent / "results"
-
-Pixels = NDArray[np.uint8]
-Run = Callable[[Pixels], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -75,69 +72,57 @@ def recipe_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(Path(f"{name}.pth"), recipe_state(name))
 
 
-def open_engine(name: str, device: Device, *, dtype: str, max_batch: int) -> tuple[Run, Run]:
-    """Load the engine as the service does.
+def open_engine(name: str, device: str, threads: int, *, dtype: str, max_batch: int) -> Run:
+    """Load the engine as the service does, with `explain` as an option of its runs."""
+    keep_freed()
+    engine = load_engine(
+        recipe_checkpoint(name), name, Device(device, threads), dtype=dtype, max_batch=max_batch
+    )
 
-    Returns:
-        Two functions from `(B, H, W, 3)` to probabilities: a plain one, and one that asks for
-        the sampling points of every image as well.
-    """
-    engine = load_engine(recipe_checkpoint(name), name, device, dtype=dtype, max_batch=max_batch)
-
-    def run(pixels: Pixels, *, explain: bool) -> NDArray[np.float32]:
+    def run(pixels: Pixels, *, explain: bool = False) -> NDArray[np.float32]:
         outputs = engine.run([EngineInput(image, explain) for image in pixels])
         return np.stack([output.scores[np.argsort(output.classes)] for output in outputs])
 
-    return partial(run, explain=False), partial(run, explain=True)
+    return run
 
 
-def open_baseline(name: str, device: Device, *, dtype: str) -> Run:
-    """Load the baseline; below float32 it runs under autocast, as the official code trains.
-
-    It runs in the thread of the device, as the engine does.
-    """
-    where = device.torch_device
+def open_baseline(name: str, device: str, threads: int, *, dtype: str) -> Run:
+    """Load the baseline; below float32 it runs under autocast, as the official code trains."""
+    torch.set_num_threads(threads)
     model = create_baseline(name)
     model.load_state_dict(recipe_state(name))
-    model.to(where)
-    normalise = Normalise().to(where)
+    model.to(device)
+    normalise = Normalise().to(device)
     precision: torch.dtype = getattr(torch, dtype)
-    loop = asyncio.new_event_loop()
 
-    def forward(pixels: Pixels) -> NDArray[np.float32]:
-        autocast = torch.autocast(where.type, precision, enabled=precision != torch.float32)
+    def run(pixels: Pixels) -> NDArray[np.float32]:
+        autocast = torch.autocast(device, precision, enabled=precision != torch.float32)
         with torch.inference_mode(), autocast:
-            images = normalise(torch.from_numpy(pixels).to(where)).contiguous()
+            images = normalise(torch.from_numpy(pixels).to(device)).contiguous()
             scores: NDArray[np.float32] = model(images).softmax(-1).float().cpu().numpy()
         return scores
 
-    return lambda pixels: loop.run_until_complete(device.run(lambda: forward(pixels)))
-
-
-def make_pixels(name: str, batch: int) -> Pixels:
-    """A batch of test pictures at the model's input size."""
-    size = CONFIGS[name].image_size
-    return np.stack([recipe.image(0, index, size, size) for index in range(batch)])
+    return run
 
 
 def compare(
-    baseline: Run, engine: Run, explained: Run, pixels: Pixels, *, rounds: int, seconds: float
+    baseline: Rival, engine: Rival, batch: int, *, rounds: int, seconds: float
 ) -> dict[str, object]:
     """Time all on one batch in alternating rounds, after one round that is thrown away."""
-    calls = [partial(run, pixels) for run in (baseline, engine, explained)]
-    for call in calls:
-        time_calls(call, seconds)
-    timed = [[time_calls(call, seconds) for call in calls] for _ in range(rounds)]
-    ratios = [float(np.mean(base) / np.mean(ours)) for base, ours, _ in timed]
-    costs = [float(np.mean(points) / np.mean(ours)) for _, ours, points in timed]
+    sides: list[Callable[[int, float], Timed]]
+    sides = [baseline.time, engine.time, partial(engine.time, explain=True)]
+    timed = [[time(batch, seconds) for time in sides] for _ in range(rounds + 1)]
+    expected, ours, _ = timed.pop(0)
+    ratios = [mean(base.durations) / mean(ours.durations) for base, ours, _ in timed]
+    costs = [mean(points.durations) / mean(ours.durations) for _, ours, points in timed]
     return {
-        "batch": len(pixels),
-        "baseline": _figures([base for base, _, _ in timed], len(pixels)),
-        "engine": _figures([ours for _, ours, _ in timed], len(pixels)),
+        "batch": batch,
+        "baseline": _figures([base.durations for base, _, _ in timed], batch),
+        "engine": _figures([ours.durations for _, ours, _ in timed], batch),
         "ratio": median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
         "explained_over_plain_time": median(costs),
-        "max_abs_difference": float(np.abs(baseline(pixels) - engine(pixels)).max()),
+        "max_abs_difference": float(np.abs(expected.scores - ours.scores).max()),
     }
 
 
@@ -164,11 +149,12 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     arguments = parser.parse_args()
-    device, dtype = Device(arguments.device, arguments.threads), arguments.dtype
-    compute_alone()
+    dtype = arguments.dtype
     for name in arguments.models:
-        baseline = open_baseline(name, device, dtype=dtype)
-        engine, explained = open_engine(name, device, dtype=dtype, max_batch=max(arguments.batches))
+        where = (name, arguments.device, arguments.threads)
+        max_batch = max(arguments.batches)
+        baseline = Rival(partial(open_baseline, *where, dtype=dtype), name)
+        engine = Rival(partial(open_engine, *where, dtype=dtype, max_batch=max_batch), name)
         result = {
             "model": name,
             "device": arguments.device,
@@ -176,17 +162,12 @@ def main() -> None:
             "machine": describe("bench.engine", arguments.device, arguments.threads),
             "rounds": arguments.rounds,
             "batches": [
-                compare(
-                    baseline,
-                    engine,
-                    explained,
-                    make_pixels(name, batch),
-                    rounds=arguments.rounds,
-                    seconds=arguments.seconds,
-                )
+                compare(baseline, engine, batch, rounds=arguments.rounds, seconds=arguments.seconds)
                 for batch in arguments.batches
             ],
         }
+        for rival in (baseline, engine):
+            rival.close()
         path = RESULTS / f"engine-{name}-{arguments.device}-{dtype}.json"
         path.write_text(json.dumps(result, indent=2) + "\n")
         print(f"{name}, {arguments.device}, {dtype}\n\n{engine_table(result)}\n")

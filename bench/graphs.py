@@ -17,8 +17,8 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from bench.closed_loop import time_calls
-from bench.engine import make_pixels
 from bench.machine import describe
+from bench.rival import make_pixels
 from bench.weights import recipe_state
 from model import create_model, kernels
 from service.engine.classify import Classify

@@ -34,6 +34,7 @@ from model.cost import flops
 from model.transforms import Preprocessing
 from service.engine.device import Device, compute_alone
 from service.engine.engine import EngineInput
+from service.memory import keep_freed
 from service.points import point_layers
 from tests import recipe
 
@@ -199,6 +200,7 @@ def grow_explained(setup: Setup, device: Device, arguments: argparse.Namespace) 
 
 def grow_models(setup: Setup, arguments: argparse.Namespace) -> list[Row]:
     """Memory and loading time of copies of one model on a device, and images in turn."""
+    keep_freed()
     device = setup.open_device()
     weights = recipe_checkpoint(setup.name)
     meter = METERS[setup.device]
@@ -258,6 +260,7 @@ def _graph_memory(load: Callable[[], OpenEngine], batch: list[EngineInput]) -> i
 
 def return_after_peaks(setup: Setup, batch: int) -> list[Row]:
     """Memory with one engine loaded, before, at and after peaks of its work."""
+    keep_freed()
     meter = METERS[setup.device]
     engine = setup.load(setup.open_device(), recipe_checkpoint(setup.name), buckets=(1, batch))
     small, large = make_batch(1), make_batch(batch, explained=batch)
@@ -316,6 +319,7 @@ def measure(setup: Setup, arguments: argparse.Namespace) -> Row:
     batches = arguments.batches
     shapes = [(batch, SIZES[0]) for batch in batches] + [(1, size) for size in SIZES]
     memory = in_own_process(IN_USE_ALONE, memory_of_work, setup, shapes)
+    keep_freed()
     device = setup.open_device()
     of_batches, of_sizes = memory[: len(batches)], memory[len(batches) :]
     timed = {

@@ -1,87 +1,30 @@
 """Time a classifier compiled by OpenVINO against the engine in torch, side by side.
 
-Each is in a process of its own, because the idle threads of one slow the other down; while one
-works the other waits for its turn. Rounds alternate between the two, and the ratio is taken per
-round.
+Rounds alternate between the two (`bench.rival`), and the ratio is taken per round.
 """
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bench.baseline import CONFIGS
-from bench.closed_loop import time_calls
-from bench.engine import RESULTS, Pixels, Run, make_pixels, open_engine
+from bench.engine import RESULTS, open_engine
 from bench.machine import describe
 from bench.report import openvino_table
+from bench.rival import Pixels, Rival, Run
 from bench.weights import recipe_state
 from model import create_model
 from service.engine.classify import Classify
-from service.engine.device import Device, compute_alone
 from service.engine.openvino import OpenVinoClassify
-
-
-class Timed(NamedTuple):
-    """Probabilities of a batch `(B, num_classes)`, and how long each call took, seconds."""
-
-    scores: NDArray[np.float32]
-    durations: list[float]
-
-
-class Rival:
-    """A classifier in a process of its own.
-
-    Args:
-        open_run: loads it, there.
-        name: of the model.
-    """
-
-    def __init__(self, open_run: Callable[[], Run], name: str) -> None:
-        spawning = get_context("spawn")
-        self._pipe, there = spawning.Pipe()
-        self._process = spawning.Process(target=_work, args=(there, open_run, name))
-        self._process.start()
-        self.load_s: float = self._pipe.recv()
-
-    def time(self, batch: int, seconds: float) -> Timed:
-        """Compute consecutive batches, until `seconds` have passed."""
-        self._pipe.send((batch, seconds))
-        timed: Timed = self._pipe.recv()
-        return timed
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.send(None)
-        self._process.join()
-
-
-def _work(pipe: Connection, open_run: Callable[[], Run], name: str) -> None:
-    compute_alone()
-    start = perf_counter()
-    run = open_run()
-    pipe.send(perf_counter() - start)
-    while order := pipe.recv():
-        batch, seconds = order
-        pixels = make_pixels(name, batch)
-        pipe.send(Timed(run(pixels), time_calls(partial(run, pixels), seconds)))
-
-
-def open_torch(name: str, threads: int, max_batch: int) -> Run:
-    """Load the engine as the service does."""
-    return open_engine(name, Device("cpu", threads), dtype="float32", max_batch=max_batch)[0]
 
 
 def open_openvino(name: str, threads: int, max_batch: int, cache: Path) -> Run:
@@ -124,7 +67,7 @@ def compare(torchs: Rival, openvino: Rival, batch: int, options: Namespace) -> d
 def measure(name: str, options: Namespace, cache: Path) -> dict[str, Any]:
     """Time one model; OpenVINO is loaded twice, first with an empty cache."""
     size = {"threads": options.threads, "max_batch": max(options.batches)}
-    torchs = Rival(partial(open_torch, name, **size), name)
+    torchs = Rival(partial(open_engine, name, "cpu", dtype="float32", **size), name)
     open_theirs = partial(open_openvino, name, cache=cache, **size)
     exporting, openvino = Rival(open_theirs, name), Rival(open_theirs, name)
     exporting.close()

@@ -13,13 +13,14 @@ import torch
 
 from bench.baseline import CONFIGS
 from bench.closed_loop import EngineAlone, measure_closed_loop
-from bench.engine import RESULTS, make_pixels, open_engine
+from bench.engine import RESULTS, open_engine
 from bench.load import CLIENTS
 from bench.machine import describe
 from bench.report import server_tables
+from bench.rival import make_pixels
 from bench.running_server import RunningServer, running_server
 from bench.weights import recipe_state
-from service.engine.device import Device, compute_alone
+from service.engine.device import compute_alone
 
 
 def measure_open_loop(
@@ -59,9 +60,10 @@ def main() -> None:
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
     arguments = parser.parse_args()
     name = arguments.model
-    device = Device(arguments.device, arguments.threads)
     compute_alone()
-    run, _ = open_engine(name, device, dtype="auto", max_batch=arguments.max_batch)
+    run = open_engine(
+        name, arguments.device, arguments.threads, dtype="auto", max_batch=arguments.max_batch
+    )
     engine = EngineAlone(
         lambda size: partial(run, make_pixels(name, size)), arguments.engine_seconds
     )

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, start_
 from service.catalogue import Catalogue
 from service.engine.device import compute_alone, open_devices
 from service.lifecycle import Lifecycle
-from service.memory import give_back_when_quiet
+from service.memory import give_back_when_quiet, keep_freed
 from service.metrics import Metrics
 from service.model_file import choose_models
 from service.open_model import Shared, open_model
@@ -53,6 +53,7 @@ async def serve(settings: Settings) -> None:
     start = perf_counter()
     lineup = choose_models(settings)
     metrics = Metrics(CollectorRegistry())
+    keep_freed()
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     lifecycle = Lifecycle(lambda: all(device.healthy for device in devices))

@@ -23,6 +23,7 @@ from model import checkpoint as checkpoints
 from service.core import Answer, Core, Options
 from service.engine.device import compute_alone, open_devices
 from service.errors import InvalidImage, ServiceError
+from service.memory import keep_freed
 from service.metrics import Metrics
 from service.model_file import ModelEntry
 from service.open_model import OpenModel, Shared, open_model
@@ -93,6 +94,7 @@ async def evaluate(
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
         DeviceUnavailable: the device is not there.
     """
+    keep_freed()
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     decode_threads = settings.limits.decode_threads or os.cpu_count() or 1

@@ -1,6 +1,7 @@
 """What a peak of work leaves behind in memory."""
 
 import asyncio
+import subprocess
 import sys
 
 import numpy as np
@@ -26,6 +27,35 @@ def test_memory_that_is_free_goes_back_to_the_system() -> None:
     memory.give_back()
 
     assert resident() < before - 96 * MIB
+
+
+_OVER_A_HEAP = """
+import resource
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from service.memory import keep_freed
+
+def work():
+    held = [np.ones(1 << 20, np.uint8) for _ in range(58)]
+    for _ in range(10):
+        np.ones(12 << 20, np.uint8)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+keep_freed()
+with ThreadPoolExecutor(1) as thread:
+    thread.submit(work).result()
+    before = faults()
+    thread.submit(work).result()
+    print(faults() - before)
+"""
+
+
+def test_work_that_is_done_again_asks_the_system_for_no_memory() -> None:
+    command = [sys.executable, "-c", _OVER_A_HEAP]
+    faults = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(faults) < 100  # thousands, where threads have heaps of their own
 
 
 @pytest.mark.parametrize(("busy", "expected"), [(False, True), (True, False)])
