@@ -7,13 +7,15 @@ what Python does between them is a tenth of the time. The numbers are the same t
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+
+T = TypeVar("T")
 
 _BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -43,7 +45,7 @@ def record(work: Callable[[Tensor], Any], example: Tensor) -> fx.Graph:
     """The graph of `trace`: calls of functions, with the constants among their arguments."""
     with torch.no_grad(), _Recorder(example) as recorder:
         outputs = work(example)
-    recorder.graph.output(tree_map_only(Tensor, recorder.value_of, outputs))
+    recorder.graph.output(map_aggregate(outputs, recorder.value_of))
     recorder.graph.eliminate_dead_code()
     return recorder.graph
 
@@ -101,7 +103,7 @@ class _Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        inputs = _tensors((args, kwargs))
+        inputs = _leaves((args, kwargs), Tensor)
         if any(map(self._is_computed, inputs)):
             if _depends_on_values(func, inputs):
                 raise Untraceable(f"{func} depends on the values of a tensor")
@@ -115,12 +117,12 @@ class _Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any],
         result: Any,
     ) -> None:
-        known = all(map(self._is_computed, _tensors(result)))
+        known = all(map(self._is_computed, _leaves(result, Tensor)))
         if func._schema.is_mutable and not known:
             raise Untraceable(f"{func} writes to a constant")
         if known and not func._schema.is_mutable:
             return  # a view
-        inputs = tree_map_only(Tensor, self.value_of, (tuple(args), dict(kwargs)))
+        inputs = map_aggregate((tuple(args), dict(kwargs)), self.value_of)
         node = self.graph.call_function(func, *inputs)
         if isinstance(result, Tensor):
             self._add(result, node)
@@ -135,9 +137,9 @@ class _Recorder(TorchDispatchMode):
     def _is_computed(self, tensor: Tensor) -> bool:
         return not tensor.is_mkldnn and _address(tensor) in self._computed
 
-    def value_of(self, tensor: Tensor) -> fx.Node | Tensor:
+    def value_of(self, tensor: Any) -> Any:
         """The node of a tensor; a view gets one where it is first used, a constant has none."""
-        if not self._is_computed(tensor):
+        if not isinstance(tensor, Tensor) or not self._is_computed(tensor):
             return tensor
         nodes = self._computed[_address(tensor)].nodes
         layout = _layout(tensor)
@@ -207,7 +209,7 @@ class _Source:
     def _written(self, argument: Any) -> str:
         if isinstance(argument, fx.Node):
             return self._variables[argument]
-        if not any(isinstance(leaf, fx.Node) for leaf in tree_leaves(argument)):
+        if not _leaves(argument, fx.Node):
             return self._constant(argument)
         elements = ", ".join(map(self._written, argument))
         if isinstance(argument, list):
@@ -237,8 +239,15 @@ def _depends_on_values(func: torch._ops.OpOverload[..., Any], inputs: Sequence[T
     return bool(_BY_VALUE.intersection(func.tags))
 
 
-def _tensors(arguments: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+def _leaves(arguments: Any, kind: type[T]) -> list[T]:
+    found: list[T] = []
+
+    def look_at(leaf: Any) -> None:
+        if isinstance(leaf, kind):
+            found.append(leaf)
+
+    map_aggregate(arguments, look_at)
+    return found
 
 
 def _address(tensor: Tensor) -> int:
