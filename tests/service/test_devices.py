@@ -66,7 +66,10 @@ async def test_detectors_run_on_all_devices(server):
 async def test_openvino_classifies_on_all_devices(server, tmp_path):
     (expected,) = (await TRANSPORTS[0](server, [JPEG])).results
     with start_server(
-        DAT_ENGINE__DEVICE="cpu,cpu", DAT_ENGINE__BACKEND="openvino", DAT_ENGINE__CACHE=tmp_path
+        DAT_ENGINE__DEVICE="cpu,cpu",
+        DAT_ENGINE__BACKEND="openvino",
+        DAT_ENGINE__CACHE=tmp_path,
+        DAT_BATCHING__MAX_BATCH=2,
     ) as other:
         answers = await asyncio.gather(*(TRANSPORTS[0](other, [JPEG] * 4) for _ in range(4)))
         for answer in answers:
