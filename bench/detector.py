@@ -109,7 +109,6 @@ def open_detector(
     state = detector_state(name)
     detector = create_detector(name)
     detector.load_state_dict(state)
-    keep_freed()
     device = Device(arguments.device, arguments.threads)
     compute_alone()
     engine = DetectionEngine(
@@ -121,6 +120,7 @@ def open_detector(
     )
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.load())
+    keep_freed()
     return OpenDetector(
         state,
         detector,

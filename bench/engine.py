@@ -74,10 +74,10 @@ def recipe_checkpoint(name: str) -> Checkpoint:
 
 def open_engine(name: str, device: str, threads: int, *, dtype: str, max_batch: int) -> Run:
     """Load the engine as the service does, with `explain` as an option of its runs."""
-    keep_freed()
     engine = load_engine(
         recipe_checkpoint(name), name, Device(device, threads), dtype=dtype, max_batch=max_batch
     )
+    keep_freed()
 
     def run(pixels: Pixels, *, explain: bool = False) -> NDArray[np.float32]:
         outputs = engine.run([EngineInput(image, explain) for image in pixels])

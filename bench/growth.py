@@ -200,7 +200,6 @@ def grow_explained(setup: Setup, device: Device, arguments: argparse.Namespace) 
 
 def grow_models(setup: Setup, arguments: argparse.Namespace) -> list[Row]:
     """Memory and loading time of copies of one model on a device, and images in turn."""
-    keep_freed()
     device = setup.open_device()
     weights = recipe_checkpoint(setup.name)
     meter = METERS[setup.device]
@@ -212,6 +211,7 @@ def grow_models(setup: Setup, arguments: argparse.Namespace) -> list[Row]:
         engines.append(setup.load(device, weights))
         seconds.append(time.perf_counter() - began)
         memory.append(meter.in_use() - before)
+    keep_freed()
     image = make_batch(1)
     turns = [cycle(engines[:count]) for count in MODELS]
     calls = [partial(lambda turn: next(turn).run(image), turn) for turn in turns]
@@ -260,9 +260,9 @@ def _graph_memory(load: Callable[[], OpenEngine], batch: list[EngineInput]) -> i
 
 def return_after_peaks(setup: Setup, batch: int) -> list[Row]:
     """Memory with one engine loaded, before, at and after peaks of its work."""
-    keep_freed()
     meter = METERS[setup.device]
     engine = setup.load(setup.open_device(), recipe_checkpoint(setup.name), buckets=(1, batch))
+    keep_freed()
     small, large = make_batch(1), make_batch(batch, explained=batch)
     rows = [{"when": "loaded, given back", "bytes": meter.in_use()}]
     for number in range(1, PEAKS + 1):

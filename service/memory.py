@@ -12,21 +12,25 @@ _mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 # Parameters of mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_MOST_OF_MMAP_THRESHOLD = 32 << 20
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_MIB = 1 << 20
 
 
 def keep_freed() -> None:
-    """Keep what is freed in one heap of the process; to be called before threads begin.
+    """Keep what a thread frees for the next thing that it does.
 
-    By default threads have heaps of 64 MiB, and the last one of each goes back to the system as
-    soon as it is empty: a batch that crosses into it asks for every page anew in each pass, which
-    has cost up to a tenth of the time. One heap for all also gives all back, see `give_back`.
+    A thread has heaps of 64 MiB, and by default the last of them goes back to the system as soon
+    as it is empty: a batch that reaches into it asks for its pages anew in every pass, which has
+    cost up to a tenth of the time. A single heap for all threads costs more where they are many:
+    what one core frees, another gets, and its cache has none of it.
+
+    To be called when all is loaded: what loading takes for a while goes back at once.
     """
     if _mallopt is not None:
-        _mallopt(_M_ARENA_MAX, 1)
         _mallopt(_M_TRIM_THRESHOLD, -1)
-        _mallopt(_M_MMAP_THRESHOLD, _MOST_OF_MMAP_THRESHOLD)
+        # An empty heap stays unless the one before it has this much room.
+        _mallopt(_M_TOP_PAD, 60 * _MIB)
+        _mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the most that it can be
 
 
 async def give_back_when_quiet() -> None:

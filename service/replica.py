@@ -53,7 +53,6 @@ async def serve(settings: Settings) -> None:
     start = perf_counter()
     lineup = choose_models(settings)
     metrics = Metrics(CollectorRegistry())
-    keep_freed()
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     lifecycle = Lifecycle(lambda: all(device.healthy for device in devices))
@@ -72,6 +71,7 @@ async def serve(settings: Settings) -> None:
             for model in models:
                 await model.load()
                 model.metrics.ready.set(1)
+            keep_freed()
             for model in models:
                 model.batcher.open()
             lifecycle.started = True

@@ -94,7 +94,6 @@ async def evaluate(
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
         DeviceUnavailable: the device is not there.
     """
-    keep_freed()
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     decode_threads = settings.limits.decode_threads or os.cpu_count() or 1
@@ -106,6 +105,7 @@ async def evaluate(
         answers = _read_journal(journal, subject)
         left = [file for file in files if file not in answers]
         await model.load()
+        keep_freed()
         model.batcher.open()
         running = asyncio.create_task(model.batcher.run())
         start = perf_counter()
