@@ -45,7 +45,8 @@ def faults():
 
 keep_freed()
 with ThreadPoolExecutor(1) as thread:
-    thread.submit(work).result()
+    for _ in range(3):  # until everything has its place
+        thread.submit(work).result()
     before = faults()
     thread.submit(work).result()
     print(faults() - before)
@@ -55,7 +56,7 @@ with ThreadPoolExecutor(1) as thread:
 def test_work_that_is_done_again_asks_the_system_for_no_memory() -> None:
     command = [sys.executable, "-c", _OVER_A_HEAP]
     faults = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert int(faults) < 100  # thousands, where threads have heaps of their own
+    assert int(faults) < 1000  # thousands, where an empty heap goes back
 
 
 @pytest.mark.parametrize(("busy", "expected"), [(False, True), (True, False)])
