@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 # Whatever is larger comes from the system and returns to it: what is resident is what is in use.
 IN_USE_ALONE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+# What is free stays in the process, blocks of hundreds of megabytes included.
+ALL_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
 def resident(pid: int | None = None) -> int:

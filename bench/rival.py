@@ -4,12 +4,15 @@ In one process the idle threads of one slow the other down, and its memory alloc
 for both. While one works the other waits for its turn.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from time import perf_counter
+from types import MappingProxyType
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +46,23 @@ class Rival:
     Args:
         open_run: loads it, there.
         name: of the model.
+        environment: variables of that process alone.
 
     Attributes:
         load_s: how long loading took, seconds.
     """
 
-    def __init__(self, open_run: Callable[[], Run], name: str) -> None:
+    def __init__(
+        self,
+        open_run: Callable[[], Run],
+        name: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         spawning = get_context("spawn")
         self._pipe, there = spawning.Pipe()
         self._process = spawning.Process(target=_work, args=(there, open_run, name))
-        self._process.start()
+        with mock.patch.dict(os.environ, environment):
+            self._process.start()
         self.load_s: float = self._pipe.recv()
 
     def time(self, batch: int, seconds: float, **options: object) -> Timed:
