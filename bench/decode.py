@@ -35,6 +35,7 @@ from model.transforms import Preprocessing, to_model_pixels
 from service.containers import read_container
 from service.engine.device import compute_alone
 from service.images import decode, prepare
+from service.open_model import open_workers
 from service.settings import Limits
 
 RESULTS = Path(__file__).parent / "results"
@@ -257,7 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     compute_alone()
     cv2.setNumThreads(1)
-    with ThreadPoolExecutor(os.cpu_count(), initializer=compute_alone) as workers:
+    with open_workers(os.cpu_count() or 1) as workers:
         cases = [
             {
                 "picture": case.name,

@@ -2,18 +2,40 @@
 
 import asyncio
 import ctypes
+from threading import Event
 from time import process_time
 
 _PERIOD_S = 5.0
 _QUIET_CPU_S = 2.5  # of a period: half a core
 
-# Of glibc; other C libraries have their own ways.
-_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+_libc = ctypes.CDLL(None)
+_libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.malloc.restype = _libc.realloc.restype = ctypes.c_void_p
+# Other C libraries have their own ways.
+_glibc = _libc if hasattr(_libc, "mallopt") else None
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _MIB = 1 << 20
+
+# Above what a thread caches, so that it is from the thread's heap and not from another's.
+_FOOTHOLD = 2048
+# glibc looks at the end of a heap when as much as this is freed in one piece.
+_LARGE_FREE = 1 << 17
+
+_footholds: list[int] = []
+_keeping = Event()
+
+
+def reach_heap() -> None:
+    """Let `give_back` reach the heap of the calling thread; to be called when the thread begins.
+
+    A heap is cut off at its end only when something in it is freed, so a block of it is held for
+    this: whoever makes it larger and smaller again does so in that heap.
+    """
+    if _glibc is not None:
+        _footholds.append(_glibc.malloc(_FOOTHOLD))
 
 
 def keep_freed() -> None:
@@ -26,11 +48,12 @@ def keep_freed() -> None:
 
     To be called when all is loaded: what loading takes for a while goes back at once.
     """
-    if _mallopt is not None:
-        _mallopt(_M_TRIM_THRESHOLD, -1)
+    if _glibc is not None:
+        _keeping.set()
+        _glibc.mallopt(_M_TRIM_THRESHOLD, -1)
         # An empty heap stays unless the one before it has this much room.
-        _mallopt(_M_TOP_PAD, 60 * _MIB)
-        _mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the most that it can be
+        _glibc.mallopt(_M_TOP_PAD, 60 * _MIB)
+        _glibc.mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # the most that it can be
 
 
 async def give_back_when_quiet() -> None:
@@ -47,6 +70,20 @@ async def give_back_when_quiet() -> None:
 
 
 def give_back() -> None:
-    """Give free memory back, from all over the heap; takes milliseconds."""
-    if _malloc_trim is not None:
-        _malloc_trim(0)
+    """Give free memory back, from all over the heaps; takes milliseconds."""
+    if _glibc is None:
+        return
+    if _keeping.is_set():
+        _give_back_ends()
+    _glibc.malloc_trim(0)
+
+
+def _give_back_ends() -> None:
+    """Cut off the free end of every thread's heap, which `malloc_trim` leaves as it is."""
+    assert _glibc is not None
+    _glibc.mallopt(_M_TRIM_THRESHOLD, 0)
+    _glibc.mallopt(_M_TOP_PAD, 0)
+    for number, block in enumerate(_footholds):
+        larger = _glibc.realloc(block, _LARGE_FREE + _FOOTHOLD)
+        _footholds[number] = _glibc.realloc(larger, _FOOTHOLD)
+    keep_freed()

@@ -20,8 +20,9 @@ from service.core import Core
 from service.detector import DetectorCore
 from service.dispatch import Dispatch
 from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
-from service.engine.device import Device
+from service.engine.device import Device, compute_alone
 from service.engine.engine import Engine, EngineInput, EngineOutput
+from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics
 from service.model_file import ModelEntry, ModelFileError
 from service.served_model import ModelCard, ServedDetector, ServedModel
@@ -50,6 +51,16 @@ class OpenModel:
         """
         for engine in self.engines:
             await engine.load()
+
+
+def open_workers(threads: int) -> ThreadPoolExecutor:
+    """Threads that decode uploads and prepare answers, each for itself."""
+
+    def begin() -> None:
+        compute_alone()
+        reach_heap()
+
+    return ThreadPoolExecutor(threads, "decode", initializer=begin)
 
 
 @dataclass(frozen=True)

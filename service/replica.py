@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,7 +25,7 @@ from service.lifecycle import Lifecycle
 from service.memory import give_back_when_quiet, keep_freed
 from service.metrics import Metrics
 from service.model_file import choose_models
-from service.open_model import Shared, open_model
+from service.open_model import Shared, open_model, open_workers
 from service.settings import Server, Settings
 from service.transport import rest, rpc
 
@@ -56,8 +55,7 @@ async def serve(settings: Settings) -> None:
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     lifecycle = Lifecycle(lambda: all(device.healthy for device in devices))
-    threads = settings.limits.decode_threads or os.cpu_count()
-    with ThreadPoolExecutor(threads, "decode", initializer=compute_alone) as workers:
+    with open_workers(settings.limits.decode_threads or os.cpu_count() or 1) as workers:
         shared = Shared(settings, devices, workers, metrics)
         models = [open_model(entry, shared) for entry in lineup.models]
         catalogue = Catalogue([model.core for model in models], lineup.default)

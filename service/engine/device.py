@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from service.engine.lanes import Lanes
+from service.memory import reach_heap
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class Device:
         self.threads = threads or torch.get_num_threads()
         self.lanes = Lanes(self.threads)
         self._thread = ThreadPoolExecutor(1, "engine", initializer=self._enter)
-        self._results = ThreadPoolExecutor(1, "results")
+        self._results = ThreadPoolExecutor(1, "results", initializer=reach_heap)
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do work in the thread of the device."""
@@ -89,6 +90,7 @@ class Device:
             pool.shutdown()
 
     def _enter(self) -> None:
+        reach_heap()
         # Both are settings of the calling thread.
         torch.set_num_threads(self.threads)
         if self.torch_device.type == "cuda":

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from service.memory import reach_heap
+
 T = TypeVar("T")
 
 
@@ -47,7 +49,7 @@ class Lanes:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lane")
+        self._pool = ThreadPoolExecutor(threads, "lane", initializer=reach_heap)
 
     def share_sizes(self, images: int) -> set[int]:
         """Numbers of rows that `map` gives at a time."""

@@ -9,7 +9,6 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
@@ -26,7 +25,7 @@ from service.errors import InvalidImage, ServiceError
 from service.memory import keep_freed
 from service.metrics import Metrics
 from service.model_file import ModelEntry
-from service.open_model import OpenModel, Shared, open_model
+from service.open_model import OpenModel, Shared, open_model, open_workers
 from service.settings import Settings
 
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
@@ -97,7 +96,7 @@ async def evaluate(
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     decode_threads = settings.limits.decode_threads or os.cpu_count() or 1
-    with ThreadPoolExecutor(decode_threads, "decode", initializer=compute_alone) as workers:
+    with open_workers(decode_threads) as workers:
         metrics = Metrics(CollectorRegistry())
         model = open_model(entry, Shared(settings, devices, workers, metrics))
         files = evaluation.files(model.core)

@@ -59,6 +59,50 @@ def test_work_that_is_done_again_asks_the_system_for_no_memory() -> None:
     assert int(faults) < 1000  # thousands, where an empty heap goes back
 
 
+_IN_ALL_THREADS = """
+from concurrent.futures import wait
+from threading import Barrier
+import asyncio
+import numpy as np
+from bench.memory import resident
+from service.engine.device import Device
+from service.memory import give_back, keep_freed
+from service.open_model import open_workers
+
+def work():
+    [np.ones(28 << 20, np.uint8) for _ in range(2)]
+
+def together(_):
+    together.started.wait()
+    work()
+
+device, workers = Device("cpu", threads=2), open_workers(2)
+keep_freed()
+together.started = Barrier(2)
+for use in (
+    lambda: asyncio.run(device.run(work)),
+    lambda: wait([device._results.submit(work)]),
+    lambda: device.lanes.map(together, 2),
+    lambda: list(workers.map(together, range(2))),
+):
+    before = resident()
+    for _ in range(2):
+        use()
+        held = resident() - before
+        give_back()
+        print(held, resident() - before)
+"""
+
+
+def test_what_every_kind_of_thread_kept_goes_back_and_is_kept_again() -> None:
+    command = [sys.executable, "-c", _IN_ALL_THREADS]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(lines) == 8
+    for held, left in (map(int, line.split()) for line in lines):
+        assert held > 50 * MIB
+        assert left < 8 * MIB
+
+
 @pytest.mark.parametrize(("busy", "expected"), [(False, True), (True, False)])
 async def test_only_a_quiet_process_gives_memory_back(
     busy: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
