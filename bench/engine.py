@@ -2,7 +2,8 @@
 
 Both take the same pixels and return probabilities on the host, with the same weights, precision
 and threads, each in a process as it would be run (`bench.rival`). Rounds alternate between the
-two, so that a machine that slows down slows both; the ratio is taken per round.
+two, so that a machine that slows down slows both; the ratio is taken per round. So does the time of
+a large matrix product, the rate of which is what the hardware would do at best.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
+from typing import Self
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from bench.rival import Pixels, Rival, Run, Timed
 from bench.weights import recipe_state
 from model import DAT, load_model
 from model.checkpoint import Checkpoint
+from model.cost import flops
 from model.transforms import Normalise
 from service.engine.device import Device
 from service.engine.engine import Engine, EngineInput, EngineOutput
@@ -34,6 +37,8 @@ from service.memory import keep_freed
 from service.metrics import Metrics
 
 RESULTS = Path(__file__).parent / "results"
+
+PRODUCT_SIDE = 4096  # of both matrices
 
 
 @dataclass(frozen=True)
@@ -106,18 +111,62 @@ def open_baseline(name: str, device: str, threads: int, *, dtype: str) -> Run:
     return run
 
 
-def compare(
-    baseline: Rival, keeping: Rival, engine: Rival, batch: int, *, rounds: int, seconds: float
-) -> dict[str, object]:
-    """Time all on one batch in alternating rounds, after one round that is thrown away.
+def open_product(device: str, threads: int, *, dtype: str) -> Run:
+    """A product of two square matrices in place of a classifier."""
+    torch.set_num_threads(threads)
+    left, right = torch.rand(
+        2, PRODUCT_SIDE, PRODUCT_SIDE, dtype=getattr(torch, dtype), device=device
+    )
 
-    `keeping` is the baseline in a process that keeps the memory that it frees.
+    def run(_: Pixels) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            corner: NDArray[np.float32] = (left @ right)[:1, :1].float().cpu().numpy()
+        return corner
+
+    return run
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """The sides of the comparison.
+
+    Attributes:
+        keeping: the baseline in a process that keeps the memory that it frees.
     """
+
+    name: str
+    baseline: Rival
+    keeping: Rival
+    engine: Rival
+    product: Rival
+
+    @classmethod
+    def open(cls, name: str, device: str, threads: int, *, dtype: str, max_batch: int) -> Self:
+        """Load all, each in its process."""
+        where = (device, threads)
+        baseline = partial(open_baseline, name, *where, dtype=dtype)
+        return cls(
+            name,
+            Rival(baseline, name),
+            Rival(baseline, name, ALL_KEPT),
+            Rival(partial(open_engine, name, *where, dtype=dtype, max_batch=max_batch), name),
+            Rival(partial(open_product, *where, dtype=dtype), name),
+        )
+
+    def close(self) -> None:
+        """End the processes."""
+        for rival in (self.baseline, self.keeping, self.engine, self.product):
+            rival.close()
+
+
+def compare(rivals: Rivals, batch: int, *, rounds: int, seconds: float) -> dict[str, object]:
+    """Time all on one batch in alternating rounds, after one round that is thrown away."""
     sides: dict[str, Callable[[int, float], Timed]] = {
-        "baseline": baseline.time,
-        "keeping": keeping.time,
-        "engine": engine.time,
-        "explained": partial(engine.time, explain=True),
+        "baseline": rivals.baseline.time,
+        "keeping": rivals.keeping.time,
+        "engine": rivals.engine.time,
+        "explained": partial(rivals.engine.time, explain=True),
+        "product": rivals.product.time,
     }
     timed = [
         {side: time(batch, seconds) for side, time in sides.items()} for _ in range(rounds + 1)
@@ -125,6 +174,8 @@ def compare(
     first = timed.pop(0)
     times = [{side: mean(of.durations) for side, of in one.items()} for one in timed]
     ratios = [one["baseline"] / one["engine"] for one in times]
+    # Of multiply-adds alike.
+    work = batch * flops(CONFIGS[rivals.name]) / PRODUCT_SIDE**3
     return {
         "batch": batch,
         **{
@@ -134,6 +185,8 @@ def compare(
         "ratio": median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
         "ratio_to_keeping": median(one["keeping"] / one["engine"] for one in times),
+        "product_gflops": median(2e-9 * PRODUCT_SIDE**3 / one["product"] for one in times),
+        "share_of_product_rate": median(work * one["product"] / one["engine"] for one in times),
         "explained_over_plain_time": median(one["explained"] / one["engine"] for one in times),
         "max_abs_difference": float(
             np.abs(first["baseline"].scores - first["engine"].scores).max()
@@ -166,11 +219,13 @@ def main() -> None:
     arguments = parser.parse_args()
     dtype = arguments.dtype
     for name in arguments.models:
-        where = (name, arguments.device, arguments.threads)
-        max_batch = max(arguments.batches)
-        open_theirs = partial(open_baseline, *where, dtype=dtype)
-        baseline, keeping = Rival(open_theirs, name), Rival(open_theirs, name, ALL_KEPT)
-        engine = Rival(partial(open_engine, *where, dtype=dtype, max_batch=max_batch), name)
+        rivals = Rivals.open(
+            name,
+            arguments.device,
+            arguments.threads,
+            dtype=dtype,
+            max_batch=max(arguments.batches),
+        )
         result = {
             "model": name,
             "device": arguments.device,
@@ -178,19 +233,11 @@ def main() -> None:
             "machine": describe("bench.engine", arguments.device, arguments.threads),
             "rounds": arguments.rounds,
             "batches": [
-                compare(
-                    baseline,
-                    keeping,
-                    engine,
-                    batch,
-                    rounds=arguments.rounds,
-                    seconds=arguments.seconds,
-                )
+                compare(rivals, batch, rounds=arguments.rounds, seconds=arguments.seconds)
                 for batch in arguments.batches
             ],
         }
-        for rival in (baseline, keeping, engine):
-            rival.close()
+        rivals.close()
         path = RESULTS / f"engine-{name}-{arguments.device}-{dtype}.json"
         path.write_text(json.dumps(result, indent=2) + "\n")
         print(f"{name}, {arguments.device}, {dtype}\n\n{engine_table(result)}\n")
