@@ -27,7 +27,7 @@ from bench.memory import ALL_KEPT
 from bench.report import engine_table
 from bench.rival import Pixels, Rival, Run, Timed
 from bench.weights import recipe_state
-from model import DAT, load_model
+from model import DAT, VARIANTS, load_model
 from model.checkpoint import Checkpoint
 from model.cost import flops
 from model.transforms import Normalise
@@ -175,7 +175,7 @@ def compare(rivals: Rivals, batch: int, *, rounds: int, seconds: float) -> dict[
     times = [{side: mean(of.durations) for side, of in one.items()} for one in timed]
     ratios = [one["baseline"] / one["engine"] for one in times]
     # Of multiply-adds alike.
-    work = batch * flops(CONFIGS[rivals.name]) / PRODUCT_SIDE**3
+    work = batch * flops(VARIANTS[rivals.name]) / PRODUCT_SIDE**3
     return {
         "batch": batch,
         **{
