@@ -145,7 +145,9 @@ class Engine:
             self._staging = torch.zeros((self.max_batch, *self._image_size, 3), dtype=torch.uint8)
             self._compute = self._on_cpu()
         blank = np.zeros((*self._image_size, 3), np.uint8)
-        for bucket in reversed(self.buckets):
+        # On a CPU every part of a batch was computed once when it was traced or compiled.
+        unused = self.buckets if self._pipeline else self.buckets[-1:]
+        for bucket in reversed(unused):
             self._begin([blank] * bucket, explain=True)()
         self._metrics.load_seconds["warmup"].set(perf_counter() - start)
 
