@@ -2,8 +2,8 @@
 
 Both take the same pixels and return probabilities on the host, with the same weights, precision
 and threads, each in a process as it would be run (`bench.rival`). Rounds alternate between the
-two, so that a machine that slows down slows both; the ratio is taken per round. So does the time of
-a large matrix product, the rate of which is what the hardware would do at best.
+two, so that a machine that slows down slows both; the ratio is taken per round. A large matrix
+product is timed in the same rounds: nothing that multiplies matrices is faster.
 """
 
 import argparse

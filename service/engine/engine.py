@@ -146,7 +146,7 @@ class Engine:
             self._compute = self._on_cpu()
         blank = np.zeros((*self._image_size, 3), np.uint8)
         # On a CPU every part of a batch was computed once when it was traced or compiled.
-        unused = self.buckets if self._pipeline else self.buckets[-1:]
+        unused = self.buckets[-1:] if self._pipeline is None else self.buckets
         for bucket in reversed(unused):
             self._begin([blank] * bucket, explain=True)()
         self._metrics.load_seconds["warmup"].set(perf_counter() - start)
