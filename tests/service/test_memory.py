@@ -1,8 +1,11 @@
 """What a peak of work leaves behind in memory."""
 
 import asyncio
+import resource
 import subprocess
 import sys
+from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -11,9 +14,13 @@ from bench.load import make_jpeg
 from bench.memory import peak, reset_peak, resident
 from service import memory
 from tests.clients import over_http
+from tests.service.commands import run
 
 MIB = 1 << 20
 UPLOADS = 12
+LARGE = make_jpeg(3000, 4000, quality=90, seed=0)
+LARGE_DECODED = 3 * 3000 * 4000
+PAGES = LARGE_DECODED // resource.getpagesize()
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -127,14 +134,41 @@ async def test_only_a_quiet_process_gives_memory_back(
 
 
 async def test_a_second_storm_of_large_uploads_takes_no_more_memory_than_the_first(server) -> None:
-    picture = make_jpeg(3000, 4000, quality=90, seed=0)
-    decoded = 3 * 3000 * 4000
     pid, peaks = server.process.pid, []
     for _ in range(2):
         reset_peak(pid)
-        storm = (over_http(server, [picture], timeout=60) for _ in range(UPLOADS))
+        storm = (over_http(server, [LARGE], timeout=60) for _ in range(UPLOADS))
         answers = await asyncio.gather(*storm)
         assert {answer.error for answer in answers} == {None}
         peaks.append(peak(pid))
 
-    assert peaks[1] < peaks[0] + UPLOADS * decoded / 2
+    assert peaks[1] < peaks[0] + UPLOADS * LARGE_DECODED / 2
+
+
+async def test_a_server_decodes_again_without_asking_the_system_for_memory(server) -> None:
+    def faults() -> int:
+        stat = Path(f"/proc/{server.process.pid}/stat").read_text("ascii")
+        return int(stat.rpartition(")")[2].split()[7])
+
+    counted = []
+    for _ in range(16):
+        before = faults()
+        assert (await over_http(server, [LARGE], timeout=60)).error is None
+        counted.append(faults() - before)
+
+    assert median(counted[4:]) < PAGES / 4  # the first ones give each decode thread its own
+
+
+def test_an_evaluation_decodes_again_without_asking_the_system_for_memory(tmp_path) -> None:
+    def faults(images: int) -> int:
+        data = tmp_path / str(images) / "star"
+        data.mkdir(parents=True)
+        for index in range(images):
+            (data / f"{index}.jpg").write_bytes(LARGE)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+        ended = run("evaluate", "--data", data.parent, "--journal", tmp_path / f"{images}.jsonl")
+        assert ended.returncode == 0, ended.stderr
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt - before
+
+    few, many = 4, 12
+    assert faults(many) - faults(few) < (many - few) * PAGES / 4
