@@ -188,11 +188,28 @@ def compare(step: Step, rates: Rates) -> dict[str, Any]:
     }
 
 
+def _all_steps(
+    layouts: list[tuple[DatConfig, int]], dtype: torch.dtype
+) -> Iterator[tuple[dict[str, Any], Step]]:
+    """The steps of all stages of networks and batches, each with where it is."""
+    for config, batch in layouts:
+        for stage in range(len(config.stages)):
+            where = {
+                "model": config.name,
+                "image_size": list(config.image_size),
+                "batch": batch,
+                "stage": stage,
+            }
+            for step in steps(config, stage, batch, dtype, "cuda"):
+                yield where, step
+
+
 def main() -> None:
-    """Time all steps, and print them."""
+    """Time all steps, and print them; or have each kernel run once, for a profiler."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    parser.add_argument("--once", action="store_true", help="only run each kernel, for a profiler")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench.kernels: no CUDA device")
@@ -204,18 +221,14 @@ def main() -> None:
     ]
     rows = []
     with torch.inference_mode():
+        if arguments.once:
+            for _, step in _all_steps(layouts, dtype):
+                step.fused()
+            return
         rates = measure_rates(dtype)
-        for config, batch in layouts:
-            for stage in range(len(config.stages)):
-                for step in steps(config, stage, batch, dtype, "cuda"):
-                    where = {
-                        "model": config.name,
-                        "image_size": list(config.image_size),
-                        "batch": batch,
-                        "stage": stage,
-                    }
-                    rows.append(where | compare(step, rates))
-                    print(json.dumps(rows[-1]))
+        for where, step in _all_steps(layouts, dtype):
+            rows.append(where | compare(step, rates))
+            print(json.dumps(rows[-1]))
     result = {
         "device": "cuda",
         "dtype": arguments.dtype,
