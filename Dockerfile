@@ -1,4 +1,4 @@
-# The base needs Python 3.11 with venv and nothing else; both stages use the same one, because the
+# The base needs Python 3.11 or newer with venv and nothing else; both stages use the same one, because the
 # virtual environment links to its interpreter.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
