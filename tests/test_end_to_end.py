@@ -13,18 +13,26 @@ from tests import detection_clients
 from tests.clients import over_grpc, over_http, over_json, over_stream
 
 SERIES = 1_000_003  # of no other use in this repository
-SCENES = 60
 LARGEST_SIDE = 640
 
 
+@pytest.fixture(scope="module")
+def pictures_of_one():
+    return [upload(SERIES, index, LARGEST_SIDE) for index in range(60)]
+
+
+@pytest.fixture(scope="module")
+def pictures_of_several():
+    return [upload_of_several(SERIES, index) for index in range(24)]
+
+
 @pytest.mark.parametrize("classify", [over_http, over_json, over_grpc, over_stream])
-async def test_the_demo_model_names_the_object_and_looks_at_it(server, classify):
-    scenes = [upload(SERIES, index, LARGEST_SIDE) for index in range(SCENES)]
+async def test_the_demo_model_names_the_object_and_looks_at_it(server, classify, pictures_of_one):
     answers = await asyncio.gather(
-        *(classify(server, [file], explain="points", top_k=1) for _, file in scenes)
+        *(classify(server, [file], explain="points", top_k=1) for _, file in pictures_of_one)
     )
     right, looked = [], []
-    for (scene, _), answer in zip(scenes, answers, strict=True):
+    for (scene, _), answer in zip(pictures_of_one, answers, strict=True):
         (result,) = answer.results
         height, width = scene.pixels.shape[:2]
         assert result.size == (width, height)
@@ -41,13 +49,14 @@ async def test_the_demo_model_names_the_object_and_looks_at_it(server, classify)
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools under NumPy 2
 @pytest.mark.parametrize("detect", detection_clients.CLIENTS)
-async def test_the_demo_detector_finds_the_objects_and_their_pixels(server, detect):
-    scenes = [upload_of_several(SERIES, index) for index in range(24)]
+async def test_the_demo_detector_finds_the_objects_and_their_pixels(
+    server, detect, pictures_of_several
+):
     answers = await asyncio.gather(
-        *(detect(server, [file], score_threshold=0.6) for _, file in scenes)
+        *(detect(server, [file], score_threshold=0.6) for _, file in pictures_of_several)
     )
     hits, objects, detections, overlaps = 0, 0, 0, []
-    for (scene, _), answer in zip(scenes, answers, strict=True):
+    for (scene, _), answer in zip(pictures_of_several, answers, strict=True):
         (image,) = answer.images
         objects += len(scene.labels)
         detections += len(image.found)

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.server import ROOT
 
@@ -25,3 +27,12 @@ def run(*arguments: object, **settings: object) -> "subprocess.CompletedProcess[
     process = command(*arguments, **settings)
     out, err = process.communicate(timeout=100)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_all(
+    commands: Iterable[tuple[Iterable[object], Mapping[str, object]]],
+) -> "list[subprocess.CompletedProcess[str]]":
+    """Run `dat-serve` with several arguments and settings, as many at once as there are cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as at_once:
+        running = [at_once.submit(run, *given, **settings) for given, settings in commands]
+    return [ended.result() for ended in running]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import official_state
-from tests.service.commands import run
+from tests.service.commands import run, run_all
 
 
 class Exploit:
@@ -77,28 +77,39 @@ def of_other_bytes(folder):
     return {"CHECKPOINT": weights(folder, lambda state: None), "SHA256": "ab" * 32}
 
 
-@pytest.mark.parametrize(
-    ("make", "messages"),
-    [
-        (cut, ["weights.pth: not a readable checkpoint"]),
-        (with_nan, ["weights.pth", "stages.1.attns.0.proj_q.bias", "not finite numbers"]),
-        (with_prefix, ["weights.pth", "'model.'", "expected no prefix"]),
-        (without_a_key, ["weights.pth", "dat_nano", "missing cls_norm.norm.bias (128,)"]),
-        (of_another_variant, ["weights.pth", "dat_tiny_224", "patch_proj.0.weight", "expected"]),
-        (hostile, ["weights.pth", "system", "nothing of it executed"]),
-        (without_labels, ["weights.pth", "12 classes", "DAT_MODEL__LABELS"]),
-        (with_other_labels, ["labels.json", "names 2 classes", "expected the 12"]),
-        (of_other_bytes, ["weights.pth", "SHA-256", "expected abab"]),
-    ],
-)
-def test_the_command_names_file_key_and_expectation(tmp_path, make, messages):
-    chosen = {f"DAT_MODEL__{name}": value for name, value in make(tmp_path).items()}
-    ended = run("serve", DAT_SERVER__HTTP_PORT=0, **chosen)
+MESSAGES = {
+    cut: ["weights.pth: not a readable checkpoint"],
+    with_nan: ["weights.pth", "stages.1.attns.0.proj_q.bias", "not finite numbers"],
+    with_prefix: ["weights.pth", "'model.'", "expected no prefix"],
+    without_a_key: ["weights.pth", "dat_nano", "missing cls_norm.norm.bias (128,)"],
+    of_another_variant: ["weights.pth", "dat_tiny_224", "patch_proj.0.weight", "expected"],
+    hostile: ["weights.pth", "system", "nothing of it executed"],
+    without_labels: ["weights.pth", "12 classes", "DAT_MODEL__LABELS"],
+    with_other_labels: ["labels.json", "names 2 classes", "expected the 12"],
+    of_other_bytes: ["weights.pth", "SHA-256", "expected abab"],
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """The folder of each bad file, and how a server that was given it ended."""
+    folders = [tmp_path_factory.mktemp(make.__name__) for make in MESSAGES]
+    chosen = [
+        {f"DAT_MODEL__{name}": value for name, value in make(folder).items()}
+        for make, folder in zip(MESSAGES, folders, strict=True)
+    ]
+    ended = run_all((("serve",), {"DAT_SERVER__HTTP_PORT": 0} | settings) for settings in chosen)
+    return dict(zip(MESSAGES, zip(folders, ended, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("make", MESSAGES)
+def test_the_command_names_file_key_and_expectation(refusals, make):
+    folder, ended = refusals[make]
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    for message in messages:
+    for message in MESSAGES[make]:
         assert message in ended.stderr
-    assert not (tmp_path / "executed").exists()
+    assert not (folder / "executed").exists()
 
 
 def test_a_model_file_is_refused_as_a_whole(tmp_path):

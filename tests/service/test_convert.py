@@ -16,7 +16,7 @@ from tests.clients import JPEG, over_http
 from tests.conftest import official_state
 from tests.model.detection.conftest import detector_state
 from tests.server import start_server
-from tests.service.commands import run
+from tests.service.commands import run, run_all
 
 DETECTOR = DETECTORS["mask_rcnn_dat_nano"]
 OBJECTS = tuple(f"object {n}" for n in range(DETECTOR.num_classes))
@@ -101,24 +101,25 @@ def test_a_resized_dat_keeps_its_window_and_interpolated_tables(tmp_path, tiny_c
         torch.testing.assert_close(own.state_dict()[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("out", "options", "message"),
-    [
-        ("o.pth", (), "o.pth: the file to write must end in .safetensors"),
-        ("missing/o.safetensors", (), "o.safetensors: cannot be written"),
-        ("o.safetensors", ("--variant", "dat_tiny_224"), "not a checkpoint of dat_tiny_224"),
-        ("o.safetensors", ("--variant", "resnet"), "no variant 'resnet'"),
-        ("o.safetensors", ("--image-size", "7"), "at least 33 pixels"),
-        ("o.safetensors", ("--labels", __file__), "test_convert.py: line"),
-    ],
-)
-def test_what_cannot_be_converted_is_refused_and_nothing_written(tmp_path, out, options, message):
+def test_what_cannot_be_converted_is_refused_and_nothing_written(tmp_path):
     weights = tmp_path / "w.pth"
     torch.save(official_state("dat_nano"), weights)
-    ended = run("convert", "--checkpoint", weights, "--out", tmp_path / out, *options)
-    assert ended.returncode == 1
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr
+    messages = {
+        ("o.pth",): "o.pth: the file to write must end in .safetensors",
+        ("missing/o.safetensors",): "o.safetensors: cannot be written",
+        ("o.safetensors", "--variant", "dat_tiny_224"): "not a checkpoint of dat_tiny_224",
+        ("o.safetensors", "--variant", "resnet"): "no variant 'resnet'",
+        ("o.safetensors", "--image-size", "7"): "at least 33 pixels",
+        ("o.safetensors", "--labels", __file__): "test_convert.py: line",
+    }
+    refusals = run_all(
+        (("convert", "--checkpoint", weights, "--out", tmp_path / out, *options), {})
+        for out, *options in messages
+    )
+    for ended, message in zip(refusals, messages.values(), strict=True):
+        assert ended.returncode == 1
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == [weights]
 
 

@@ -23,7 +23,7 @@ from service.model_file import choose_models
 from service.served_model import Label
 from service.settings import Settings
 from tests.clients import JPEG, encoded
-from tests.service.commands import command, run
+from tests.service.commands import command, run, run_all
 
 SCENES = 150
 
@@ -297,10 +297,14 @@ def test_a_detector_is_measured_in_a_letterbox(tmp_path, detector):
     assert (figures["resize_mode"], figures["letterbox_size"]) == ("letterbox", 96)
     asked = CocoPrecision(tmp_path, annotations, "letterbox").options(timeout_s=1)
     assert asked.resize_mode == "letterbox"
-    other = run("evaluate", *arguments, **settings)
+    other, classifier = run_all(
+        (
+            (("evaluate", *arguments), settings),
+            (("evaluate", "--data", tmp_path, "--resize-mode", "letterbox"), {}),
+        )
+    )
     assert other.returncode == 1
     assert "journal of another evaluation" in other.stderr
-    classifier = run("evaluate", "--data", tmp_path, "--resize-mode", "letterbox")
     assert classifier.returncode == 1
     assert "--resize-mode is for detectors" in classifier.stderr
 
@@ -309,12 +313,16 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, detector):
     annotations = annotated(tmp_path, [], names=["star"])
     broken = tmp_path / "broken.json"
     broken.write_text("[")
-    for path, checkpoint, message in (
+    asked = (
         (annotations, {"DAT_MODEL__CHECKPOINT": detector}, "has no category 'arrow'"),
         (annotations, {}, "dat_nano is no detector"),
         (broken, {"DAT_MODEL__CHECKPOINT": detector}, "broken.json: not COCO annotations"),
-    ):
-        ended = run("evaluate", "--data", tmp_path, "--coco", path, **checkpoint)
+    )
+    refusals = run_all(
+        (("evaluate", "--data", tmp_path, "--coco", path), checkpoint)
+        for path, checkpoint, _ in asked
+    )
+    for ended, (_, _, message) in zip(refusals, asked, strict=True):
         assert ended.returncode == 1
         assert message in ended.stderr
         assert "Traceback" not in ended.stderr

@@ -1,13 +1,10 @@
-import subprocess
-import sys
-
 import pytest
 from pydantic import ValidationError
 
 from service.model_file import choose_models
 from service.served_model import load
 from service.settings import Settings, variables
-from tests.server import ROOT
+from tests.service.commands import run_all
 
 
 @pytest.fixture(autouse=True)
@@ -58,29 +55,20 @@ def test_a_value_that_cannot_work_is_refused(monkeypatch, name, value):
         Settings()
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"DAT_SERVER__HTTP_PROT": "1"}, "DAT_SERVER__HTTP_PROT"),
-        ({"DAT_SERVER__HTTP_PORT": "x"}, "DAT_SERVER__HTTP_PORT"),
-        ({"DAT_MODEL__NAME": "resnet"}, "resnet"),
-        ({"DAT_MODEL__NAME": "dat_tiny_224"}, "DAT_MODEL__CHECKPOINT"),
-        ({"DAT_MODEL__CHECKPOINT": "/nowhere.pth"}, "/nowhere.pth"),
-        ({"DAT_ENGINE__DEVICE": "cuda:9"}, "cuda:9"),
-    ],
-)
-def test_the_command_refuses_to_start_and_says_why(environment, message):
-    ended = subprocess.run(
-        [sys.executable, "-m", "service"],
-        cwd=ROOT,
-        env={"PATH": "", "DAT_SERVER__HTTP_PORT": "0", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert ended.returncode == 1
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_the_command_refuses_to_start_and_says_why():
+    messages = {
+        ("DAT_SERVER__HTTP_PROT", "1"): "DAT_SERVER__HTTP_PROT",
+        ("DAT_SERVER__HTTP_PORT", "x"): "DAT_SERVER__HTTP_PORT",
+        ("DAT_MODEL__NAME", "resnet"): "resnet",
+        ("DAT_MODEL__NAME", "dat_tiny_224"): "DAT_MODEL__CHECKPOINT",
+        ("DAT_MODEL__CHECKPOINT", "/nowhere.pth"): "/nowhere.pth",
+        ("DAT_ENGINE__DEVICE", "cuda:9"): "cuda:9",
+    }
+    refusals = run_all(((), {"DAT_SERVER__HTTP_PORT": "0"} | dict([bad])) for bad in messages)
+    for ended, message in zip(refusals, messages.values(), strict=True):
+        assert ended.returncode == 1
+        assert message in ended.stderr
+        assert "Traceback" not in ended.stderr
 
 
 def test_every_setting_is_described():
