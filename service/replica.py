@@ -4,7 +4,6 @@ The only module that sees all others.
 """
 
 import asyncio
-import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -55,7 +54,7 @@ async def serve(settings: Settings) -> None:
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     lifecycle = Lifecycle(lambda: all(device.healthy for device in devices))
-    with open_workers(settings.limits.decode_threads or os.cpu_count() or 1) as workers:
+    with open_workers(settings.limits.decoders) as workers:
         shared = Shared(settings, devices, workers, metrics)
         models = [open_model(entry, shared) for entry in lineup.models]
         catalogue = Catalogue([model.core for model in models], lineup.default)

@@ -190,6 +190,11 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         30.0, gt=0, description="Deadline of a request that names none, seconds."
     )
 
+    @property
+    def decoders(self) -> int:
+        """How many threads decode."""
+        return self.decode_threads or os.cpu_count() or 1
+
 
 class Server(BaseModel, frozen=True, extra="forbid"):
     """Addresses and the end of life."""

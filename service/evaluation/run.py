@@ -6,7 +6,6 @@ answer is at once one line of a journal (JSON lines).
 
 import asyncio
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -95,8 +94,8 @@ async def evaluate(
     """
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
-    decode_threads = settings.limits.decode_threads or os.cpu_count() or 1
-    with open_workers(decode_threads) as workers:
+    decoders = settings.limits.decoders
+    with open_workers(decoders) as workers:
         metrics = Metrics(CollectorRegistry())
         model = open_model(entry, Shared(settings, devices, workers, metrics))
         files = evaluation.files(model.core)
@@ -111,7 +110,7 @@ async def evaluate(
         try:
             # Enough at once to keep the decoders busy while every device has its batches.
             places = sum(device.depth for device in devices)
-            at_once = (1 + places) * model.core.card.max_batch + 2 * decode_threads
+            at_once = (1 + places) * model.core.card.max_batch + 2 * decoders
             queue_limit = entry.batching(settings.batching).queue_limit
             records = _ask(evaluation, model.core, left, min(at_once, queue_limit))
             with (

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from pydantic import ValidationError
 
@@ -53,6 +55,12 @@ def test_a_value_that_cannot_work_is_refused(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_each_core_has_a_thread_that_decodes_unless_a_number_is_set(monkeypatch):
+    assert Settings().limits.decoders == os.cpu_count()
+    monkeypatch.setenv("DAT_LIMITS__DECODE_THREADS", "7")
+    assert Settings().limits.decoders == 7
 
 
 def test_the_command_refuses_to_start_and_says_why():
