@@ -111,7 +111,7 @@ class Engine:
         self._pipeline: Pipeline | None = None
 
     async def load(self) -> None:
-        """Move the model to the device and run every bucket once.
+        """Move the model to the device and run every bucket once, on a CPU the largest.
 
         Raises:
             RuntimeError: the device cannot be used, or a graph cannot be captured.

@@ -1,5 +1,6 @@
 import asyncio
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
+from torch import Tensor
 
 from demo.evaluate import bundled_model
 from demo.train import CONFIG
@@ -15,7 +17,7 @@ from demo.views import upload, view
 from model import create_model
 from service.engine.device import Device, DeviceUnavailable
 from service.engine.engine import Engine, EngineInput, EngineOutput
-from service.engine.graphs import default_buckets, pick_bucket
+from service.engine.graphs import CapturedGraph, default_buckets, pick_bucket
 from service.metrics import Metrics, ModelMetrics
 from tests.conftest import official_state
 from tests.service.recorded import recorded
@@ -105,6 +107,22 @@ def test_graphs_are_padded_and_their_buffers_reused():
                 np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert metrics.replays["graph"]._value.get() == 6
     assert metrics.graphs._value.get() == metrics.captures["ok"]._value.get() == 3
+
+
+@pytest.mark.parametrize("broken", [1, 4, 8])
+def test_every_graph_has_run_before_the_engine_is_ready(broken):
+    def fragile(work: Any, static: tuple[Tensor, ...]) -> CapturedGraph[Any]:
+        graph = recorded(work, static)
+
+        def replay() -> None:
+            if len(static[0]) == broken:
+                raise RuntimeError("cannot run")
+            graph.replay()
+
+        return CapturedGraph(graph.inputs, graph.outputs, replay)
+
+    with pytest.raises(RuntimeError, match="cannot run"):
+        opened(buckets=(1, 4, 8), capture=fragile)
 
 
 @pytest.mark.parametrize("capture", [None, recorded])
