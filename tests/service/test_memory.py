@@ -18,11 +18,15 @@ from tests.service.commands import run
 
 MIB = 1 << 20
 UPLOADS = 12
-LARGE = make_jpeg(3000, 4000, quality=90, seed=0)
 LARGE_DECODED = 3 * 3000 * 4000
 PAGES = LARGE_DECODED // resource.getpagesize()
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    return make_jpeg(3000, 4000, quality=90, seed=0)
 
 
 def test_memory_that_is_free_goes_back_to_the_system() -> None:
@@ -133,11 +137,13 @@ async def test_only_a_quiet_process_gives_memory_back(
     assert given_back.is_set() == expected
 
 
-async def test_a_second_storm_of_large_uploads_takes_no_more_memory_than_the_first(server) -> None:
+async def test_a_second_storm_of_large_uploads_takes_no_more_memory_than_the_first(
+    server, large
+) -> None:
     pid, peaks = server.process.pid, []
     for _ in range(2):
         reset_peak(pid)
-        storm = (over_http(server, [LARGE], timeout=60) for _ in range(UPLOADS))
+        storm = (over_http(server, [large], timeout=60) for _ in range(UPLOADS))
         answers = await asyncio.gather(*storm)
         assert {answer.error for answer in answers} == {None}
         peaks.append(peak(pid))
@@ -145,7 +151,7 @@ async def test_a_second_storm_of_large_uploads_takes_no_more_memory_than_the_fir
     assert peaks[1] < peaks[0] + UPLOADS * LARGE_DECODED / 2
 
 
-async def test_a_server_decodes_again_without_asking_the_system_for_memory(server) -> None:
+async def test_a_server_decodes_again_without_asking_the_system_for_memory(server, large) -> None:
     def faults() -> int:
         stat = Path(f"/proc/{server.process.pid}/stat").read_text("ascii")
         return int(stat.rpartition(")")[2].split()[7])
@@ -153,18 +159,18 @@ async def test_a_server_decodes_again_without_asking_the_system_for_memory(serve
     counted = []
     for _ in range(16):
         before = faults()
-        assert (await over_http(server, [LARGE], timeout=60)).error is None
+        assert (await over_http(server, [large], timeout=60)).error is None
         counted.append(faults() - before)
 
     assert median(counted[4:]) < PAGES / 4  # the first ones give each decode thread its own
 
 
-def test_an_evaluation_decodes_again_without_asking_the_system_for_memory(tmp_path) -> None:
+def test_an_evaluation_decodes_again_without_asking_the_system_for_memory(tmp_path, large) -> None:
     def faults(images: int) -> int:
         data = tmp_path / str(images) / "star"
         data.mkdir(parents=True)
         for index in range(images):
-            (data / f"{index}.jpg").write_bytes(LARGE)
+            (data / f"{index}.jpg").write_bytes(large)
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
         ended = run("evaluate", "--data", data.parent, "--journal", tmp_path / f"{images}.jsonl")
         assert ended.returncode == 0, ended.stderr
