@@ -40,10 +40,13 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        check=False,  # an unpacked archive has no history
-        capture_output=True,
-        text=True,
-    )
-    return commit.stdout.strip() or "unknown"
+    commit = _git("describe", "--always", "--abbrev=12", "--exclude=*").stdout.strip()
+    if not commit:
+        return "unknown"  # an unpacked archive has no history
+    # What the benchmark before this one wrote changes nothing that is measured.
+    changed = _git("diff", "--quiet", "HEAD", "--", ".", ":!bench/results").returncode
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["git", *arguments], check=False, capture_output=True, text=True)
