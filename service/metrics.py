@@ -100,6 +100,11 @@ class Metrics:
             registry=registry,
         )
         self.body_bytes = {p: body.labels(p) for p in get_args(Protocol)}
+        self.bytes_in_flight = Gauge(
+            "dat_request_bytes_in_flight",
+            "Bytes of requests that are received and not yet decoded.",
+            registry=registry,
+        )
         decode_errors = Counter(
             "dat_image_decode_errors",
             "Images that could not be decoded.",

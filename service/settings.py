@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.machine import cores, memory_bytes
+
 PREFIX = "DAT_"
 
 
@@ -171,6 +173,13 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         gt=0,
         description="Largest request body or gRPC message, bytes; beyond it 413.",
     )
+    max_bytes_in_flight: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of requests that are received and not yet decoded, over HTTP and "
+        "gRPC together; beyond it 429 before a body is read. 0: a quarter of the memory that the "
+        "process may have.",
+    )
     max_pixels: int = Field(
         50_000_000,
         gt=0,
@@ -193,7 +202,12 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     @property
     def decoders(self) -> int:
         """How many threads decode."""
-        return self.decode_threads or os.cpu_count() or 1
+        return self.decode_threads or cores()
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Most bytes of requests that are received and not yet decoded."""
+        return self.max_bytes_in_flight or max(self.max_body_bytes, memory_bytes() // 4)
 
 
 class Server(BaseModel, frozen=True, extra="forbid"):
@@ -263,6 +277,11 @@ class Settings(BaseSettings):
             )
         if self.limits.max_image_bytes > self.limits.max_body_bytes:
             raise ValueError("limits.max_image_bytes must not exceed limits.max_body_bytes")
+        if self.limits.bytes_in_flight < self.limits.max_body_bytes:
+            raise ValueError(
+                "limits.max_body_bytes must not exceed limits.max_bytes_in_flight, or the largest "
+                "request could never be admitted"
+            )
         return self
 
 

@@ -1,0 +1,85 @@
+"""How many bytes of requests may be in memory at a time, over all transports."""
+
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import Gauge
+
+from service.errors import Overloaded
+
+RETRY_AFTER_S = 1.0  # an upload is gone as soon as its images are decoded
+
+
+class ByteBudget:
+    """Bounds the bytes that are received and not yet decoded.
+
+    Args:
+        limit: bytes.
+        held: shows how many are held.
+    """
+
+    def __init__(self, limit: int, held: Gauge) -> None:
+        self.limit = limit
+        self._held = 0
+        self._gauge = held
+
+    def hold(self, size: int = 0) -> "HeldBytes":
+        """Hold bytes for one request, until the end of the context that this is.
+
+        Args:
+            size: of the request as far as it is known, bytes.
+
+        Raises:
+            Overloaded: so many more would be too many.
+        """
+        held = HeldBytes(self)
+        held.grow(size)
+        return held
+
+    def change(self, size: int) -> None:
+        """Count bytes that came, or with a negative size went.
+
+        Raises:
+            Overloaded: so many more would be too many.
+        """
+        if size > 0 and self._held + size > self.limit:
+            raise Overloaded(
+                f"requests of {self._held} bytes are being received; the limit is {self.limit}",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._held += size
+        self._gauge.set(self._held)
+
+
+class HeldBytes:
+    """What one request holds of the budget; given back at the end of the context."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self.size = 0
+
+    def grow(self, size: int) -> None:
+        """Hold more bytes.
+
+        Raises:
+            Overloaded: so many more would be too many; what was held stays held.
+        """
+        self._budget.change(size)
+        self.size += size
+
+    def give_back(self, size: int) -> None:
+        """Hold fewer bytes."""
+        assert size <= self.size, "bytes were given back twice: this is a bug"
+        self.size -= size
+        self._budget.change(-size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.give_back(self.size)
