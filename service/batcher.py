@@ -7,8 +7,11 @@ the runner of a device and the results back.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
+from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 import structlog
@@ -21,6 +24,7 @@ from service.errors import (
     NotReady,
     Overloaded,
 )
+from service.forecast import Forecast
 from service.metrics import ModelMetrics
 
 Item = TypeVar("Item")
@@ -30,7 +34,10 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 log = structlog.get_logger(__name__)
 
-_SMOOTHING = 0.2  # share of the newest batch in the running seconds per item
+# Batches' worth of images that are decoded ahead of the devices, beside those that these compute:
+# a batch that waits, and one that is being decoded. What waits beyond that holds no pixels, and
+# costs nothing if its caller leaves.
+_BATCHES_AHEAD = 2
 
 
 class Runner(Protocol[Item_contra, Result_co]):
@@ -67,17 +74,33 @@ class Admission:
 
     A place is held from admission, through decoding and the queue, until the item goes to the
     device or is given up; the end of the context gives back what is left.
+
+    Attributes:
+        since: when it was given, loop time, seconds.
     """
 
-    def __init__(self, places: int, release: Callable[[int], None]) -> None:
+    def __init__(
+        self, places: int, release: Callable[[int], None], forecast: Forecast, since: float
+    ) -> None:
+        self.since = since
         self._places = places
         self._release = release
+        self._forecast = forecast
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.give_back(self._places)
+        if kind is asyncio.CancelledError:
+            self._forecast.caller_left(asyncio.get_running_loop().time() - self.since)
+        else:
+            self._forecast.caller_answered()
 
     def give_back(self, places: int = 1) -> None:
         """Give back places that are no longer needed."""
@@ -103,6 +126,8 @@ class Batcher(Generic[Item, Result]):
     group waits for ever.
     Every item gets exactly one answer: a result or an error. An item whose
     caller left or whose deadline passed leaves the queue at once and never reaches the device.
+    What by the forecast cannot be answered in its time is not admitted, and a batch is no larger
+    than lets its items be answered in theirs.
 
     Args:
         runners: one for each device, in the order of the dispatch; take at most `max_batch` items.
@@ -132,7 +157,9 @@ class Batcher(Generic[Item, Result]):
         self._queue: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
         self._held = 0  # places admitted and not given back
         self._running = 0
-        self._seconds_per_item = 0.0
+        self.forecast = Forecast()
+        ahead = sum(dispatch.depths) + _BATCHES_AHEAD
+        self._ahead = asyncio.Semaphore(ahead * max_batch)
         self._served_at = 0.0  # end of the newest batch, perf_counter
         self._wakeup = asyncio.Event()
         self._open = False
@@ -141,7 +168,7 @@ class Batcher(Generic[Item, Result]):
     @property
     def wait_estimate_s(self) -> float:
         """Time in which everything admitted so far will have reached the device, seconds."""
-        return (self._held + self._running) * self._seconds_per_item
+        return (self._held + self._running) * self.forecast.seconds_per_item
 
     def open(self) -> None:
         """Begin to admit."""
@@ -152,13 +179,18 @@ class Batcher(Generic[Item, Result]):
         self._draining = True
         self._wakeup.set()
 
-    def admit(self, places: int) -> Admission:
-        """Take places in the queue for a request, all or none.
+    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+        """Refuse what `admit` would refuse now, without taking a place.
+
+        Args:
+            places: that are wanted.
+            timeout_s: after which the answers are of no use, seconds; `None` where the caller
+                did not say.
 
         Raises:
             NotReady: the replica does not admit yet.
             Draining: the replica no longer admits.
-            Overloaded: fewer places are free.
+            Overloaded: fewer places are free, or the answers would come too late.
         """
         if self._draining:
             self._metrics.rejected["draining"].inc()
@@ -172,8 +204,35 @@ class Batcher(Generic[Item, Result]):
                 f"the queue holds {self._held} of {self._queue_limit} images",
                 retry_after_s=self.wait_estimate_s,
             )
+        ahead = self._held + self._running
+        patience_s = self.forecast.patience_s if timeout_s is None else timeout_s
+        # With nothing ahead the forecast is put to the test.
+        if ahead and (answer_s := self.forecast.answer_s(ahead + places)) > patience_s:
+            self._metrics.rejected["too_late"].inc()
+            raise Overloaded(
+                f"the answer would take about {answer_s:.2g} s, and is wanted in {patience_s:.2g} s",
+                retry_after_s=answer_s - patience_s,
+            )
+
+    def admit(self, places: int, timeout_s: float | None = None) -> Admission:
+        """Take places in the queue for a request, all or none; the arguments are `check_room`'s.
+
+        Raises:
+            NotReady: the replica does not admit yet.
+            Draining: the replica no longer admits.
+            Overloaded: fewer places are free, or the answers would come too late.
+        """
+        self.check_room(places, timeout_s)
         self._change_held(places)
-        return Admission(places, self._release)
+        since = asyncio.get_running_loop().time()
+        return Admission(places, self._release, self.forecast, since)
+
+    def ahead(self) -> AbstractAsyncContextManager[None]:
+        """Wait until few enough images are decoded and not yet answered, in order of arrival.
+
+        The image is decoded and submitted in this context.
+        """
+        return self._ahead
 
     async def submit(self, item: Item, admission: Admission, deadline: float) -> Served[Result]:
         """Queue one item, on a place of `admission`, and wait for its answer.
@@ -223,6 +282,7 @@ class Batcher(Generic[Item, Result]):
     def _take(self) -> list[_Entry[Item, Result]]:
         loop_time, now = asyncio.get_running_loop().time(), perf_counter()
         batch: list[_Entry[Item, Result]] = []
+        earliest = inf
         for entry in list(self._queue):
             if len(batch) == self._max_batch:
                 break
@@ -230,12 +290,20 @@ class Batcher(Generic[Item, Result]):
             alive = entry.deadline > loop_time and not entry.future.done()
             if alive and batch and self._group(entry.item) != self._group(batch[0].item):
                 continue
+            wanted = min(earliest, self._wanted_by(entry))
+            if alive and batch and loop_time + self.forecast.compute_s(len(batch) + 1) > wanted:
+                break
             del self._queue[entry]
             entry.admission.give_back()
             if alive:
                 self._metrics.stage["queue"].observe(now - entry.enqueued_at)
                 batch.append(entry)
+                earliest = wanted
         return batch
+
+    def _wanted_by(self, entry: _Entry[Item, Result]) -> float:
+        """When the caller of an item, by what is known of it, will have left; loop time."""
+        return min(entry.deadline, entry.admission.since + self.forecast.patience_s)
 
     def _full(self) -> bool:
         if len(self._queue) < self._max_batch:
@@ -289,11 +357,8 @@ class Batcher(Generic[Item, Result]):
         # Under load the time between the ends of two batches, on whichever devices they were,
         # and with the time in which other models had those.
         now = perf_counter()
-        newest = (now - max(asked, self._served_at)) / size
+        self.forecast.batch_ended(size, compute_s, now - max(asked, self._served_at))
         self._served_at = now
-        if not self._seconds_per_item:
-            self._seconds_per_item = newest
-        self._seconds_per_item += _SMOOTHING * (newest - self._seconds_per_item)
         self._metrics.wait_estimate.set(self.wait_estimate_s)
 
     def _change_held(self, places: int) -> None:

@@ -85,6 +85,11 @@ class Dispatch:
         self._line: deque[_Waiter] = deque()
         self._given = 0
 
+    @property
+    def depths(self) -> list[int]:
+        """How many batches each device takes at a time."""
+        return [device.depth for device in self._devices]
+
     async def place(self, full: Callable[[], bool]) -> Place:
         """Wait for a place in the line.
 

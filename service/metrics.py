@@ -24,7 +24,7 @@ Task = Literal["classify", "detect"]
 Protocol = Literal["http", "grpc", "stream"]
 Stage = Literal["decode", "queue", "compute", "postprocess"]
 Explanation = Literal["points", "objects"]
-Rejection = Literal["queue_full", "draining", "not_ready"]
+Rejection = Literal["queue_full", "too_late", "draining", "not_ready"]
 Trigger = Literal["full", "idle"]
 LoadPhase = Literal["read", "build", "warmup"]
 

@@ -1,0 +1,144 @@
+"""Which image is decoded next: small ones first, none for ever last, and bounded in pixels.
+
+Decoding costs what an image has of pixels, not of bytes: 84 kB can hold 1.6 gigapixels. Each image
+is due the later the more pixels it and the images before it in its request have, and the one that
+is due first is next. So a small image waits for at most the image that each thread has in hand, a
+request with many images takes turns with the others, and a large image has its turn in the end.
+"""
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from prometheus_client import Gauge
+
+from service.errors import Overloaded
+
+T = TypeVar("T")
+
+RETRY_AFTER_S = 1.0
+# Slower than any decoder: an image of 50 megapixels takes a second and is due after ten.
+_DUE_PIXELS_PER_S = 5e6
+
+
+@dataclass(order=True)
+class _Job:
+    """An image that waits for a thread.
+
+    Attributes:
+        due: loop time, seconds.
+        number: of those that are due at one time, the one that came earlier is first.
+    """
+
+    due: float
+    number: int
+    work: Callable[[], Any] = field(compare=False)
+    result: asyncio.Future[Any] = field(compare=False)
+
+
+class Decoders:
+    """Threads that decode, and the line before them.
+
+    Args:
+        pool: of the threads.
+        threads: how many there are.
+        max_pixels: most pixels of the images that wait or are being decoded.
+        in_flight: shows those pixels.
+    """
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, threads: int, max_pixels: int, in_flight: Gauge
+    ) -> None:
+        self.pool = pool
+        self._free = threads
+        self._max_pixels = max_pixels
+        self._gauge = in_flight
+        self._pixels = 0
+        self._numbers = itertools.count()
+        self._line: list[_Job] = []
+
+    def request(self, pixels: int) -> "DecodingRequest":
+        """The images of one request, as the context in which they are decoded.
+
+        Args:
+            pixels: of all its images.
+
+        Raises:
+            Overloaded: so many more pixels would be too many.
+        """
+        # What is within the limits of a request is taken when nothing else waits.
+        if self._pixels and self._pixels + pixels > self._max_pixels:
+            raise Overloaded(
+                f"images of {self._pixels} pixels wait to be decoded; "
+                f"the limit is {self._max_pixels}",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return DecodingRequest(self, pixels)
+
+    def change(self, pixels: int) -> None:
+        """Count pixels that came, or with a negative number went."""
+        self._pixels += pixels
+        self._gauge.set(self._pixels)
+
+    async def run(self, due: float, work: Callable[[], T]) -> T:
+        """Do work in a thread when nothing that is due earlier waits; loop time, seconds."""
+        job = _Job(due, next(self._numbers), work, asyncio.get_running_loop().create_future())
+        heapq.heappush(self._line, job)
+        self._give_turns()
+        return cast("T", await job.result)
+
+    def _give_turns(self) -> None:
+        while self._free and self._line:
+            job = heapq.heappop(self._line)
+            if job.result.done():  # its caller left
+                continue
+            self._free -= 1
+            working = asyncio.get_running_loop().run_in_executor(self.pool, job.work)
+            working.add_done_callback(lambda done, job=job: self._end(job, done))
+
+    def _end(self, job: _Job, done: "asyncio.Future[Any]") -> None:
+        self._free += 1
+        self._give_turns()
+        error = done.exception()
+        if job.result.done():
+            return
+        if error is None:
+            job.result.set_result(done.result())
+        else:
+            job.result.set_exception(error)
+
+
+class DecodingRequest:
+    """The images of one request on their way through the decoders.
+
+    Args:
+        decoders: that they take turns at.
+        pixels: of all its images.
+    """
+
+    def __init__(self, decoders: Decoders, pixels: int) -> None:
+        self._decoders = decoders
+        self._pixels = pixels
+        self._due = asyncio.get_running_loop().time()
+
+    async def run(self, pixels: int, work: Callable[[], T]) -> T:
+        """Decode the next image of the request, in its turn among those of all requests."""
+        self._due += pixels / _DUE_PIXELS_PER_S
+        return await self._decoders.run(self._due, work)
+
+    def __enter__(self) -> Self:
+        self._decoders.change(self._pixels)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._decoders.change(-self._pixels)

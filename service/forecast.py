@@ -1,0 +1,99 @@
+"""How long an image that came now would take, and how long its caller will wait for it.
+
+Learned from the batches and the callers before. Knows nothing of queues, devices or transports.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+
+_SMOOTHING = 0.2  # share of the newest measurement
+# A forecast that is too short costs the work of a caller that leaves; one that is too long turns
+# away a caller that would have got its answer.
+_MARGIN = 1.2
+
+_CALLERS = 64  # whose end is remembered
+_IMPATIENT = 0.1  # share of callers that left, from which on they say something of the next ones
+_EARLY = 0.2  # quantile of the times after which they left
+_RELAXED_PER_S = 1.02  # by which the patience grows while nobody leaves
+_FORGOTTEN_S = 60.0
+
+
+class Forecast:
+    """What the batches and the callers of one model have shown.
+
+    Args:
+        clock: seconds; any start.
+
+    Attributes:
+        seconds_per_item: between two items that leave a busy queue.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self.seconds_per_item = 0.0
+        self._compute_s: dict[int, float] = {}
+        self._decode_s = 0.0
+        self._ends: deque[float | None] = deque(maxlen=_CALLERS)  # ages of those that left
+        self._patience_s = inf
+        self._evidence_at = -inf
+
+    def batch_ended(self, size: int, compute_s: float, spacing_s: float) -> None:
+        """Learn from a batch.
+
+        Args:
+            size: its items.
+            compute_s: how long it had the device, seconds.
+            spacing_s: since the end of the batch before it, while there was work.
+        """
+        self.seconds_per_item = _smoothed(self.seconds_per_item, spacing_s / size)
+        self._compute_s[size] = _smoothed(self._compute_s.get(size, 0.0), compute_s)
+
+    def decoded(self, seconds: float) -> None:
+        """Learn from an image that was decoded."""
+        self._decode_s = _smoothed(self._decode_s, seconds)
+
+    def answer_s(self, items: int) -> float:
+        """Time until so many items, the ones ahead and those that come now, have their answers.
+
+        0 where nothing was measured yet.
+        """
+        return _MARGIN * (items * self.seconds_per_item + self._decode_s)
+
+    def compute_s(self, size: int) -> float:
+        """Time on the device of a batch of that size; 0 where nothing was measured yet."""
+        if size in self._compute_s:
+            return self._compute_s[size]
+        if not self._compute_s:
+            return 0.0
+        nearest = min(self._compute_s, key=lambda known: abs(known - size))
+        return self._compute_s[nearest] * max(1.0, size / nearest)
+
+    def caller_left(self, age_s: float) -> None:
+        """Learn from a caller that left before its answer, so long after it came."""
+        self._ends.append(age_s)
+        left = sorted(age for age in self._ends if age is not None)
+        if len(left) >= _IMPATIENT * _CALLERS:
+            self._patience_s = min(self.patience_s, left[int(_EARLY * len(left))])
+            self._evidence_at = self._clock()
+
+    def caller_answered(self) -> None:
+        """Learn from a caller that waited for its answer."""
+        self._ends.append(None)
+
+    @property
+    def patience_s(self) -> float:
+        """After what time callers that name no deadline are likely to have left.
+
+        Infinite unless callers do leave. It grows again while they do not, for those that are
+        turned away in time cannot show that they would have waited.
+        """
+        since = self._clock() - self._evidence_at
+        if since > _FORGOTTEN_S:
+            return inf
+        return self._patience_s * _RELAXED_PER_S**since
+
+
+def _smoothed(before: float, newest: float) -> float:
+    return before + _SMOOTHING * (newest - before) if before else newest
