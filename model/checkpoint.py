@@ -6,13 +6,15 @@ and shape by shape, before any of its values is used. Official names are in `off
 
 import hashlib
 import json
-import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from math import isqrt
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch._weights_only_unpickler import _get_allowed_globals
 
+from model import foreign_file
 from model.config import VARIANTS, DatConfig
 from model.official import (
     Shapes,
@@ -30,6 +34,7 @@ from model.official import (
     official_shapes,
     parameters,
     position_table,
+    unwrapped,
 )
 
 
@@ -53,7 +58,7 @@ _INERT: list[Any] = [
         )
     ),
     *(
-        (_Ignored, name)
+        (type(name, (_Ignored,), {}), name)
         for name in (
             "argparse.Namespace",
             "numpy.core.multiarray.scalar",
@@ -64,12 +69,27 @@ _INERT: list[Any] = [
         )
     ),
 ]
+_PRECISIONS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _TABLES = ("relative_position_bias_table", "rpe_table")
 _FAULTS_SHOWN = 8
+_LONGEST_MESSAGE = 2000
+# Where timm, and what follows it, keeps the moving average of the weights.
+_AVERAGED = ("state_dict_ema", "model_ema")
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be used; the message names the file, the key and the expectation."""
+    """A checkpoint that cannot be used; the message names the file, the key and the expectation.
+
+    It is one line of printable characters, whatever the names in a file are, and has an end.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            "".join(
+                char if char.isprintable() else char.encode("unicode_escape").decode()
+                for char in message[:_LONGEST_MESSAGE]
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -98,57 +118,139 @@ class Checkpoint:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    with _opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(path: Path) -> Checkpoint:
+def _opened(path: Path) -> BufferedReader:
+    try:
+        mode = path.stat().st_mode
+        if not S_ISREG(mode):
+            raise CheckpointError(
+                f"{path}: is {'a folder' if S_ISDIR(mode) else 'no regular file'}, expected a file"
+            )
+        return path.open("rb")
+    except OSError as fault:
+        raise CheckpointError(f"{path}: {(fault.strerror or str(fault)).lower()}") from fault
+
+
+def read(path: Path, *, ema: bool = False) -> Checkpoint:
     """Read a `.safetensors` file or an official `.pth` without executing anything in it.
 
     Tensors are mapped from the file where its format allows: replace such a file by renaming
     another over it, never in place.
 
+    Args:
+        path: of the file.
+        ema: read the moving average of the weights that a training loop kept beside them.
+
     Raises:
-        CheckpointError: the file is missing, damaged, hostile, or holds no state dict.
+        CheckpointError: the file is missing, damaged, hostile, or holds no state dict, or no
+            moving average of one.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+    _opened(path).close()
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return Checkpoint(path, state, dict(file.metadata() or {}))
-        with torch.serialization.safe_globals(_INERT):
+                metadata = dict(file.metadata() or {})
+            # What was converted is one state dict, and says whether it is an average.
+            ema = ema and metadata.get("weights") != "ema"
+            return Checkpoint(path, _choose(path, state, ema=ema), metadata)
+        with torch.serialization.safe_globals(_INERT), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused with a better message
             # Files of torch before 1.6 are one pickle, which cannot be mapped.
             mapped = zipfile.is_zipfile(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
     except Exception as cause:
         # Both readers raise whatever their parsers meet in a damaged or hostile file.
-        raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(cause)}") from cause
-    content = _dictionary(content)
-    # Under `model` in classifiers, under `state_dict` in detectors.
-    stored = content.get("model", content.get("state_dict", content))
-    if not (stored and isinstance(stored, dict)) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in stored.items()
-    ):
-        raise CheckpointError(
-            f"{path}: holds no state dict, bare or under the key 'model' or 'state_dict'"
+        raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(path, cause)}") from (
+            cause
         )
+    state = _choose(path, content, ema=ema)
+    content = _dictionary(content)
     return Checkpoint(
         path,
-        dict(stored),
+        state,
         training=_dictionary(content.get("config")),
         meta=_dictionary(content.get("meta")),
     )
 
 
-def _reason(cause: Exception) -> str:
+def _reason(path: Path, cause: Exception) -> str:
+    """What is wrong with a file that a reader refused."""
+    if (found := foreign_file.kind(path)) is not None:
+        return f"it is {found}"
+    if path.suffix == ".safetensors":
+        return f"it is a safetensors file that is cut off or damaged ({cause})"
+    allowed = {*_get_allowed_globals(), *(name for _, name in _INERT)}
+    if refused := foreign_file.refused_names(path, allowed):
+        return (
+            "refused, and nothing of it executed: it holds more than tensors, "
+            f"{foreign_file.listed(refused)}; save the state dict alone"
+        )
     # torch puts advice for trusted files first: to run what the file says.
-    advice, *refusal = str(cause).split("\n\n")
-    if isinstance(cause, pickle.UnpicklingError) and refusal:
-        return f"refused, and nothing of it executed: {refusal[0].strip()}"
-    return advice.split("\n")[0]
+    advice, *refusal = str(cause).strip().split("\n\n")
+    met = (refusal[0] if refusal else advice).strip().partition("\n")[0] or type(cause).__name__
+    return f"it is damaged, or not written by torch.save with its own pickle protocol ({met})"
+
+
+def _choose(path: Path, content: object, *, ema: bool) -> dict[str, Tensor]:
+    """The weights in what a file holds: the ordinary ones, or their moving average.
+
+    Raises:
+        CheckpointError: there is no such state dict.
+    """
+    whole = _dictionary(content)
+    # Under `model` in classifiers, under `state_dict` in detectors.
+    ordinary = whole.get("model", whole.get("state_dict"))
+    averaged = next((whole[key] for key in _AVERAGED if whole.get(key) is not None), None)
+    if ema and averaged is not None:
+        return _state_dict(path, averaged)
+    if ordinary is None and averaged is not None:
+        raise CheckpointError(f"{path}: holds EMA weights alone, and they were not asked for")
+    state = _state_dict(path, content if ordinary is None else ordinary)
+    # mmcv keeps averages as buffers beside the parameters.
+    buffers = {f"ema_{key.replace('.', '_')}": key for key in state}
+    parameters = {key: tensor for key, tensor in state.items() if key not in buffers}
+    if not ema:
+        return parameters
+    averages = {key: state[buffer] for buffer, key in buffers.items() if buffer in state}
+    if not averages:
+        raise CheckpointError(
+            f"{path}: holds no EMA weights, neither under {' or '.join(map(repr, _AVERAGED))} nor "
+            "as keys that begin with 'ema_'"
+        )
+    return parameters | averages
+
+
+def _state_dict(path: Path, stored: object) -> dict[str, Tensor]:
+    state = _dictionary(stored)
+    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if state and not odd and all(isinstance(key, str) for key in state):
+        return unwrapped(state)
+    if {"state", "param_groups"} <= state.keys():
+        found = "the state of an optimizer"
+    elif odd and len(odd) < len(state):
+        found = f"tensors and {odd[0]!r}, which is of type {_type_name(state[odd[0]])}"
+    elif state:
+        found = f"a dict with the keys {', '.join(map(repr, list(state)[:_FAULTS_SHOWN]))}"
+    else:
+        found = "an empty dict" if stored == {} else f"an object of type {_type_name(stored)}"
+    raise CheckpointError(
+        f"{path}: holds no state dict, bare or under the key 'model' or 'state_dict'; found {found}"
+    )
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
 
 
 def _dictionary(value: object) -> dict[str, Any]:
@@ -327,8 +429,10 @@ def _differences(given: State, expected: Shapes) -> Iterator[str]:
             yield f"missing {key} {shape}"
         elif tuple(given[key].shape) != shape:
             yield f"{key} has shape {tuple(given[key].shape)}, expected {shape}"
-        elif not given[key].is_floating_point():
-            yield f"{key} is of type {given[key].dtype}, expected floating point"
+        elif given[key].layout != torch.strided or given[key].is_quantized:
+            yield f"{key} is a sparse or quantized tensor, expected a plain one"
+        elif given[key].dtype not in _PRECISIONS:
+            yield f"{key} is of type {given[key].dtype}, expected floating point of 16 bits or more"
     yield from (f"unexpected {key}" for key in given if key not in expected)
 
 

@@ -24,6 +24,9 @@ State = Mapping[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
 _BUFFERS = ("relative_position_index", "attn_mask")  # stored officially, derived here
+# Of distributed and of compiled models, before every name.
+_WRAPPERS = ("module.", "_orig_mod.")
+_AVERAGED_COUNT = "n_averaged"  # beside the weights of torch's own averaged models
 
 
 def is_official(state: State) -> bool:
@@ -31,9 +34,21 @@ def is_official(state: State) -> bool:
     return "patch_proj.0.weight" in state
 
 
+def unwrapped(state: State) -> dict[str, Tensor]:
+    """A state dict without what wrappers of the model put before every name."""
+    given = {key: tensor for key, tensor in state.items() if key != _AVERAGED_COUNT}
+    while given and (
+        prefix := next(
+            (one for one in _WRAPPERS if all(key.startswith(one) for key in given)), None
+        )
+    ):
+        given = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
+    return given
+
+
 def parameters(state: State) -> dict[str, Tensor]:
-    """An official state dict without the buffers that our modules derive themselves."""
-    return {key: tensor for key, tensor in state.items() if not key.endswith(_BUFFERS)}
+    """The official parameters, without wrappers and the buffers that our modules derive."""
+    return {key: tensor for key, tensor in unwrapped(state).items() if not key.endswith(_BUFFERS)}
 
 
 def position_table(state: State, stage: int, block: int) -> Tensor | None:

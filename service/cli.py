@@ -84,6 +84,12 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="to read")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="to write")
     parser.add_argument("--variant", help="where the weights do not tell")
+    parser.add_argument(
+        "--weights",
+        choices=get_args(settings.Weights),
+        default="model",
+        help="those that were trained, or their moving average (default: %(default)s)",
+    )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names to store")
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="side of a classifier's input, if another"
@@ -142,6 +148,7 @@ def _convert(arguments: Namespace) -> int:
     chosen = settings.ModelChoice(
         variant=arguments.variant,
         checkpoint=arguments.checkpoint,
+        weights=arguments.weights,
         labels=arguments.labels,
         image_size=arguments.image_size,
     )

@@ -3,8 +3,12 @@
 Only what the pixels depend on is passed on to the decoder. Metadata is where a few hundred
 bytes unpack to megabytes (text and profiles in PNG) and where Pillow warns and spends most of
 its Python time (EXIF, multi-picture files, very many small segments).
+
+What follows the end of an image is not the image: the video of a motion photo, a second picture,
+padding. It is neither checked nor passed on.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,10 +88,17 @@ _EXIF_SEGMENT = 0xE1
 # application segments that say how colours are stored. A list of what to keep, not of what to
 # drop: Pillow looks for a frame inside segments that it does not know.
 _KEPT = _START_OF_FRAME | {_START_OF_SCAN, 0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE}
+# What ends the data of a scan, where a byte 0xFF of data is stored as 0xFF00: the end of the image,
+# or a segment that the decoder reads or skips by its length (tables, DNL, applications, comments,
+# the next scan). Found by a search in C: restart markers may be as many as blocks.
+_AFTER_SCAN_DATA = re.compile(rb"\xff[\xc4\xcc\xd9-\xdd\xe0-\xef\xfe]")
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Markers and segments, from the length field on; the first scan holds all that follows."""
+    """Markers and segments, from the length field on; the first scan holds the rest of the image.
+
+    Nothing behind the end of the image is looked at.
+    """
     position = 2
     for _ in range(_MAX_PARTS):
         position = data.find(b"\xff", position) + 1
@@ -100,13 +111,33 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             raise _corrupt("JPEG")
         start = position + 1
         if marker == _START_OF_SCAN:
-            yield marker, data[start:]
+            yield marker, data[start : _end_of_jpeg(data, start)]
             return
         (length,) = struct.unpack_from(">H", data, start)
         position = start + length
         if length < 2:
             raise _corrupt("JPEG")
         yield marker, data[start:position]
+    raise _too_many_parts("JPEG")
+
+
+def _end_of_jpeg(data: bytes, position: int) -> int:
+    """Where the image ends whose first scan has its length field at a position."""
+    scans = 1
+    for _ in range(_MAX_PARTS):
+        after = position + int.from_bytes(data[position : position + 2])
+        # Damage in the data of a scan may look like a segment. One that is longer than the file is
+        # none: the decoder tells how much of the image is left.
+        found = _AFTER_SCAN_DATA.search(data, after if after < len(data) else position)
+        if found is None:
+            raise _truncated("JPEG")
+        position = found.end()
+        marker = data[position - 1]
+        if marker == _END_OF_IMAGE:
+            return position
+        scans += marker == _START_OF_SCAN
+        if scans > _MAX_SCANS:
+            break
     raise _too_many_parts("JPEG")
 
 
@@ -122,13 +153,10 @@ def _read_jpeg(data: bytes) -> Container:
             kept.append(b"\xff%c%b" % (marker, segment))
         elif marker == _EXIF_SEGMENT and not exif and segment.startswith(_EXIF_PREFIX, 2):
             exif = segment[2:]
-    *header, scans = kept
+    *header, _ = kept
     if len(frame) < 8:
         raise _corrupt("JPEG")
-    # In the scans these bytes are what they mean: a byte 0xFF of data is stored as 0xFF00.
-    if b"\xff\xd9" not in scans:
-        raise _truncated("JPEG")
-    if sum(map(len, header)) > _MAX_HEADER_BYTES or scans.count(b"\xff\xda") > _MAX_SCANS:
+    if sum(map(len, header)) > _MAX_HEADER_BYTES:
         raise _too_many_parts("JPEG")
     height, width = struct.unpack_from(">HH", frame, 3)
     return Container("JPEG", width, height, _orientation(exif), b"".join(kept))
@@ -169,12 +197,13 @@ def _read_png(data: bytes) -> Container:
 def _read_webp(data: bytes) -> Container:
     """Read the canvas size from the first chunk, and find the EXIF chunk (RFC 9649).
 
-    The file is passed on whole: metadata does no harm in this decoder.
+    It is passed on with its metadata, which does no harm in this decoder.
     """
-    if len(data) < 30:
-        raise _truncated("WebP")
-    (size,) = struct.unpack_from("<I", data, 4)
+    size = int.from_bytes(data[4:8], "little")
     if 8 + size > len(data):
+        raise _truncated("WebP")
+    data = data[: 8 + size + size % 2]
+    if len(data) < 30:
         raise _truncated("WebP")
     exif = b""
     kind = data[12:16]

@@ -22,7 +22,8 @@ def convert(chosen: ModelChoice, out: Path) -> dict[str, str]:
 
     Returns:
         What was written beside the weights: variant, classes, sizes of a classifier, names of the
-        classes where they are known, and where the weights came from.
+        classes where they are known, whether the weights are a moving average, and where they came
+        from.
 
     Raises:
         CheckpointError: the checkpoint or the label file cannot be used, or `out` not written.
@@ -31,11 +32,13 @@ def convert(chosen: ModelChoice, out: Path) -> dict[str, str]:
         raise CheckpointError("no checkpoint to convert")
     if out.suffix != ".safetensors":
         raise CheckpointError(f"{out}: the file to write must end in .safetensors")
-    checkpoint = checkpoints.read(chosen.checkpoint)
+    ema = chosen.weights == "ema"
+    checkpoint = checkpoints.read(chosen.checkpoint, ema=ema)
     known = _detector if holds_detector(checkpoint, chosen.variant) else _classifier
     network, facts = known(chosen, checkpoint)
     metadata = {
         **facts,
+        **({"weights": "ema"} if ema else {}),
         "source": chosen.checkpoint.name,
         "source_sha256": checkpoints.sha256(chosen.checkpoint),
     }

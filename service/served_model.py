@@ -169,7 +169,7 @@ def load(chosen: ModelChoice) -> ServedModel | ServedDetector:
         path = _bundled(variant or chosen.name)
     if chosen.sha256 is not None:
         _check_sha256(path, chosen.sha256.lower())
-    checkpoint = checkpoints.read(path)
+    checkpoint = checkpoints.read(path, ema=chosen.weights == "ema")
     if holds_detector(checkpoint, variant):
         return load_served_detector(chosen, checkpoint, variant)
     if chosen.resize_mode is not None or chosen.letterbox_size is not None:
@@ -228,8 +228,6 @@ def _bundled(variant: str | None) -> Path:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
     found = checkpoints.sha256(path)
     if found != expected:
         raise CheckpointError(f"{path}: has the SHA-256 {found}, expected {expected}")

@@ -20,6 +20,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ResizeMode = Literal["official", "letterbox"]
 Decode = Literal["exact", "fast"]
 Backend = Literal["torch", "openvino"]
+Weights = Literal["model", "ema"]
 
 
 class ModelChoice(BaseModel, frozen=True, extra="forbid"):
@@ -46,6 +47,11 @@ class ModelChoice(BaseModel, frozen=True, extra="forbid"):
         None,
         pattern=r"^[0-9a-fA-F]{64}$",
         description="SHA-256 that the checkpoint file must have, hexadecimal.",
+    )
+    weights: Weights = Field(
+        "model",
+        description="Which weights of a checkpoint that holds two sets: `model`, those that were "
+        "trained, or `ema`, their moving average.",
     )
     labels: Path | None = Field(
         None,

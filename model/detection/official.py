@@ -18,9 +18,19 @@ from torch import Tensor
 from model.detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS
 from model.detection.config import DetectorConfig
 from model.detection.roi_heads import BOX_BINS
-from model.official import Rule, Shapes, State, affine, apply, flatten, layer, sources, trunk_rules
+from model.official import (
+    Rule,
+    Shapes,
+    State,
+    affine,
+    apply,
+    flatten,
+    layer,
+    sources,
+    trunk_rules,
+    unwrapped,
+)
 
-_WRAPPER = "module."  # before every name when a distributed model was saved
 _COUNTER = "num_batches_tracked"  # of a BatchNorm in training
 _NORM_EPSILON = 1e-5
 
@@ -32,16 +42,12 @@ def is_official(state: State) -> bool:
 
 def is_detector(state: State) -> bool:
     """Whether a state dict, official or our own, is of a detector."""
-    return any(name.removeprefix(_WRAPPER).startswith("backbone.") for name in state)
+    return any(name.startswith("backbone.") for name in unwrapped(state))
 
 
 def parameters(state: State) -> dict[str, Tensor]:
-    """A state dict without the wrapper's prefix and without counters."""
-    return {
-        key.removeprefix(_WRAPPER): tensor
-        for key, tensor in state.items()
-        if not key.endswith(_COUNTER)
-    }
+    """A state dict without wrappers and without counters."""
+    return {key: tensor for key, tensor in unwrapped(state).items() if not key.endswith(_COUNTER)}
 
 
 def official_shapes(config: DetectorConfig) -> Shapes:

@@ -99,7 +99,7 @@ async def evaluate(
         metrics = Metrics(CollectorRegistry())
         model = open_model(entry, Shared(settings, devices, workers, metrics))
         files = evaluation.files(model.core)
-        subject = _subject(model, evaluation)
+        subject = _subject(model, evaluation, entry)
         answers = _read_journal(journal, subject)
         left = [file for file in files if file not in answers]
         await model.load()
@@ -134,7 +134,7 @@ async def evaluate(
     return subject | {"images": len(files), "unreadable": unreadable} | figures | speed
 
 
-def _subject(model: OpenModel, evaluation: Evaluation[Any]) -> dict[str, Any]:
+def _subject(model: OpenModel, evaluation: Evaluation[Any], entry: ModelEntry) -> dict[str, Any]:
     """What is measured: a journal of anything else must not be gone on with."""
     card = model.core.card
     return {
@@ -144,6 +144,7 @@ def _subject(model: OpenModel, evaluation: Evaluation[Any]) -> dict[str, Any]:
         "dtype": card.dtype,
         "device": card.device,
         "checkpoint_sha256": checkpoints.sha256(model.source),
+        **({"weights": entry.weights} if entry.weights != "model" else {}),
         "data": evaluation.data,
         **evaluation.conditions(model.core),
     }

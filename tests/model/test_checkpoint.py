@@ -1,9 +1,17 @@
 import argparse
+import gzip
+import io
 import os
+import pickle
 import sys
+import tarfile
 import types
-from collections import OrderedDict
+import warnings
+import zipfile
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +19,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from model import DAT, VARIANTS, create_model, load_model
 from model.checkpoint import (
@@ -20,6 +28,7 @@ from model.checkpoint import (
     configure,
     read,
     resize_tables,
+    sha256,
     shapes,
     write,
 )
@@ -228,10 +237,300 @@ def test_differences_of_own_names_are_named_too():
 
 def test_a_prefix_before_the_keys_is_named(tmp_path):
     path = tmp_path / "wrapped.pth"
-    torch.save({f"module.{key}": value for key, value in official_state("dat_nano").items()}, path)
+    torch.save({f"model.{key}": value for key, value in official_state("dat_nano").items()}, path)
     for variant in (None, "dat_nano"):
-        with pytest.raises(CheckpointError, match=r"begin with 'module\.', expected no prefix"):
+        with pytest.raises(CheckpointError, match=r"begin with 'model\.', expected no prefix"):
             load_model(path, variant)
+
+
+WRAPPED = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."]
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def assert_same(state, expected):
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("prefix", WRAPPED)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_wrappers_before_every_key_are_taken_off(tmp_path, prefix, suffix):
+    state = official_state("dat_nano")
+    path = tmp_path / f"wrapped.{suffix}"
+    wrapped = prefixed(state, prefix)
+    if suffix == "pth":
+        torch.save({"model": wrapped}, path)
+    else:
+        save_file(wrapped, path)
+    assert_same(read(path).state, state)
+    model = create_model("dat_nano")
+    model.load_state_dict(wrapped)
+    assert_same(load_model(path).state_dict(), model.state_dict())
+
+
+def test_a_wrapper_before_some_keys_alone_is_named(tmp_path):
+    state = official_state("dat_nano")
+    path = tmp_path / "mixed.pth"
+    torch.save({"bias": state.pop("cls_head.bias"), **prefixed(state, "module.")}, path)
+    with pytest.raises(CheckpointError, match=r"begin with 'module\.', expected no prefix"):
+        load_model(path)
+
+
+# The moving average of the weights.
+
+
+def buffers(state):
+    """Averages as mmcv keeps them, beside the parameters."""
+    return {f"ema_{key.replace('.', '_')}": value + 1 for key, value in state.items()}
+
+
+def averaged(state, prefix=""):
+    return {f"{prefix}{key}": value + 1 for key, value in state.items()}
+
+
+STATE = {"backbone.a.weight": torch.ones(2), "backbone.b_c.bias": torch.zeros(3)}
+AVERAGED = {
+    "timm": {"state_dict": STATE, "state_dict_ema": averaged(STATE)},
+    "deit": {"model": STATE, "model_ema": averaged(STATE), "optimizer": {}},
+    "torchvision": {
+        "model": STATE,
+        "model_ema": averaged(STATE, "module.") | {"n_averaged": torch.tensor(9)},
+    },
+    "mmcv": {"meta": {}, "state_dict": STATE | buffers(STATE)},
+    "mmcv-wrapped": {"state_dict": prefixed(STATE | buffers(STATE), "module.")},
+    "bare": STATE | buffers(STATE),
+}
+
+
+@pytest.mark.parametrize("kind", AVERAGED)
+def test_the_moving_average_is_read_where_it_is_asked_for(tmp_path, kind):
+    path = tmp_path / "averaged.pth"
+    torch.save(AVERAGED[kind], path)
+    assert_same(read(path).state, STATE)
+    assert_same(read(path, ema=True).state, averaged(STATE))
+
+
+def test_what_mmcv_does_not_average_is_that_of_the_model(tmp_path):
+    counts = {"backbone.norm.running_mean": torch.ones(1)}
+    path = tmp_path / "averaged.pth"
+    torch.save({"state_dict": STATE | counts | buffers(STATE)}, path)
+    assert_same(read(path, ema=True).state, averaged(STATE) | counts)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_moving_average_that_is_not_there_is_refused(tmp_path, suffix):
+    path = tmp_path / f"plain.{suffix}"
+    torch.save({"model": STATE, "model_ema": None}, path) if suffix == "pth" else save_file(
+        STATE, path
+    )
+    assert_same(read(path).state, STATE)
+    with pytest.raises(CheckpointError, match=rf"plain\.{suffix}: holds no EMA weights.*model_ema"):
+        read(path, ema=True)
+
+
+def test_a_moving_average_alone_must_be_asked_for(tmp_path):
+    path = tmp_path / "alone.pth"
+    torch.save({"model_ema": averaged(STATE)}, path)
+    assert_same(read(path, ema=True).state, averaged(STATE))
+    with pytest.raises(CheckpointError, match=r"alone\.pth: holds EMA weights alone"):
+        read(path)
+
+
+# What is no checkpoint is said by name.
+
+
+def zipped(**members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def tarred():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("weights.pth"))
+    return file.getvalue()
+
+
+def saved(content, **options):
+    file = io.BytesIO()
+    torch.save(content, file, **options)
+    return file.getvalue()
+
+
+def scripted():
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
+    return file.getvalue()
+
+
+TENSORS = {"b": torch.zeros(7)}
+OLD = {"_use_new_zipfile_serialization": False}
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 114208321\n"
+FOREIGN = {
+    "empty": (b"", "empty file"),
+    "pointer": (POINTER, r"Git-LFS pointer.*git lfs pull"),
+    "page": (b"\n<!DOCTYPE html><html></html>", "HTML page"),
+    "page without a type": (b"<HTML><body>", "HTML page"),
+    "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
+    "json": (b'{"weight_map": {}}', r"JSON.*weight_map"),
+    "json with a mark": (b"\xef\xbb\xbf[1]", "JSON"),
+    "text": ("Überraschung: not found".encode(), r"text.*Überraschung"),
+    "long text": ("ü".encode() * 9999, "text"),
+    "wide text": ("text".encode("utf-16"), "UTF-16"),
+    "gzip": (gzip.compress(b"x"), "gzip"),
+    "tar": (tarred(), "tar archive"),
+    "array": (b"\x93NUMPY\x01\0", "NumPy"),
+    "zip": (zipped(**{"a.txt": "a"}), r"ZIP.*a\.txt"),
+    "empty zip": (zipped(), "ZIP.*nothing"),
+    "zip cut short": (saved(TENSORS)[:-40], "ZIP.*cut off"),
+    "script": (scripted(), "TorchScript"),
+    "unknown": (b"\0\1\2\3" * 9, r"no format known.*x00.x01"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("suffix", ["pth", "pt", "safetensors"])
+def test_what_is_no_checkpoint_is_named(tmp_path, kind, suffix):
+    content, message = FOREIGN[kind]
+    path = tmp_path / f"weights.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"weights\.{suffix}: .*{message}"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.pth", save(TENSORS), r"safetensors file.*must end in \.safetensors"),
+        ("a.safetensors", saved(TENSORS), r"pickle of torch.*must end in \.pth"),
+        ("a.safetensors", saved(TENSORS, **OLD), r"pickle of torch.*must end in \.pth"),
+        ("a.safetensors", save(TENSORS)[:-1], "cut off or damaged"),
+        ("a.pth", saved(TENSORS, **OLD)[:-1], "damaged"),
+        ("a.pth", saved(TENSORS, pickle_protocol=4), "its own pickle protocol"),
+        ("a.pth", saved({"state": {}, "param_groups": [{"lr": 1}]}), "the state of an optimizer"),
+        ("a.pth", saved({"optimizer": {}, "epoch": 3}), "the keys 'optimizer', 'epoch'"),
+        ("a.pth", saved(TENSORS | {"epoch": 3}), "'epoch', which is of type int"),
+        ("a.pth", saved(torch.zeros(3)), "of type Tensor"),
+        ("a.pth", saved(argparse.Namespace(lr=1)), r"of type argparse\.Namespace"),
+    ],
+)
+def test_what_holds_no_state_dict_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name}: .*{message}"):
+        read(tmp_path / name)
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    loop = tmp_path / "loop.pth"
+    loop.symlink_to(loop)
+    for path, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "weights.pth", "no such file"),
+        (Path(os.devnull), "no regular file"),
+        (loop, "symbolic links"),
+    ):
+        for reader in (read, sha256):
+            with pytest.raises(CheckpointError, match=f"{path}: .*{message}"):
+                reader(path)
+
+
+class OfTheirOwn:
+    pass
+
+
+FOREIGN_OBJECTS = {
+    "numpy.ndarray": np.zeros(3),
+    "pathlib.PosixPath": Path("/runs/7"),
+    "collections.deque": deque([1.0]),
+    "collections.defaultdict": defaultdict(list),
+    "datetime.datetime": datetime(2026, 1, 1, tzinfo=UTC),
+    "types.SimpleNamespace": types.SimpleNamespace(lr=1),
+    "functools.partial": partial(print),
+    f"{__name__}.OfTheirOwn": OfTheirOwn(),
+    "torch.nn.modules.linear.Linear": torch.nn.Linear(1, 1),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_OBJECTS)
+@pytest.mark.parametrize("way", ["zip", "old", "protocol 4", "pickle"])
+def test_a_refused_class_is_named_in_full(tmp_path, name, way):
+    value = [{"deep": (FOREIGN_OBJECTS[name],)}]
+    path = tmp_path / "weights.pth"
+    if way == "pickle":
+        path.write_bytes(pickle.dumps({"model": [], "args": value}))
+    else:
+        options = {"zip": {}, "old": OLD, "protocol 4": {"pickle_protocol": 4}}[way]
+        torch.save(
+            {"model": TENSORS, "args": value, "beside": argparse.Namespace()}, path, **options
+        )
+    with pytest.raises(CheckpointError) as refusal:
+        read(path)
+    assert f"{path}: not a readable checkpoint: refused, and nothing" in str(refusal.value)
+    assert f" {name}" in str(refusal.value)
+    for allowed in ("torch._utils", "argparse", "OrderedDict"):
+        assert allowed not in str(refusal.value)
+
+
+def test_a_class_of_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    with monkeypatch.context() as patched:
+        for module in ("omegaconf", "omegaconf.dictconfig"):
+            patched.setitem(sys.modules, module, types.ModuleType(module))
+        node = type("DictConfig", (), {"__module__": "omegaconf.dictconfig"})
+        patched.setattr(sys.modules["omegaconf.dictconfig"], "DictConfig", node, raising=False)
+        torch.save({"model": TENSORS, "cfg": node()}, path)
+    with pytest.raises(CheckpointError, match=r"omegaconf\.dictconfig\.DictConfig"):
+        read(path)
+
+
+def test_names_in_a_file_cannot_forge_lines(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"\x80\x02cos\x1b[31m\nsys\rtem" + b"x" * 9999 + b"\n.")
+    with pytest.raises(CheckpointError, match=r"os\\x1b\[31m\.sys\\rtemx+$") as refusal:
+        read(path)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 3000
+
+
+@given(content=st.binary(max_size=40), pickled=st.booleans())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_refused_in_one_line(tmp_path, content, pickled):
+    for name in ("a.pth", "a.safetensors"):
+        path = tmp_path / name
+        path.write_bytes(b"\x80\x02" * pickled + content)
+        with pytest.raises(CheckpointError) as refusal:
+            read(path)
+        assert str(refusal.value).startswith(f"{path}: ")
+        assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor.to_sparse(), "a sparse or quantized tensor"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantized"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),
+        (lambda tensor: tensor.to(torch.complex64), r"torch\.complex64"),
+        (lambda tensor: tensor > 0, r"torch\.bool"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch is about to remove some of these
+def test_weights_of_another_kind_are_named(tmp_path, change, message):
+    state = official_state("dat_nano")
+    state["cls_head.weight"] = change(state["cls_head.weight"])
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=rf"weights\.pth: .*cls_head\.weight is .*{message}"):
+        load_model(path, "dat_nano")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -288,6 +288,102 @@ def test_a_webp_without_room_for_a_header_is_truncated(kind):
     assert reason(webp(kind, b"")) == "truncated"
 
 
+SCAN = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+TRAILERS = {
+    "video": b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + recipe.image(0, 1, 40, 40).tobytes(),
+    "scans": SCAN * 100 + b"\xff\xd9",
+    "segments": b"\xff\xe1\x00\x02" * 20_000,
+    "end-in-a-segment": b"\xff\xe1\xff\xff" + b"\xff\xd9" * 9,
+    "picture": ORDINARY["jpeg-RGB"] + ORDINARY["jpeg-RGB"],
+    "padding": bytes(4096),
+    "archive": b"PK\x03\x04\x14\0\0\0\0\0 a.txt",
+    "maker": b"\0\0\x01\n\x0e\0\0\0Image_UTC_Data1415\xff\xd8\xffSEFH\x64\0\0\0SEFT",
+    "chunks": (chunk(b"eXIf", exif_block(6)) + png_head(9, 9)[8:]) * 6000,
+    "riff": b"EXIF" + struct.pack("<I", 26) + exif_block(6) + (b"ANMF" + bytes(4)) * 11_000,
+}  # fmt: skip
+trailers = st.one_of(
+    st.binary(max_size=60),
+    st.lists(st.sampled_from([*TRAILERS.values(), b"\xff", b"\xd9", b"\xff\xd8"]), max_size=3).map(
+        b"".join
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(list(ORDINARY.values())), trailers)
+def test_what_follows_the_end_of_an_image_is_not_the_image(data, trailer):
+    assert read_container(data + trailer) == read_container(data)
+
+
+@pytest.mark.parametrize("trailer", TRAILERS)
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_an_image_with_a_trailer_decodes_as_without(image_format, trailer):
+    data = encode(picture(), image_format)
+    image = decode(data + TRAILERS[trailer], LIMITS)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(plain(data)))
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_a_long_trailer_is_not_copied(image_format):
+    data = encode(picture(), image_format) + TRAILERS["segments"] * 200
+    limits = Limits(max_image_bytes=len(data))
+    tracemalloc.start()
+    try:
+        assert decode(data, limits).size == (WIDTH, HEIGHT)
+        assert tracemalloc.get_traced_memory()[1] < 2**19
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["jpeg-RGB", "jpeg-progressive"])
+def test_padding_does_not_complete_a_jpeg(name):
+    data = ORDINARY[name]
+    start = data.index(b"\xff\xda")
+    for length in range(start, len(data)):
+        assert reason(data[:length] + bytes(9)) == "truncated"
+
+
+def between_scans(data, segment):
+    """Put a segment before every scan of a JPEG but the first, with its tables if it has some."""
+    start = data.index(b"\xff\xda") + 2
+    return data[:start] + data[start:].replace(b"\xff\xda", segment + b"\xff\xda")
+
+
+@pytest.mark.parametrize("marker", [0xDC, 0xE0, 0xE1, 0xE2, 0xED, 0xEF, 0xFE])
+def test_what_looks_like_an_end_inside_a_segment_between_scans_is_none(marker):
+    content = SCAN * 60 + b"\xff\xd9" + ORDINARY["jpeg-RGB"]
+    segment = b"\xff\xff%c%b%b" % (marker, struct.pack(">H", len(content) + 2), content)
+    whole = between_scans(ORDINARY["jpeg-progressive"], segment)
+    assert whole.count(segment) > 3
+    image = decode(whole, LIMITS)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(plain(whole)))
+    end = whole.rindex(b"\xff\xd9")
+    assert reason(whole[:end]) == "truncated"
+    assert read_container(whole + b"\xff\xd9").data.endswith(whole[-99:])
+
+
+def test_damage_that_looks_like_a_segment_longer_than_the_file_is_none():
+    data = ORDINARY["jpeg-444"]
+    stuffed = data.index(b"\xff\x00", data.index(b"\xff\xda"))
+    damaged = data[:stuffed] + b"\xff\xe1\xff\xff" + data[stuffed + 4 :]
+    image = decode(damaged, LIMITS)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(plain(damaged)))
+
+
+def test_restart_markers_are_no_parts():
+    stored = Image.fromarray(recipe.image(0, 7, 900, 900)[..., 0])
+    data = encode(stored, "JPEG", restart_marker_blocks=1)
+    assert sum(data.count(b"\xff%c" % marker) for marker in range(0xD0, 0xD8)) > 12_000
+    image = decode(data + TRAILERS["scans"], LIMITS)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(plain(data)))
+
+
+def test_a_webp_of_an_odd_size_ends_behind_its_padding():
+    data = ORDINARY["webp-lossless"]
+    odd = data[:4] + struct.pack("<I", len(data) - 9) + data[8:]
+    assert len(read_container(odd + TRAILERS["riff"]).data) == len(data)
+
+
 PIXELS = b"\0\1\2\3"
 JPEG = ORDINARY["jpeg-RGB"]
 FRAME = JPEG[JPEG.index(b"\xff\xc0") : JPEG.index(b"\xff\xc0") + 19]

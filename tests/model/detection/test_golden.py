@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.detection import Detections, Detector, ExplainedDetections, create_detector, roi_heads
 from model.detection.dense import LevelOutput
-from model.detection.masks import paste_whole
+from model.detection.masks import THRESHOLD, paste
 from model.detection.official import official_shapes
 from model.detection.retinanet import RetinaNetHead
 from model.detection.roi_align import pooled_features
@@ -27,7 +27,9 @@ from tests.model.detection import recipe as detector_recipe
 
 # As recommended by those who measured how far noise of 1e-5 on the features moves the results.
 BOX, SCORE, MASK_PROBABILITY = 0.05, 5e-4, 2e-3
-MASK_PIXELS = 1e-3  # of a mask
+# A pixel may fall on the other side where its probability is this near to the threshold. How many
+# do says nothing: some masks have plateaus there.
+UNDECIDED = 3e-3
 MAP_VALUES = 2e-4  # of the standard deviation of the map
 POINTS = 2e-5
 KINDS = {"rtn": "retinanet", "mrcn": "mask_rcnn", "cmrcn": "cascade_mask_rcnn"}
@@ -213,13 +215,13 @@ def test_masks_match(case):
     count, height, width = golden["mask_shape"]
     packed = np.unpackbits(golden["mask_packed"], axis=1, count=height * width)
     expected = packed.reshape(count, height, width).astype(bool)
-    pasted = paste_whole(found.mask_probabilities, found.boxes, (height, width)).numpy()
-    wrong = 0
+    pasted = list(paste(found.mask_probabilities, found.boxes, (height, width)))
     for ours, theirs in pairs(case):
         probability = found.mask_probabilities[ours].numpy()
         stored = golden["mask_probability"][theirs].astype(np.float32)
         assert np.abs(probability - stored).max() < MASK_PROBABILITY
-        different = (pasted[ours] != expected[theirs]).sum()
-        assert different <= max(2, MASK_PIXELS * expected[theirs].sum())
-        wrong += different
-    assert wrong < MASK_PIXELS * expected.sum()
+        whole = np.zeros((height, width), np.float32)
+        top, left, part = pasted[ours].top, pasted[ours].left, pasted[ours].probabilities
+        whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+        different = (whole >= THRESHOLD) != expected[theirs]
+        assert (np.abs(whole[different] - THRESHOLD) < UNDECIDED).all()
