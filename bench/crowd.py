@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._crowd.idle.append(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         """Tell who waits."""
         self._crowd.open.discard(self)
         if self in self._crowd.idle:

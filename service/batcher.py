@@ -6,8 +6,8 @@ the runner of a device and the results back.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import inf
 from time import perf_counter
@@ -210,7 +210,7 @@ class Batcher(Generic[Item, Result]):
         if ahead and (answer_s := self.forecast.answer_s(ahead + places)) > patience_s:
             self._metrics.rejected["too_late"].inc()
             raise Overloaded(
-                f"the answer would take about {answer_s:.2g} s, and is wanted in {patience_s:.2g} s",
+                f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s",
                 retry_after_s=answer_s - patience_s,
             )
 
@@ -227,27 +227,46 @@ class Batcher(Generic[Item, Result]):
         since = asyncio.get_running_loop().time()
         return Admission(places, self._release, self.forecast, since)
 
-    def ahead(self) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def ahead(self, deadline: float) -> AsyncIterator[None]:
         """Wait until few enough images are decoded and not yet answered, in order of arrival.
 
-        The image is decoded and submitted in this context.
-        """
-        return self._ahead
+        An image is decoded and submitted in this context.
 
-    async def submit(self, item: Item, admission: Admission, deadline: float) -> Served[Result]:
+        Args:
+            deadline: loop time after which the answer is of no use, seconds.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._ahead.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+        try:
+            yield
+        finally:
+            self._ahead.release()
+
+    async def submit(
+        self, item: Item, admission: Admission, deadline: float, waited_s: float = 0.0
+    ) -> Served[Result]:
         """Queue one item, on a place of `admission`, and wait for its answer.
 
         Args:
             item: what `run_batch` takes.
             admission: holds a place for the item.
             deadline: loop time after which the answer is of no use, seconds.
+            waited_s: how long it has waited for the device already, seconds.
 
         Raises:
             DeadlineExceeded: the deadline passed first.
             EngineFailed: the batch that held the item failed.
         """
         loop = asyncio.get_running_loop()
-        entry = _Entry(item, admission, loop.create_future(), perf_counter(), deadline)
+        enqueued_at = perf_counter() - waited_s
+        entry = _Entry(item, admission, loop.create_future(), enqueued_at, deadline)
         self._queue[entry] = None
         self._wakeup.set()
         if len(self._queue) >= self._max_batch:

@@ -1,6 +1,5 @@
 """The core of classification: the classes of an image, best first."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from model.transforms import Preprocessing
 from service.batcher import Batcher, Served
 from service.core import Answer, Core, Options, Timing
+from service.decoding import Decoders
 from service.engine.engine import EngineInput, EngineOutput
 from service.errors import EngineFailed, InvalidOption
 from service.images import PreparedImage, prepare
@@ -60,12 +60,12 @@ class Classifier(Core[ClassifyOptions, PreparedImage, EngineInput, EngineOutput,
         card: ModelCard,
         batcher: Batcher[EngineInput, EngineOutput],
         *,
-        workers: ThreadPoolExecutor,
+        decoders: Decoders,
         limits: Limits,
         metrics: ModelMetrics,
     ) -> None:
         super().__init__(
-            card, served.labels, batcher, workers=workers, limits=limits, metrics=metrics
+            card, served.labels, batcher, decoders=decoders, limits=limits, metrics=metrics
         )
         self._preprocessing = Preprocessing.of(served.network.config)
         self._layers = point_layers(served.network)

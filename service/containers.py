@@ -67,6 +67,46 @@ def read_container(data: bytes) -> Container:
     raise InvalidImage("unsupported", "the bytes are not a JPEG, PNG or WebP image")
 
 
+# Segments before the frame of a JPEG. Cameras write about ten, and editors up to a hundred of a
+# colour profile or of a thumbnail.
+_PARTS_BEFORE_SIZE = 200
+
+
+def declared_pixels(data: bytes) -> int | None:
+    """How many pixels an image says it has, from its first bytes; takes microseconds.
+
+    Nothing else is checked. 0 where that is no image that could be decoded, and `None` where its
+    size would have to be searched for.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return _declared_by_jpeg(data)
+    if data.startswith(_PNG_SIGNATURE) and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        return int(width * height)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP" and len(data) >= 30:
+        size = _webp_size(data)
+        return 0 if size is None else size[0] * size[1]
+    return 0
+
+
+def _declared_by_jpeg(data: bytes) -> int | None:
+    position = 2
+    for _ in range(_PARTS_BEFORE_SIZE):
+        position = data.find(b"\xff", position) + 1
+        if position == 0 or position + 8 > len(data):
+            return 0
+        marker = data[position]
+        if marker in _WITHOUT_SEGMENT:
+            continue
+        if marker in _START_OF_FRAME:
+            height, width = struct.unpack_from(">HH", data, position + 4)
+            return int(width * height)
+        if marker == _START_OF_SCAN:
+            return 0
+        position += 1 + int.from_bytes(data[position + 1 : position + 3])
+    return None
+
+
 def _truncated(name: str) -> InvalidImage:
     return InvalidImage("truncated", f"the {name} data ends before the image does")
 
@@ -205,20 +245,27 @@ def _read_webp(data: bytes) -> Container:
     data = data[: 8 + size + size % 2]
     if len(data) < 30:
         raise _truncated("WebP")
-    exif = b""
+    size_of_canvas = _webp_size(data)
+    if size_of_canvas is None:
+        raise _corrupt("WebP")
+    exif = _webp_exif(data) if data[12:16] == b"VP8X" else b""
+    return Container("WEBP", *size_of_canvas, _orientation(exif), data)
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """`(W, H)` that the first chunk gives, pixels; `None` where it is no picture."""
     kind = data[12:16]
     if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
-        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-    elif kind == b"VP8L" and data[20] == 0x2F:
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L" and data[20] == 0x2F:
         (bits,) = struct.unpack_from("<I", data, 21)
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    elif kind == b"VP8X":
-        width = int.from_bytes(data[24:27], "little") + 1
-        height = int.from_bytes(data[27:30], "little") + 1
-        exif = _webp_exif(data)
-    else:
-        raise _corrupt("WebP")
-    return Container("WEBP", width, height, _orientation(exif), data)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8X":
+        width = int.from_bytes(data[24:27], "little")
+        height = int.from_bytes(data[27:30], "little")
+        return width + 1, height + 1
+    return None
 
 
 def _webp_exif(data: bytes) -> bytes:

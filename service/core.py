@@ -8,14 +8,16 @@ output.
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, Literal, TypeVar
 
 from service.batcher import Admission, Batcher, Served
+from service.containers import declared_pixels
+from service.decoding import Decoders, DecodingRequest
 from service.errors import (
     DeadlineExceeded,
+    ImageTooLarge,
     InvalidImage,
     InvalidOption,
     NoImages,
@@ -72,6 +74,21 @@ class Answer:
     timing: Timing
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What the images of one request have in common.
+
+    Attributes:
+        admission: their places in the queue.
+        decoding: their turns at the decoders.
+        deadline: loop time, seconds.
+    """
+
+    admission: Admission
+    decoding: DecodingRequest
+    deadline: float
+
+
 TaskOptions = TypeVar("TaskOptions", bound=Options)
 Prepared = TypeVar("Prepared")
 Item = TypeVar("Item")
@@ -93,14 +110,14 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         labels: tuple[Label, ...],
         batcher: Batcher[Item, Output],
         *,
-        workers: ThreadPoolExecutor,
+        decoders: Decoders,
         limits: Limits,
         metrics: ModelMetrics,
     ) -> None:
         self.card = card
         self.labels = labels
         self._batcher = batcher
-        self._workers = workers
+        self._decoders = decoders
         self._limits = limits
         self._metrics = metrics
 
@@ -152,13 +169,19 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         deadline = loop.time() + (
             self._limits.default_timeout_s if timeout_s is None else timeout_s
         )
+        pixels = [self._declared_pixels(upload) for upload in uploads]
+        self._check_pixels(sum(pixels))
         if options.explain != "none":
             self._metrics.explained[options.explain].inc()
-        with self._batcher.admit(len(uploads)) as admission:
+        with (
+            self._batcher.admit(len(uploads), timeout_s) as admission,
+            self._decoders.request(sum(pixels)) as decoding,
+        ):
+            request = _Request(admission, decoding, deadline)
             async with asyncio.TaskGroup() as tasks:
                 running = [
-                    tasks.create_task(self._outcome(upload, options, admission, deadline))
-                    for upload in uploads
+                    tasks.create_task(self._outcome(upload, size, options, request))
+                    for upload, size in zip(uploads, pixels, strict=True)
                 ]
         outcomes = [task.result() for task in running]
         if len(outcomes) == 1 and isinstance(outcomes[0], ServiceError):
@@ -176,11 +199,26 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
                 f"the request holds {len(uploads)} images; the limit is {self._limits.max_images}"
             )
 
+    def _declared_pixels(self, upload: Upload) -> int:
+        """What an image says that it has; more than the limit is refused when it is decoded."""
+        if isinstance(upload, InvalidImage):
+            return 0
+        declared, limit = declared_pixels(upload), self._limits.max_pixels
+        return limit if declared is None else min(declared, limit)
+
+    def _check_pixels(self, pixels: int) -> None:
+        limit = self._limits.max_request_pixels
+        if pixels > limit:
+            raise ImageTooLarge(
+                "too_many_pixels",
+                f"the images of the request have {pixels} pixels; its limit is {limit}",
+            )
+
     async def _outcome(
-        self, upload: Upload, options: TaskOptions, admission: Admission, deadline: float
+        self, upload: Upload, pixels: int, options: TaskOptions, request: _Request
     ) -> TaskAnswer | ServiceError:
         try:
-            return await self._answer(upload, options, admission, deadline)
+            return await self._answer(upload, pixels, options, request)
         except InvalidImage as error:
             self._metrics.decode_errors[error.reason].inc()
             return error
@@ -188,18 +226,22 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             return error
 
     async def _answer(
-        self, upload: Upload, options: TaskOptions, admission: Admission, deadline: float
+        self, upload: Upload, pixels: int, options: TaskOptions, request: _Request
     ) -> TaskAnswer:
-        start = perf_counter()
-        try:
-            prepared = await self._decode(upload, options, deadline)
-        except ServiceError:
-            admission.give_back()
-            raise
-        decode_s = perf_counter() - start
-        self._metrics.stage["decode"].observe(decode_s)
-        item = self.item(prepared, options)
-        served = await self._batcher.submit(item, admission, deadline)
+        came = perf_counter()
+        async with self._batcher.ahead(request.deadline):
+            start = perf_counter()
+            waited_s = start - came
+            try:
+                prepared = await self._decode(upload, pixels, options, request)
+            except ServiceError:
+                request.admission.give_back()
+                raise
+            decode_s = perf_counter() - start
+            self._metrics.stage["decode"].observe(decode_s)
+            served = await self._batcher.submit(
+                self.item(prepared, options), request.admission, request.deadline, waited_s
+            )
         self._metrics.images.inc()
         start = perf_counter()
         timing = Timing(decode_s, served.queue_s, served.compute_s, served.batch_size)
@@ -207,12 +249,20 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         self._metrics.stage["postprocess"].observe(perf_counter() - start)
         return answer
 
-    async def _decode(self, upload: Upload, options: TaskOptions, deadline: float) -> Prepared:
+    async def _decode(
+        self, upload: Upload, pixels: int, options: TaskOptions, request: _Request
+    ) -> Prepared:
         if isinstance(upload, InvalidImage):
             raise upload
-        loop = asyncio.get_running_loop()
+
+        def work() -> tuple[Prepared, float]:
+            start = perf_counter()
+            return self.prepare(upload, options), perf_counter() - start
+
         try:
-            async with asyncio.timeout_at(deadline):
-                return await loop.run_in_executor(self._workers, self.prepare, upload, options)
+            async with asyncio.timeout_at(request.deadline):
+                prepared, seconds = await request.decoding.run(pixels, work)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+        self._batcher.forecast.decoded(seconds)
+        return prepared

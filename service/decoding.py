@@ -12,6 +12,8 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -92,6 +94,10 @@ class Decoders:
         self._give_turns()
         return cast("T", await job.result)
 
+    async def run_now(self, work: Callable[[], T]) -> T:
+        """Do work in the next thread that is free, before anything that is to be decoded."""
+        return await self.run(-inf, work)
+
     def _give_turns(self) -> None:
         while self._free and self._line:
             job = heapq.heappop(self._line)
@@ -99,7 +105,7 @@ class Decoders:
                 continue
             self._free -= 1
             working = asyncio.get_running_loop().run_in_executor(self.pool, job.work)
-            working.add_done_callback(lambda done, job=job: self._end(job, done))
+            working.add_done_callback(partial(self._end, job))
 
     def _end(self, job: _Job, done: "asyncio.Future[Any]") -> None:
         self._free += 1
@@ -129,7 +135,14 @@ class DecodingRequest:
     async def run(self, pixels: int, work: Callable[[], T]) -> T:
         """Decode the next image of the request, in its turn among those of all requests."""
         self._due += pixels / _DUE_PIXELS_PER_S
-        return await self._decoders.run(self._due, work)
+        try:
+            return await self._decoders.run(self._due, work)
+        finally:
+            self._give_back(pixels)
+
+    def _give_back(self, pixels: int) -> None:
+        self._pixels -= pixels
+        self._decoders.change(-pixels)
 
     def __enter__(self) -> Self:
         self._decoders.change(self._pixels)
@@ -141,4 +154,4 @@ class DecodingRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._decoders.change(-self._pixels)
+        self._give_back(self._pixels)

@@ -1,8 +1,7 @@
 """The core of detection: the objects in an image, best first."""
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import cv2
@@ -14,6 +13,7 @@ from model.detection.masks import paste
 from model.detection.transforms import Resizing, to_model_pixels
 from service.batcher import Batcher, Served
 from service.core import Answer, Core, Options, Timing
+from service.decoding import Decoders
 from service.engine.detection import DetectionInput, DetectionOutput
 from service.errors import EngineFailed, InvalidImage, InvalidOption
 from service.images import decode
@@ -122,12 +122,12 @@ class DetectorCore(
         card: ModelCard,
         batcher: Batcher[DetectionInput, DetectionOutput],
         *,
-        workers: ThreadPoolExecutor,
+        decoders: Decoders,
         limits: Limits,
         metrics: ModelMetrics,
     ) -> None:
         super().__init__(
-            card, served.labels, batcher, workers=workers, limits=limits, metrics=metrics
+            card, served.labels, batcher, decoders=decoders, limits=limits, metrics=metrics
         )
         self._config = served.detector.config
         self.has_masks = self._config.has_masks
@@ -186,8 +186,8 @@ class DetectorCore(
         timing: Timing,
     ) -> DetectedImage:
         # Pasting a hundred masks takes tens of milliseconds.
-        return await asyncio.get_running_loop().run_in_executor(
-            self._workers, self._finish, prepared, served.result, options, timing
+        return await self._decoders.run_now(
+            partial(self._finish, prepared, served.result, options, timing)
         )
 
     def _finish(

@@ -92,7 +92,7 @@ class Forecast:
         since = self._clock() - self._evidence_at
         if since > _FORGOTTEN_S:
             return inf
-        return self._patience_s * _RELAXED_PER_S**since
+        return self._patience_s * float(_RELAXED_PER_S**since)
 
 
 def _smoothed(before: float, newest: float) -> float:

@@ -105,6 +105,11 @@ class Metrics:
             "Bytes of requests that are received and not yet decoded.",
             registry=registry,
         )
+        self.pixels_in_flight = Gauge(
+            "dat_image_pixels_in_flight",
+            "Pixels of images that are admitted and not yet decoded.",
+            registry=registry,
+        )
         decode_errors = Counter(
             "dat_image_decode_errors",
             "Images that could not be decoded.",

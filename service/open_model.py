@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from service import served_model
 from service.batcher import Batcher
 from service.classifier import Classifier
 from service.core import Core
+from service.decoding import Decoders
 from service.detector import DetectorCore
 from service.dispatch import Dispatch
 from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
@@ -26,7 +28,7 @@ from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics
 from service.model_file import ModelEntry, ModelFileError
 from service.served_model import ModelCard, ServedDetector, ServedModel
-from service.settings import Batching, Settings, keep_compiled
+from service.settings import Batching, Limits, Settings, keep_compiled
 
 log = structlog.get_logger(__name__)
 
@@ -63,13 +65,20 @@ def open_workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "decode", initializer=begin)
 
 
+@contextmanager
+def open_decoders(limits: Limits, metrics: Metrics) -> Iterator[Decoders]:
+    """Those threads, and the line before them."""
+    with open_workers(limits.decoders) as pool:
+        yield Decoders(pool, limits.decoders, limits.pixels_in_flight, metrics.pixels_in_flight)
+
+
 @dataclass(frozen=True)
 class Shared:
     """What the models of a replica have in common."""
 
     settings: Settings
     devices: Sequence[Device]
-    workers: ThreadPoolExecutor
+    decoders: Decoders
     metrics: Metrics
 
     @cached_property
@@ -147,7 +156,7 @@ def _open_classifier(
         served,
         card,
         batcher,
-        workers=shared.workers,
+        decoders=shared.decoders,
         limits=shared.settings.limits,
         metrics=metrics,
     )
@@ -190,7 +199,7 @@ def _open_detector(
         served,
         card,
         batcher,
-        workers=shared.workers,
+        decoders=shared.decoders,
         limits=shared.settings.limits,
         metrics=metrics,
     )

@@ -24,7 +24,7 @@ from service.lifecycle import Lifecycle
 from service.memory import give_back_when_quiet, keep_freed
 from service.metrics import Metrics
 from service.model_file import choose_models
-from service.open_model import Shared, open_model, open_workers
+from service.open_model import Shared, open_decoders, open_model
 from service.settings import Server, Settings
 from service.transport import rest, rpc
 
@@ -54,8 +54,8 @@ async def serve(settings: Settings) -> None:
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     lifecycle = Lifecycle(lambda: all(device.healthy for device in devices))
-    with open_workers(settings.limits.decoders) as workers:
-        shared = Shared(settings, devices, workers, metrics)
+    with open_decoders(settings.limits, metrics) as decoders:
+        shared = Shared(settings, devices, decoders, metrics)
         models = [open_model(entry, shared) for entry in lineup.models]
         catalogue = Catalogue([model.core for model in models], lineup.default)
         async with (

@@ -191,6 +191,17 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         gt=0,
         description="Most pixels of an image, read from its header before decoding.",
     )
+    max_request_pixels: int = Field(
+        100_000_000,
+        gt=0,
+        description="Most pixels of all images of one request together; beyond it 413.",
+    )
+    max_pixels_in_flight: int = Field(
+        0,
+        ge=0,
+        description="Most pixels of images that wait to be decoded, of all requests together; "
+        "beyond it 429. 0: four times those of one request.",
+    )
     max_images: int = Field(32, gt=0, description="Most images in one request.")
     decode_threads: int = Field(
         0, ge=0, description="Threads that decode and resize images; 0: one for each core."
@@ -209,6 +220,11 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     def decoders(self) -> int:
         """How many threads decode."""
         return self.decode_threads or cores()
+
+    @property
+    def pixels_in_flight(self) -> int:
+        """Most pixels of images that wait to be decoded."""
+        return self.max_pixels_in_flight or 4 * self.max_request_pixels
 
     @property
     def bytes_in_flight(self) -> int:
@@ -283,6 +299,8 @@ class Settings(BaseSettings):
             )
         if self.limits.max_image_bytes > self.limits.max_body_bytes:
             raise ValueError("limits.max_image_bytes must not exceed limits.max_body_bytes")
+        if self.limits.max_pixels > self.limits.max_request_pixels:
+            raise ValueError("limits.max_pixels must not exceed limits.max_request_pixels")
         if self.limits.bytes_in_flight < self.limits.max_body_bytes:
             raise ValueError(
                 "limits.max_body_bytes must not exceed limits.max_bytes_in_flight, or the largest "

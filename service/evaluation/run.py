@@ -24,7 +24,7 @@ from service.errors import InvalidImage, ServiceError
 from service.memory import keep_freed
 from service.metrics import Metrics
 from service.model_file import ModelEntry
-from service.open_model import OpenModel, Shared, open_model, open_workers
+from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.settings import Settings
 
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
@@ -94,10 +94,9 @@ async def evaluate(
     """
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
-    decoders = settings.limits.decoders
-    with open_workers(decoders) as workers:
-        metrics = Metrics(CollectorRegistry())
-        model = open_model(entry, Shared(settings, devices, workers, metrics))
+    metrics = Metrics(CollectorRegistry())
+    with open_decoders(settings.limits, metrics) as decoders:
+        model = open_model(entry, Shared(settings, devices, decoders, metrics))
         files = evaluation.files(model.core)
         subject = _subject(model, evaluation, entry)
         answers = _read_journal(journal, subject)
@@ -110,7 +109,7 @@ async def evaluate(
         try:
             # Enough at once to keep the decoders busy while every device has its batches.
             places = sum(device.depth for device in devices)
-            at_once = (1 + places) * model.core.card.max_batch + 2 * decoders
+            at_once = (1 + places) * model.core.card.max_batch + 2 * settings.limits.decoders
             queue_limit = entry.batching(settings.batching).queue_limit
             records = _ask(evaluation, model.core, left, min(at_once, queue_limit))
             with (

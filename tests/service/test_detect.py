@@ -5,7 +5,6 @@ import base64
 import io
 import json
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import grpc
@@ -26,7 +25,7 @@ from service.detector import DetectOptions
 from service.engine.device import Device
 from service.metrics import Metrics
 from service.model_file import ModelEntry
-from service.open_model import Shared, open_model
+from service.open_model import Shared, open_decoders, open_model
 from service.pb import dat_pb2, dat_pb2_grpc
 from service.settings import Settings
 from service.transport.messages import RESIZE_MODES
@@ -294,8 +293,8 @@ async def test_letterboxed_images_share_batches_whatever_their_sizes(server):
 def test_letterboxed_inputs_have_one_size_and_opencv_has_no_threads_of_its_own():
     cv2.setNumThreads(4)
     device = Device("cpu", threads=1)
-    with ThreadPoolExecutor() as workers:
-        shared = Shared(Settings(), [device], workers, Metrics(CollectorRegistry()))
+    with open_decoders(Settings().limits, Metrics(CollectorRegistry())) as decoders:
+        shared = Shared(Settings(), [device], decoders, Metrics(CollectorRegistry()))
         core = open_model(ModelEntry(name="mask_rcnn_dat_nano"), shared).core
     device.close()
     assert cv2.getNumThreads() == 1
@@ -314,8 +313,8 @@ async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
         name="mask_rcnn_dat_nano", resize_mode="letterbox", letterbox_size=96, sizes=((64, 96),)
     )
     device = Device("cpu", threads=1)
-    with ThreadPoolExecutor() as workers:
-        shared = Shared(Settings(), [device], workers, Metrics(CollectorRegistry()))
+    with open_decoders(Settings().limits, Metrics(CollectorRegistry())) as decoders:
+        shared = Shared(Settings(), [device], decoders, Metrics(CollectorRegistry()))
         opened = open_model(entry, shared)
         await opened.load()
     device.close()
@@ -326,8 +325,8 @@ async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
 def test_the_setting_of_the_kernels_reaches_the_model(monkeypatch):
     monkeypatch.setattr(kernels, "enabled", True)
     monkeypatch.setenv("DAT_ENGINE__KERNELS", "false")
-    with ThreadPoolExecutor() as workers:
-        shared = Shared(Settings(), [Device("cpu", 1)], workers, Metrics(CollectorRegistry()))
+    with open_decoders(Settings().limits, Metrics(CollectorRegistry())) as decoders:
+        shared = Shared(Settings(), [Device("cpu", 1)], decoders, Metrics(CollectorRegistry()))
         open_model(ModelEntry(name="dat_nano"), shared)
     assert not kernels.enabled
 
