@@ -31,6 +31,7 @@ from model import DAT, VARIANTS, load_model
 from model.checkpoint import Checkpoint
 from model.cost import flops
 from model.transforms import Normalise
+from service import process
 from service.engine.device import Device
 from service.engine.engine import Engine, EngineInput, EngineOutput
 from service.memory import keep_freed
@@ -149,7 +150,11 @@ class Rivals:
             name,
             Rival(baseline, name),
             Rival(baseline, name, ALL_KEPT),
-            Rival(partial(open_engine, name, *where, dtype=dtype, max_batch=max_batch), name),
+            Rival(
+                partial(open_engine, name, *where, dtype=dtype, max_batch=max_batch),
+                name,
+                process.ENVIRONMENT,
+            ),
             Rival(partial(open_product, *where, dtype=dtype), name),
         )
 

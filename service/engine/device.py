@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from service.engine.lanes import Lanes
+from service.machine import cores
 from service.memory import reach_heap
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Device:
         self.name = str(self.torch_device) if on_cuda else f"cpu:{index}"
         self.depth = 2 if on_cuda else 1
         self.healthy = True
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads or cores()
         self.lanes = Lanes(self.threads)
         self._thread = ThreadPoolExecutor(1, "engine", initializer=self._enter)
         self._results = ThreadPoolExecutor(1, "results", initializer=reach_heap)
@@ -108,7 +109,7 @@ def open_devices(names: str, threads: int = 0) -> list[Device]:
         DeviceUnavailable: one is not there.
     """
     split = names.split(",")
-    share = threads or max(1, torch.get_num_threads() // len(split))
+    share = threads or max(1, cores() // len(split))
     seen = Counter[str]()
     devices = []
     for name in split:

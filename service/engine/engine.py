@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.cost import flops
 from model.dat import DAT
 from model.packing import pack
 from model.tracing import trace
@@ -22,6 +23,9 @@ from service.metrics import ModelMetrics
 from service.settings import Backend
 
 DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}
+# From how many FLOPs of an image on several threads of a CPU compute it faster than one. Below,
+# they wait for each other longer than they compute.
+TEAM_FLOPS = 500_000_000
 DEFAULT_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
 
@@ -172,8 +176,12 @@ class Engine:
                 self._classify, self._image_size, self.buckets, threads, self._cache
             )
         pack(self._classify.model)
-        lanes = self._device.lanes
-        sizes = {size for bucket in self.buckets for size in lanes.share_sizes(bucket)}
+        self._team = flops(self._model.config) >= TEAM_FLOPS
+        sizes = {
+            size
+            for bucket in self.buckets
+            for size in self._device.lanes.share_sizes(bucket, team=self._team)
+        }
         self._graphs: dict[int, Callable[[Tensor], Ranked]] = {
             size: trace(self._classify, self._staging[:size]) for size in sizes
         }
@@ -183,7 +191,9 @@ class Engine:
         def compute(share: Tensor) -> Ranked:
             return self._graphs[len(share)](share)
 
-        parts = self._device.lanes.map(lambda rows: compute(pixels[rows]), len(pixels))
+        parts = self._device.lanes.map(
+            lambda rows: compute(pixels[rows]), len(pixels), team=self._team
+        )
         scores, classes, locations = zip(*parts, strict=True)
         of_layers = zip(*locations, strict=True)
         return Ranked(torch.cat(scores), torch.cat(classes), tuple(map(torch.cat, of_layers)))

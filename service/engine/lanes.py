@@ -7,7 +7,7 @@ wait for each other at the end of an image, not of every operation.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import TypeVar
 
 import torch
@@ -15,6 +15,9 @@ import torch
 from service.memory import reach_heap
 
 T = TypeVar("T")
+
+
+_FEW = 2  # images of a lane that are not worth dealing out one by one
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,33 @@ class Share:
     threads: int
 
 
-def plan(images: int, threads: int) -> list[list[Share]]:
-    """Rounds of equal shares that are computed at the same time, one round after the other.
+def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
+    """Rounds of shares that lanes take one after the other, each when it is done with the last.
 
-    What is left over by equal shares is a round of its own, with more threads for each image.
+    The last shares of a round are single images, so that a lane whose core has another process on
+    it as well takes fewer of them.
+
+    Args:
+        images: of the batch.
+        threads: of all lanes.
+        team: whether several threads compute an image faster than one. Those left over when every
+            lane has as many are then a round of their own, with more threads for each.
     """
     rounds, start = [], 0
     while start < images:
         lanes = min(images - start, threads)
-        size = (images - start) // lanes
-        ends = [start + size * (lane + 1) for lane in range(lanes)]
-        rounds.append([Share(slice(end - size, end), threads // lanes) for end in ends])
-        start = ends[-1]
+        each = (images - start) // lanes
+        count = lanes * each if team else images - start
+        large = each - 1 if each > _FEW else each
+        sizes = [large] * lanes + [1] * (count - lanes * large)
+        ends = accumulate(sizes, initial=start)
+        rounds.append(
+            [
+                Share(slice(begin, end), threads // lanes if team else 1)
+                for begin, end in pairwise(ends)
+            ]
+        )
+        start += count
     return rounds
 
 
@@ -51,12 +69,12 @@ class Lanes:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "lane", initializer=reach_heap)
 
-    def share_sizes(self, images: int) -> set[int]:
+    def share_sizes(self, images: int, *, team: bool) -> set[int]:
         """Numbers of rows that `map` gives at a time."""
-        shares = chain.from_iterable(plan(images, self._threads))
+        shares = chain.from_iterable(plan(images, self._threads, team=team))
         return {share.rows.stop - share.rows.start for share in shares}
 
-    def map(self, work: Callable[[slice], T], images: int) -> list[T]:
+    def map(self, work: Callable[[slice], T], images: int, *, team: bool) -> list[T]:
         """Call `work` with the rows of every share, in inference mode; results in order of rows.
 
         A single share is computed in the calling thread.
@@ -69,7 +87,7 @@ class Lanes:
                 return work(share.rows)
 
         results: list[T] = []
-        for shares in plan(images, self._threads):
+        for shares in plan(images, self._threads, team=team):
             if len(shares) == 1:
                 results.append(compute(shares[0]))
             else:

@@ -8,31 +8,42 @@ from hypothesis import strategies as st
 from service.engine.lanes import Lanes, plan
 
 
-@given(st.integers(1, 100), st.integers(1, 64))
-def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, threads):
-    rounds = plan(images, threads)
+@given(st.integers(1, 100), st.integers(1, 64), st.booleans())
+def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, threads, team):
+    rounds = plan(images, threads, team=team)
     rows = [row for shares in rounds for share in shares for row in range(100)[share.rows]]
     assert rows == list(range(images))
     for shares in rounds:
-        assert len({share.rows.stop - share.rows.start for share in shares}) == 1
-        assert sum(share.threads for share in shares) <= threads
+        lanes = min(len(shares), threads)
+        assert sum(share.threads for share in shares[:lanes]) <= threads
         assert all(share.threads for share in shares)
 
 
-def test_full_lanes_first_then_what_is_left():
-    (lanes, rest) = plan(7, 2)
-    assert [(share.rows, share.threads) for share in lanes] == [
-        (slice(0, 3), 1),
-        (slice(3, 6), 1),
+def shares(images, threads, *, team):
+    return [
+        [(share.rows.stop - share.rows.start, share.threads) for share in one]
+        for one in plan(images, threads, team=team)
     ]
-    assert [(share.rows, share.threads) for share in rest] == [(slice(6, 7), 2)]
 
 
-@given(st.integers(1, 100), st.integers(1, 8))
-def test_all_sizes_of_shares_are_known_beforehand(images, threads):
+def test_a_lane_that_is_done_takes_single_images():
+    assert shares(8, 2, team=True) == [[(3, 1), (3, 1), (1, 1), (1, 1)]]
+    assert shares(4, 2, team=True) == [[(2, 1), (2, 1)]]
+
+
+def test_what_is_left_over_has_all_threads_where_these_are_faster_together():
+    assert shares(7, 2, team=True) == [[(2, 1), (2, 1), (1, 1), (1, 1)], [(1, 2)]]
+    assert shares(7, 2, team=False) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1)]]
+    assert shares(1, 2, team=True) == [[(1, 2)]]
+    assert shares(1, 2, team=False) == [[(1, 1)]]
+
+
+@given(st.integers(1, 100), st.integers(1, 8), st.booleans())
+def test_all_sizes_of_shares_are_known_beforehand(images, threads, team):
     lanes = Lanes(threads)
     rows = range(images)
-    assert lanes.share_sizes(images) == set(lanes.map(lambda share: len(rows[share]), images))
+    taken = lanes.map(lambda share: len(rows[share]), images, team=team)
+    assert lanes.share_sizes(images, team=team) == set(taken)
     lanes.shutdown()
 
 
@@ -45,7 +56,7 @@ def test_shares_are_computed_at_the_same_time_in_inference_mode():
             together.wait()
         return rows.start, torch.get_num_threads(), torch.is_inference_mode_enabled()
 
-    assert lanes.map(work, 5) == [(0, 1, True), (2, 1, True), (4, 2, True)]
+    assert lanes.map(work, 5, team=True) == [(0, 1, True), (2, 1, True), (4, 2, True)]
     lanes.shutdown()
 
 
@@ -57,5 +68,5 @@ def test_a_failure_in_a_lane_is_that_of_the_batch():
             raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        lanes.map(work, 2)
+        lanes.map(work, 2, team=True)
     lanes.shutdown()
