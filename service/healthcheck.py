@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import SplitResult, urlsplit
 
-from service.settings import Server
+from service.settings import Server, silence_grpc
 
 
 class HealthcheckError(Exception):
@@ -95,6 +95,7 @@ def _ask_http(where: SplitResult, timeout_s: float, authorities: Path | None) ->
 
 
 def _ask_grpc(where: SplitResult, timeout_s: float, authorities: Path | None) -> None:
+    silence_grpc()
     # A tenth of a second that a check over HTTP need not wait.
     import grpc  # noqa: PLC0415
     from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415

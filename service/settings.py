@@ -389,6 +389,11 @@ def keep_compiled(folder: Path) -> None:
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
 
 
+def silence_grpc() -> None:
+    """Have gRPC, which reads the environment alone, leave its failures to who asked."""
+    os.environ["GRPC_VERBOSITY"] = "NONE"
+
+
 def variables() -> dict[str, tuple[type[BaseModel], str]]:
     """Every environment variable with the group and the field that it sets."""
     groups = {name: field.annotation for name, field in Settings.model_fields.items()}
