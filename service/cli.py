@@ -5,17 +5,20 @@ import asyncio
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import get_args
-from urllib.request import urlopen
 
-import uvloop
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from service import logs, settings
+from service import healthcheck, logs, preconditions, settings
+from service.healthcheck import HealthcheckError
+from service.model_file import ModelFileError, choose_models, require_files
+from service.preconditions import PreconditionError
 
-_HEALTHCHECK_TIMEOUT_S = 3.0
+_SIGNALLED = 130  # what a shell says of a command that was interrupted
 
 Command = Callable[[Namespace], int]
 
@@ -29,7 +32,7 @@ def main() -> None:
     parser.set_defaults(run=_serve)
     commands = parser.add_subparsers(title="commands")
     _add(commands, "serve", _serve, "start the server (the default)")
-    _add(commands, "healthcheck", _healthcheck, "exit with 0 if the server here is ready")
+    _add_healthcheck(commands)
     _add(commands, "settings", _settings, "print the table of settings")
     _add_evaluate(commands)
     _add_convert(commands)
@@ -37,7 +40,10 @@ def main() -> None:
     try:
         sys.exit(arguments.run(arguments))
     except ValidationError as error:
-        sys.exit(_fail(*(_setting_fault(fault) for fault in error.errors(include_url=False))))
+        sys.exit(_fail(*_faults(error, _variable)))
+    except KeyboardInterrupt:
+        _fail("interrupted")
+        sys.exit(_SIGNALLED)
 
 
 def _add(
@@ -49,6 +55,33 @@ def _add(
     parser = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
     parser.set_defaults(run=run)
     return parser
+
+
+def _add_healthcheck(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(commands, "healthcheck", _healthcheck, "exit with 0 if the server is ready")
+    parser.add_argument(
+        "url",
+        nargs="?",
+        metavar="URL",
+        help="http://, https://, grpc:// or grpcs:// and a host; without it, the server here",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=3.0,
+        metavar="SECONDS",
+        help="longest to wait (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ca", type=Path, metavar="FILE", help="certificates to check the server's against, PEM"
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < inf:
+        raise ValueError(text)
+    return seconds
 
 
 def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -98,16 +131,26 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _serve(_: Namespace) -> int:
     chosen = settings.Settings()
-    logs.configure(chosen.log)
-    # Loading torch takes seconds; a wrong setting should not wait for it.
+    try:
+        lineup = choose_models(chosen)
+        require_files(chosen, lineup)
+        preconditions.require(chosen)
+    except (ModelFileError, PreconditionError) as error:
+        return _fail(str(error))
+    lines = logs.configure(chosen.log)
+    logs.never_wait_for_errors()
+    # Here ends what is done without torch: loading it takes seconds, which a wrong setting should
+    # not wait for, and it reads the environment when it is loaded.
+    process.begin()
+    import uvloop  # noqa: PLC0415
+
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.engine.device import DeviceUnavailable  # noqa: PLC0415
-    from service.model_file import ModelFileError  # noqa: PLC0415
     from service.replica import StartupError, serve  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(serve(chosen))
+            runner.run(serve(chosen, lineup, lines))
         except (CheckpointError, DeviceUnavailable, ModelFileError, StartupError) as error:
             return _fail(str(error))
     return 0
@@ -117,16 +160,21 @@ def _evaluate(arguments: Namespace) -> int:
     if arguments.resize_mode is not None and arguments.coco is None:
         return _fail("--resize-mode is for detectors, which --coco measures")
     chosen = settings.Settings()
+    try:
+        lineup = choose_models(chosen)
+        require_files(chosen, lineup)
+    except ModelFileError as error:
+        return _fail(str(error))
     logs.configure(chosen.log, sys.stderr)  # standard output is for the result
+    process.begin()
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.engine.device import DeviceUnavailable  # noqa: PLC0415
     from service.evaluation.accuracy import Accuracy  # noqa: PLC0415
     from service.evaluation.coco import CocoPrecision  # noqa: PLC0415
     from service.evaluation.run import EvaluationError, evaluate  # noqa: PLC0415
-    from service.model_file import ModelFileError, choose_models  # noqa: PLC0415
 
     try:
-        entry = choose_models(chosen).find(arguments.model)
+        entry = lineup.find(arguments.model)
         evaluation = (
             Accuracy(arguments.data)
             if arguments.coco is None
@@ -145,13 +193,16 @@ def _convert(arguments: Namespace) -> int:
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.convert import convert  # noqa: PLC0415
 
-    chosen = settings.ModelChoice(
-        variant=arguments.variant,
-        checkpoint=arguments.checkpoint,
-        weights=arguments.weights,
-        labels=arguments.labels,
-        image_size=arguments.image_size,
-    )
+    try:
+        chosen = settings.ModelChoice(
+            variant=arguments.variant,
+            checkpoint=arguments.checkpoint,
+            weights=arguments.weights,
+            labels=arguments.labels,
+            image_size=arguments.image_size,
+        )
+    except ValidationError as error:
+        return _fail(*_faults(error, _option))
     try:
         written = convert(chosen, arguments.out)
     except CheckpointError as error:
@@ -161,29 +212,44 @@ def _convert(arguments: Namespace) -> int:
     return 0
 
 
-def _setting_fault(fault: object) -> str:
-    assert isinstance(fault, dict)
-    variable = settings.PREFIX + "__".join(map(str, fault["loc"])).upper()
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{variable}: {message}" if fault["loc"] else message
+def _faults(error: ValidationError, name: Callable[[tuple[int | str, ...]], str]) -> Iterator[str]:
+    """One line for each setting that is wrong."""
+    told: dict[str, ErrorDetails] = {}
+    for fault in error.errors(include_url=False):
+        named = name(fault["loc"])
+        # Of a setting that may be one of several kinds, the kind that it comes nearest to.
+        if named not in told or len(fault["loc"]) > len(told[named]["loc"]):
+            told[named] = fault
+    for named, fault in told.items():
+        message = fault["msg"].removeprefix("Value error, ")
+        if isinstance(fault["input"], str | int | float):
+            message += f"; it is {fault['input']!r:.60}"
+        yield f"{named}: {message}" if named else message
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    """Of the settings, from where pydantic found a fault: a group and its field."""
+    return settings.PREFIX + "__".join(map(str, place[:2])).upper() if place else ""
+
+
+def _option(place: tuple[int | str, ...]) -> str:
+    """Of the command line, from the field of a choice."""
+    return f"--{place[0]}".replace("_", "-")
 
 
 def _fail(*messages: str) -> int:
     for message in messages:
-        print(f"dat-serve: {message}", file=sys.stderr)  # noqa: T201
+        print(f"dat-serve: {logs.printable(message)}", file=sys.stderr)  # noqa: T201
     return 1
 
 
-def _healthcheck(_: Namespace) -> int:
-    server = settings.Settings().server
-    host = "127.0.0.1" if server.host in ("0.0.0.0", "::") else server.host  # noqa: S104
+def _healthcheck(arguments: Namespace) -> int:
     try:
-        with urlopen(
-            f"http://{host}:{server.http_port}/health/ready", timeout=_HEALTHCHECK_TIMEOUT_S
-        ):
-            return 0
-    except OSError as error:
+        url = arguments.url or healthcheck.address(settings.Settings().server)
+        healthcheck.ask(url, timeout_s=arguments.timeout, authorities=arguments.ca)
+    except HealthcheckError as error:
         return _fail(str(error))
+    return 0
 
 
 def _settings(_: Namespace) -> int:

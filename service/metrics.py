@@ -126,6 +126,11 @@ class Metrics:
             buckets=_LAG_SECONDS,
             registry=registry,
         )
+        self.log_lines_dropped = Counter(
+            "dat_log_lines_dropped",
+            "Lines of the log that nobody read in time.",
+            registry=registry,
+        )
         Gauge(
             "dat_build_info",
             "What this replica is made of; the version of torch names its CUDA.",

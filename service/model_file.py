@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from service.settings import Batching, Dtype, ModelChoice, Settings
+from service.settings import PREFIX, Batching, Dtype, ModelChoice, Settings
 
 
 class ModelFileError(Exception):
@@ -93,12 +93,13 @@ def choose_models(settings: Settings) -> Lineup:
     if path is None:
         choice = settings.model.model_dump(exclude={"file"})
         return Lineup(models=(ModelEntry(**choice),))
+    require_file(path, f"{PREFIX}MODEL__FILE: ")
     try:
-        lineup = Lineup.model_validate(tomllib.loads(path.read_text("utf-8")))
+        lineup = Lineup.model_validate(tomllib.loads(path.read_text("utf-8-sig")))
         for entry in lineup.models:
             if entry.batching(settings.batching).queue_limit < settings.limits.max_images:
                 raise ModelFileError(
-                    f"{path}: {entry.name}: queue_limit must not be under limits.max_images "
+                    f"{path}: {entry.name}: queue_limit must not be under DAT_LIMITS__MAX_IMAGES "
                     f"({settings.limits.max_images}), or a full request could never be admitted"
                 )
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
@@ -108,6 +109,43 @@ def choose_models(settings: Settings) -> Lineup:
     return lineup.model_copy(
         update={"models": tuple(_beside(path, entry) for entry in lineup.models)}
     )
+
+
+def require_files(settings: Settings, lineup: Lineup) -> None:
+    """Open the files that the models of a lineup are made of, and close them again.
+
+    Raises:
+        ModelFileError: one is missing, is no file or may not be read.
+    """
+    for entry in lineup.models:
+        for field in ("checkpoint", "labels"):
+            path: Path | None = getattr(entry, field)
+            if path is None:
+                continue
+            if settings.model.file is None:
+                require_file(path, f"{PREFIX}MODEL__{field.upper()}: ")
+            else:
+                require_file(path, f"{settings.model.file}: {entry.name}: {field}: ")
+
+
+def require_file(path: Path, named: str) -> None:
+    """Open a file and close it again.
+
+    Args:
+        path: of the file.
+        named: where the path comes from, for the message.
+
+    Raises:
+        ModelFileError: it is missing, is no file or may not be read.
+    """
+    try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
+            raise ModelFileError(f"{named}{path}: not a file")
+        path.open("rb").close()
+    except OSError as fault:
+        raise ModelFileError(f"{named}{path}: {fault.strerror}") from fault
+    except ValueError as fault:  # a NUL in a path of a model file
+        raise ModelFileError(f"{named}{path}: {fault}") from fault
 
 
 def _beside(path: Path, entry: ModelEntry) -> ModelEntry:

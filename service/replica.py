@@ -21,9 +21,10 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, start_
 from service.catalogue import Catalogue
 from service.engine.device import compute_alone, open_devices
 from service.lifecycle import Lifecycle
+from service.logs import LineWriter
 from service.memory import give_back_when_quiet, keep_freed
 from service.metrics import Metrics
-from service.model_file import choose_models
+from service.model_file import Lineup
 from service.open_model import Shared, open_decoders, open_model
 from service.settings import Server, Settings
 from service.transport import rest, rpc
@@ -37,20 +38,25 @@ class StartupError(Exception):
     """The replica cannot start; the message says what to change."""
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, lineup: Lineup, lines: LineWriter) -> None:
     """Run a replica until SIGTERM or SIGINT, then drain it.
+
+    Args:
+        settings: of all but the models.
+        lineup: the models.
+        lines: of the log.
 
     Raises:
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
-        ModelFileError: the model file cannot be used.
+        ModelFileError: sizes for a model that has a fixed one.
         DeviceUnavailable: the device is not there.
         StartupError: a port is taken.
     """
     leave = _leave_on_signal()
     disable_created_metrics()  # a second series for each counter and histogram, read by nobody
     start = perf_counter()
-    lineup = choose_models(settings)
     metrics = Metrics(CollectorRegistry())
+    lines.on_dropped(metrics.log_lines_dropped.inc)
     devices = open_devices(settings.engine.device, settings.engine.threads)
     compute_alone()
     lifecycle = Lifecycle(lambda: all(device.healthy for device in devices))

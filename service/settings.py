@@ -3,12 +3,15 @@
 A group is a nested model: `DAT_BATCHING__MAX_BATCH` is `Settings.batching.max_batch`.
 """
 
+import difflib
 import os
+import re
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic_core import from_json
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.machine import cores, memory_bytes
@@ -22,8 +25,51 @@ Decode = Literal["exact", "fast"]
 Backend = Literal["torch", "openvino"]
 Weights = Literal["model", "ema"]
 
+T = TypeVar("T")
 
-class ModelChoice(BaseModel, frozen=True, extra="forbid"):
+_DAY_S = 86_400
+_MOST_THREADS = 512
+# What the options of gRPC can hold, less the framing of a message.
+_LARGEST_BODY = 2**31 - 2**20
+_LARGEST_SIDE = 4096
+
+
+def _written_list(value: object) -> object:
+    """What a variable holds of a list: `1, 2` and `[1, 2]` are the same; a number stays one."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("["):
+        try:
+            return from_json(value)
+        except ValueError as fault:
+            raise ValueError(f"a list is written as in [1, 2]: {fault}") from fault
+    return value.split(",") if "," in value else value
+
+
+def _one_or_more(value: object) -> object:
+    listed = _written_list(value)
+    return [listed] if isinstance(listed, str) else listed
+
+
+Sizes = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=1024)], ...],
+    Field(max_length=64),
+    BeforeValidator(_one_or_more),
+]
+Side = Annotated[int, Field(ge=32, le=_LARGEST_SIDE)]
+PaddedSide = Annotated[int, Field(ge=64, le=_LARGEST_SIDE, multiple_of=32)]
+PaddedSizes = Annotated[
+    tuple[tuple[PaddedSide, PaddedSide], ...],
+    Field(max_length=7),  # with the letterbox no more than a detector remembers
+    BeforeValidator(_written_list),
+]
+
+
+class _Group(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """Settings that belong together."""
+
+
+class ModelChoice(_Group):
     """One model: which weights, and what answers call it."""
 
     name: str | None = Field(
@@ -59,7 +105,7 @@ class ModelChoice(BaseModel, frozen=True, extra="forbid"):
         "one on each line; without it those stored in the checkpoint, or ImageNet's for 1000 "
         "classes.",
     )
-    image_size: int | tuple[int, int] | None = Field(
+    image_size: Annotated[Side | tuple[Side, Side] | None, BeforeValidator(_written_list)] = Field(
         None,
         description="Input size, pixels: a side, or `[height, width]`; without it that of the "
         "checkpoint or of the variant.",
@@ -69,10 +115,8 @@ class ModelChoice(BaseModel, frozen=True, extra="forbid"):
         description="How a detector resizes the images of requests that do not say: `official`, "
         "or `letterbox`; without it `official`.",
     )
-    letterbox_size: int | None = Field(
+    letterbox_size: PaddedSide | None = Field(
         None,
-        ge=64,
-        multiple_of=32,
         description="Side of a detector's letterbox, pixels, a multiple of 32; without it that "
         "of the variant.",
     )
@@ -95,12 +139,12 @@ class Model(ModelChoice):
         return self
 
 
-class Engine(BaseModel, frozen=True, extra="forbid"):
+class Engine(_Group):
     """The device and how it computes."""
 
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cuda|cpu(,cpu)*|cuda:\d+(,cuda:\d+)*)$",
+        pattern=r"^(auto|cuda|cpu(,cpu){0,63}|cuda:[0-9]{1,2}(,cuda:[0-9]{1,2}){0,63})$",
         description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one. Several, as in "
         "`cuda:0,cuda:1`, each run every model; a batch goes to the least loaded.",
     )
@@ -130,45 +174,46 @@ class Engine(BaseModel, frozen=True, extra="forbid"):
     threads: int = Field(
         0,
         ge=0,
+        le=_MOST_THREADS,
         description="CPU threads of one forward pass; 0: one for each core, shared by several "
         "CPU devices.",
     )
 
 
-class Batching(BaseModel, frozen=True, extra="forbid"):
+class Batching(_Group):
     """The queue and the batches that leave it."""
 
     max_batch: int = Field(
         0, ge=0, le=1024, description="Most images in one batch; 0: 8 on CPU, 64 on CUDA."
     )
-    buckets: tuple[int, ...] = Field(
+    buckets: Sizes = Field(
         (),
-        description="Batch sizes the device runs, as a JSON list; a batch is padded to the next "
+        description="Batch sizes the device runs, as in `1,2,4`; a batch is padded to the next "
         "one. Empty: every size on CPU, where padding costs; powers of two on CUDA.",
     )
-    sizes: tuple[tuple[int, int], ...] = Field(
+    sizes: PaddedSizes = Field(
         (),
-        max_length=7,  # with the letterbox no more than a detector remembers
         description="Padded input sizes of detectors made ready at the start, as a JSON list of "
         "`[height, width]`: on CUDA a graph for each bucket, on CPU the geometry. Others run "
         "eagerly until they come again.",
     )
     queue_limit: int = Field(
-        256, gt=0, description="Images admitted and not yet on the device; beyond it 429."
+        256,
+        gt=0,
+        le=65_536,
+        description="Images admitted and not yet on the device; beyond it 429.",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Batching":
-        if self.buckets and (min(self.buckets) < 1 or len(set(self.buckets)) < len(self.buckets)):
-            raise ValueError("buckets must be distinct positive sizes")
-        if any(side % 32 or side < 64 for size in self.sizes for side in size):
-            raise ValueError("sizes must be multiples of 32 from 64 on")
+        if len(set(self.buckets)) < len(self.buckets):
+            raise ValueError("buckets must be distinct sizes")
         if self.buckets and self.max_batch not in (0, max(self.buckets)):
-            raise ValueError("max_batch must equal the largest bucket")
+            raise ValueError("max_batch must equal the largest of the buckets")
         return self
 
 
-class Limits(BaseModel, frozen=True, extra="forbid"):
+class Limits(_Group):
     """What one request may hold."""
 
     max_image_bytes: int = Field(
@@ -177,6 +222,7 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     max_body_bytes: int = Field(
         64 * 2**20,
         gt=0,
+        le=_LARGEST_BODY,
         description="Largest request body or gRPC message, bytes; beyond it 413.",
     )
     max_bytes_in_flight: int = Field(
@@ -189,6 +235,7 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     max_pixels: int = Field(
         50_000_000,
         gt=0,
+        le=10**9,
         description="Most pixels of an image, read from its header before decoding.",
     )
     max_request_pixels: int = Field(
@@ -204,7 +251,10 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     )
     max_images: int = Field(32, gt=0, description="Most images in one request.")
     decode_threads: int = Field(
-        0, ge=0, description="Threads that decode and resize images; 0: one for each core."
+        0,
+        ge=0,
+        le=_MOST_THREADS,
+        description="Threads that decode and resize images; 0: one for each core.",
     )
     decode: Decode = Field(
         "exact",
@@ -213,7 +263,7 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         "an eighth of theirs, which changes the pixels a little.",
     )
     default_timeout_s: float = Field(
-        30.0, gt=0, description="Deadline of a request that names none, seconds."
+        30.0, gt=0, le=_DAY_S, description="Deadline of a request that names none, seconds."
     )
 
     @property
@@ -232,7 +282,7 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         return self.max_bytes_in_flight or max(self.max_body_bytes, memory_bytes() // 4)
 
 
-class Server(BaseModel, frozen=True, extra="forbid"):
+class Server(_Group):
     """Addresses and the end of life."""
 
     host: str = Field("0.0.0.0", description="Address of all three ports.")  # noqa: S104
@@ -242,15 +292,19 @@ class Server(BaseModel, frozen=True, extra="forbid"):
     drain_delay_s: float = Field(
         0.0,
         ge=0,
+        le=_DAY_S,
         description="How long after SIGTERM requests are still admitted, readiness already off, "
         "so that load balancers notice; seconds.",
     )
     drain_grace_s: float = Field(
-        30.0, gt=0, description="How long in-flight requests may take after that, seconds."
+        30.0,
+        gt=0,
+        le=_DAY_S,
+        description="How long in-flight requests may take after that, seconds.",
     )
 
 
-class Log(BaseModel, frozen=True, extra="forbid"):
+class Log(_Group):
     """Log lines on standard output."""
 
     format: Literal["console", "json"] = Field("console", description="For people or machines.")
@@ -267,7 +321,10 @@ class Settings(BaseSettings):
             unknown, or two settings contradict each other.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True)
+    # A list is read where its field is checked, so that its faults are told as all others.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", enable_decoding=False, frozen=True
+    )
 
     model: Model = Model()
     engine: Engine = Engine()
@@ -278,41 +335,89 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_unknown_variable(cls, values: object) -> object:
+    def _read(cls, values: dict[str, Any]) -> dict[str, Any]:
         # pydantic-settings ignores variables that name no field, so a misspelt group would be.
-        known = set(variables())
+        known = variables()
         unknown = sorted(
             name
             for name in os.environ
-            if name.upper().startswith(PREFIX) and name.upper() not in known
+            if name.upper().startswith(PREFIX)
+            and name.upper() not in known
+            and not _of_a_service(name, os.environ[name])
         )
         if unknown:
-            raise ValueError(f"unknown setting {', '.join(unknown)}; see the settings in README.md")
-        return values
+            raise ValueError("; ".join(_unknown(name) for name in unknown[:_FEW]))
+        return {name: _written(group) for name, group in values.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         if self.limits.max_images > self.batching.queue_limit:
             raise ValueError(
-                "limits.max_images must not exceed batching.queue_limit, or a full request "
-                "could never be admitted"
-            )
-        if self.limits.max_image_bytes > self.limits.max_body_bytes:
-            raise ValueError("limits.max_image_bytes must not exceed limits.max_body_bytes")
-        if self.limits.max_pixels > self.limits.max_request_pixels:
-            raise ValueError("limits.max_pixels must not exceed limits.max_request_pixels")
-        if self.limits.bytes_in_flight < self.limits.max_body_bytes:
-            raise ValueError(
-                "limits.max_body_bytes must not exceed limits.max_bytes_in_flight, or the largest "
+                "DAT_LIMITS__MAX_IMAGES must not exceed DAT_BATCHING__QUEUE_LIMIT, or a full "
                 "request could never be admitted"
             )
+        if self.limits.max_image_bytes > self.limits.max_body_bytes:
+            raise ValueError(
+                "DAT_LIMITS__MAX_IMAGE_BYTES must not exceed DAT_LIMITS__MAX_BODY_BYTES"
+            )
+        if self.limits.max_pixels > self.limits.max_request_pixels:
+            raise ValueError(
+                "DAT_LIMITS__MAX_PIXELS must not exceed DAT_LIMITS__MAX_REQUEST_PIXELS"
+            )
+        if self.limits.bytes_in_flight < self.limits.max_body_bytes:
+            raise ValueError(
+                "DAT_LIMITS__MAX_BODY_BYTES must not exceed DAT_LIMITS__MAX_BYTES_IN_FLIGHT, or "
+                "the largest request could never be admitted"
+            )
         return self
+
+
+_FEW = 3  # faults that are told at a time
+
+# What Kubernetes says of each Service of the namespace to every container, one called `dat-serve`
+# for example.
+_SERVICE = re.compile(
+    rf"{PREFIX}[A-Z0-9]+(_[A-Z0-9]+)*?"
+    r"_(SERVICE_(HOST|PORT(_[A-Z0-9]+)*)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_URL = re.compile(rf"{PREFIX}([A-Z0-9]+_)*PORT=(tcp|udp|sctp)://.*")
+
+
+def _of_a_service(name: str, value: str) -> bool:
+    return bool(_SERVICE.fullmatch(name) or _SERVICE_URL.fullmatch(f"{name}={value}"))
+
+
+def _unknown(name: str) -> str:
+    """What to do about a variable that sets nothing."""
+    known = variables()
+    group = [variable for variable in known if variable.startswith(f"{name.upper()}__")]
+    near = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.75)
+    if group:
+        hint = f"it is the group of {', '.join(group)}"
+    elif near:
+        hint = f"did you mean {' or '.join(near)}?"
+    else:
+        hint = "`dat-serve settings` prints all there are"
+    return f"unknown setting {name:.100}; {hint}"
+
+
+def _written(group: T) -> T | dict[str, Any]:
+    """The values of a group as they were meant: without white space around, empty ones not set."""
+    if not isinstance(group, dict):
+        return group
+    stripped = {name: v.strip() if isinstance(v, str) else v for name, v in group.items()}
+    return {name: value for name, value in stripped.items() if value != ""}
 
 
 def keep_compiled(folder: Path) -> None:
     """Have torch and Triton, which read the environment alone, keep compiled code in a folder."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
+
+
+def silence_grpc() -> None:
+    """Have gRPC, which reads the environment alone, leave its failures to who asked."""
+    os.environ["GRPC_VERBOSITY"] = "NONE"
 
 
 def variables() -> dict[str, tuple[type[BaseModel], str]]:

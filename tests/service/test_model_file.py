@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from service.model_file import ModelEntry, ModelFileError, choose_models
+from service.model_file import ModelEntry, ModelFileError, choose_models, require_files
 from service.settings import Batching, Settings
 
 
@@ -54,6 +54,20 @@ def test_a_file_names_several_and_files_lie_beside_it(write, tmp_path):
     general = Batching(max_batch=16, queue_limit=100)
     assert a.batching(general) == general
     assert b.batching(general) == Batching(buckets=(1, 4), queue_limit=32)
+
+
+def test_a_byte_order_mark_does_not_count(write):
+    write("\ufeff[[models]]\nname = 'a'")
+    assert choose_models(Settings()).find(None).name == "a"
+
+
+@pytest.mark.parametrize("field", ["checkpoint", "labels"])
+@pytest.mark.parametrize("name", ["missing", ".", "a\\u0000b"])
+def test_files_that_a_model_is_made_of_are_looked_at_before_it_is_loaded(write, field, name):
+    path = write(f"[[models]]\nname = 'a'\n{field} = \"{name}\"")
+    with pytest.raises(ModelFileError) as refusal:
+        require_files(Settings(), choose_models(Settings()))
+    assert str(refusal.value).startswith(f"{path}: a: {field}: {path.parent}")
 
 
 def test_own_limits_of_a_batch_replace_the_general_ones_or_are_refused():

@@ -1,11 +1,15 @@
 import os
+import subprocess
+import sys
 
 import pytest
 from pydantic import ValidationError
 
+from service import cli
 from service.model_file import choose_models
 from service.served_model import load
 from service.settings import Settings, variables
+from tests.server import ROOT
 from tests.service.commands import run_all
 
 
@@ -27,8 +31,61 @@ def test_a_variable_sets_its_field(monkeypatch):
     assert settings.server.http_port == 9000
 
 
+def test_a_list_may_be_written_with_commas_and_blanks_around_a_value_do_not_count(monkeypatch):
+    monkeypatch.setenv("DAT_BATCHING__BUCKETS", " 1, 2,4 ")
+    monkeypatch.setenv("DAT_MODEL__IMAGE_SIZE", "64,96")
+    monkeypatch.setenv("DAT_MODEL__LABELS", " /labels.txt\n")
+    monkeypatch.setenv("DAT_LOG__FORMAT", "json ")
+    settings = Settings()
+    assert settings.batching.buckets == (1, 2, 4)
+    assert settings.model.image_size == (64, 96)
+    assert str(settings.model.labels) == "/labels.txt"
+    assert settings.log.format == "json"
+
+
+def test_one_number_is_a_list_of_one_bucket_and_both_sides_of_an_image(monkeypatch):
+    monkeypatch.setenv("DAT_BATCHING__BUCKETS", "4")
+    monkeypatch.setenv("DAT_MODEL__IMAGE_SIZE", "384")
+    assert Settings().batching.buckets == (4,)
+    assert Settings().model.image_size == 384
+
+
+def test_an_empty_variable_is_not_set(monkeypatch):
+    for name in variables():
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("DAT_MODEL__CHECKPOINT", "  ")
+    assert Settings() == Settings.model_construct()
+    assert Settings().model.model_fields_set == set()
+
+
+def test_variables_of_kubernetes_for_services_are_not_ours(monkeypatch):
+    service = {
+        "DAT_SERVE_SERVICE_HOST": "10.0.0.1",
+        "DAT_SERVE_SERVICE_PORT": "8000",
+        "DAT_SERVE_SERVICE_PORT_HTTP": "8000",
+        "DAT_SERVE_PORT": "tcp://10.0.0.1:8000",
+        "DAT_SERVE_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "DAT_SERVE_PORT_8000_TCP_PROTO": "tcp",
+        "DAT_SERVE_PORT_8000_TCP_PORT": "8000",
+        "DAT_SERVE_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "DAT_PORT": "tcp://10.0.0.2:80",
+    }
+    for name, value in service.items():
+        monkeypatch.setenv(name, value)
+    Settings()
+
+
 @pytest.mark.parametrize(
-    "name", ["DAT_BATCHING__MAX_BTACH", "DAT_BATHCING__MAX_BATCH", "DAT_PORT", "DAT_BATCHING"]
+    "name",
+    [
+        "DAT_BATCHING__MAX_BTACH",
+        "DAT_BATHCING__MAX_BATCH",
+        "DAT_PORT",
+        "DAT_SERVER_PORT",
+        "DAT_SERVER__SERVICE_HOST",
+        "DAT_BATCHING",
+        "DAT_BATCHING__BUCKETS__0",
+    ],
 )
 def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
     monkeypatch.setenv(name, "3")
@@ -37,24 +94,95 @@ def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "message"),
     [
-        ("DAT_SERVER__HTTP_PORT", "70000"),
-        ("DAT_BATCHING__QUEUE_LIMIT", "0"),
-        ("DAT_BATCHING__BUCKETS", "[2, 2]"),
-        ("DAT_ENGINE__DEVICE", "tpu"),
-        ("DAT_LIMITS__MAX_IMAGES", "1000"),  # more than the queue holds
-        ("DAT_LIMITS__MAX_BODY_BYTES", "1000"),  # less than an image
-        ("DAT_LIMITS__DEFAULT_TIMEOUT_S", "nan"),
-        ("DAT_MODEL__RESIZE_MODE", "stretched"),
-        ("DAT_MODEL__LETTERBOX_SIZE", "32"),  # one cell
-        ("DAT_MODEL__LETTERBOX_SIZE", "100"),  # no multiple of 32
+        ("DAT_SERVER__HTTP_PORT", "70000", "equal to 65535; it is '70000'"),
+        ("DAT_SERVER__HTTP_PORT", "x", "valid integer"),
+        ("DAT_SERVER__HTTP_PORT", "80.5", "valid integer"),
+        ("DAT_SERVER__HOST", "nowhere.invalid", "neither an address nor a name"),
+        ("DAT_SERVER__HOST", "a" * 100, "neither an address nor a name"),
+        ("DAT_SERVER__DRAIN_DELAY_S", "1e300", "equal to 86400"),
+        ("DAT_SERVER__DRAIN_GRACE_S", "inf", "finite"),
+        ("DAT_LIMITS__DEFAULT_TIMEOUT_S", "nan", "finite"),
+        ("DAT_LIMITS__MAX_IMAGES", "1000", "DAT_BATCHING__QUEUE_LIMIT"),
+        ("DAT_LIMITS__MAX_BODY_BYTES", "1000", "DAT_LIMITS__MAX_IMAGE_BYTES"),
+        ("DAT_LIMITS__MAX_BODY_BYTES", "3000000000", "equal to 2146435072"),
+        ("DAT_LIMITS__MAX_IMAGE_BYTES", "-1", "greater than 0"),
+        ("DAT_LIMITS__DECODE_THREADS", "100000", "equal to 512"),
+        ("DAT_ENGINE__THREADS", "100000", "equal to 512"),
+        ("DAT_ENGINE__DEVICE", "tpu", "match"),
+        ("DAT_ENGINE__DEVICE", "cuda:1000", "match"),
+        ("DAT_ENGINE__CACHE", "/dev/null/cache", "a folder that the server can write to"),
+        ("DAT_BATCHING__QUEUE_LIMIT", "0", "greater than 0"),
+        ("DAT_BATCHING__QUEUE_LIMIT", "1000000000", "equal to 65536"),
+        ("DAT_BATCHING__MAX_BATCH", "100000", "equal to 1024"),
+        ("DAT_BATCHING__BUCKETS", "2,2", "distinct"),
+        ("DAT_BATCHING__BUCKETS", "1,x", "it is 'x'"),
+        ("DAT_BATCHING__BUCKETS", "[1, 2", "a list is written as in [1, 2]"),
+        ("DAT_BATCHING__BUCKETS", "[" * 10_000, "a list is written as in [1, 2]"),
+        ("DAT_BATCHING__SIZES", "224", "valid tuple"),
+        ("DAT_BATCHING__SIZES", "[[224, 225]]", "multiple of 32"),
+        ("DAT_MODEL__IMAGE_SIZE", "100000", "equal to 4096"),
+        ("DAT_MODEL__IMAGE_SIZE", "[64, 100000]", "equal to 4096; it is 100000"),
+        ("DAT_MODEL__NAME", "a\n\x1b[31m", r"it is 'a\n\x1b[31m'"),
+        ("DAT_MODEL__RESIZE_MODE", "stretched", "'official' or 'letterbox'"),
+        ("DAT_MODEL__LETTERBOX_SIZE", "32", "equal to 64"),  # one cell
+        ("DAT_MODEL__LETTERBOX_SIZE", "100", "multiple of 32"),
+        ("DAT_MODEL__CHECKPOINT", "/nowhere.pth", "/nowhere.pth: No such file"),
+        ("DAT_MODEL__CHECKPOINT", "/", "not a file"),
+        ("DAT_MODEL__LABELS", "/nowhere.txt", "/nowhere.txt: No such file"),
+        ("DAT_MODEL__LABELS", "/dev/null", "not a file"),
+        ("DAT_MODEL__FILE", "/dev/zero", "not a file"),
+        ("DAT_LOG__LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("DAT_MODEL", "x", "DAT_MODEL__NAME"),
+        ("DAT_BATCHNG__MAX_BATCH", "4", "did you mean DAT_BATCHING__MAX_BATCH?"),
     ],
 )
-def test_a_value_that_cannot_work_is_refused(monkeypatch, name, value):
+def test_the_command_says_in_one_line_what_is_wrong_and_where(
+    monkeypatch, capsys, name, value, message
+):
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValidationError):
-        Settings()
+    monkeypatch.setattr(sys, "argv", ["dat-serve"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1
+    assert line.startswith("dat-serve: ")
+    assert name.rsplit("__", 1)[0] in line
+    assert message in line
+    assert line.isprintable()
+
+
+def test_a_file_that_may_not_be_read_is_named(monkeypatch, capsys, tmp_path):
+    checkpoint = tmp_path / "secret.pth"
+    checkpoint.touch(mode=0o000)
+    monkeypatch.setenv("DAT_MODEL__CHECKPOINT", str(checkpoint))
+    monkeypatch.setattr(sys, "argv", ["dat-serve"])
+    user = os.geteuid()
+    tmp_path.chmod(0o755)
+    for folder in tmp_path.parents[:2]:
+        folder.chmod(0o755)
+    os.seteuid(user or 65534)  # root may read everything
+    try:
+        with pytest.raises(SystemExit):
+            cli.main()
+    finally:
+        os.seteuid(user)
+    assert f"DAT_MODEL__CHECKPOINT: {checkpoint}: Permission denied" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_does_not_wait_for_torch():
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "service"],
+        cwd=ROOT,
+        env=os.environ | {"DAT_MODEL__LABELS": "/nowhere.txt"},
+        capture_output=True,
+        text=True,
+    )
+    assert "dat-serve: DAT_MODEL__LABELS" in ended.stderr
+    assert "pydantic_settings" in ended.stderr
+    assert "torch" not in ended.stderr
+    assert "grpc" not in ended.stderr
 
 
 def test_each_core_has_a_thread_that_decodes_unless_a_number_is_set(monkeypatch):
@@ -63,13 +191,10 @@ def test_each_core_has_a_thread_that_decodes_unless_a_number_is_set(monkeypatch)
     assert Settings().limits.decoders == 7
 
 
-def test_the_command_refuses_to_start_and_says_why():
+def test_the_command_refuses_what_only_the_models_and_devices_tell():
     messages = {
-        ("DAT_SERVER__HTTP_PROT", "1"): "DAT_SERVER__HTTP_PROT",
-        ("DAT_SERVER__HTTP_PORT", "x"): "DAT_SERVER__HTTP_PORT",
         ("DAT_MODEL__NAME", "resnet"): "resnet",
         ("DAT_MODEL__NAME", "dat_tiny_224"): "DAT_MODEL__CHECKPOINT",
-        ("DAT_MODEL__CHECKPOINT", "/nowhere.pth"): "/nowhere.pth",
         ("DAT_ENGINE__DEVICE", "cuda:9"): "cuda:9",
     }
     refusals = run_all(((), {"DAT_SERVER__HTTP_PORT": "0"} | dict([bad])) for bad in messages)

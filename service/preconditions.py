@@ -1,0 +1,43 @@
+"""What a start needs of its machine, as far as it is known before torch is loaded."""
+
+import socket
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from service.settings import Settings
+
+
+class PreconditionError(Exception):
+    """Something is missing; the message names the variable and what it needs."""
+
+
+def require(settings: Settings) -> None:
+    """Look at the host and the folders of the settings.
+
+    Raises:
+        PreconditionError: the host has no address, or a folder cannot be written to.
+    """
+    _require_address(settings.server.host)
+    if settings.engine.cache is not None:
+        _require_folder(settings.engine.cache)
+
+
+def _require_address(host: str) -> None:
+    try:
+        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as fault:  # the second for what cannot be a name at all
+        raise PreconditionError(
+            f"DAT_SERVER__HOST: {host!r} is neither an address nor a name that this machine knows: "
+            f"{fault}"
+        ) from fault
+
+
+def _require_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as fault:
+        raise PreconditionError(
+            f"DAT_ENGINE__CACHE: {folder}: {fault.strerror}; it must be a folder that the server "
+            "can write to"
+        ) from fault
