@@ -275,6 +275,7 @@ class Batcher(Generic[Item, Result]):
             answers = list(zip(batch, results, strict=True))
         except Exception as cause:  # the one broad except: a bad batch must not end the loop
             log.exception("batch failed", images=size)
+            cause.__traceback__ = None  # it leads to this frame, which leads to the errors
             for entry in batch:
                 if not entry.future.done():
                     error = EngineFailed("the batch failed on the device")

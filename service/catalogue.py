@@ -1,10 +1,12 @@
 """The models that a replica serves, by task and name."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from service.core import Core
-from service.errors import UnknownModel, quoted
+from service.errors import NotReady, Overloaded, UnknownModel, quoted
+from service.metrics import CountedRequest
 
 TaskCore = TypeVar("TaskCore", bound=Core[Any, Any, Any, Any, Any])
 
@@ -44,6 +46,30 @@ class Catalogue:
             served = ", ".join(map(repr, cores)) or "none"
             raise UnknownModel(f"no model{wanted} for this task is served here; there is {served}")
         return core
+
+    def check_room(self, kind: type[TaskCore], counted: CountedRequest) -> None:
+        """Refuse a request before it is read, if no model of its task could admit it.
+
+        A refusal is counted for the model if there is one alone; else nobody knows which.
+
+        Raises:
+            UnknownModel: there is no model of that task.
+            NotReady: the replica does not admit yet, or no longer.
+            Overloaded: all queues are full.
+        """
+        *others, last = [core for core in self.cores if isinstance(core, kind)] or [
+            self.find(kind, None)
+        ]
+        for core in others:
+            with suppress(NotReady, Overloaded):
+                core.check_room()
+                return
+        try:
+            last.check_room()
+        except (NotReady, Overloaded):
+            if not others:
+                counted.model = last.card.name
+            raise
 
     def describe(self, name: str | None) -> Core[Any, Any, Any, Any, Any]:
         """The model of any task by its name, or the first default.

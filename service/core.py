@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast
 
 from service.batcher import Admission, Batcher, Served
 from service.errors import (
@@ -164,16 +164,22 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         )
         if options.explain != "none":
             self._metrics.explained[options.explain].inc()
+        outcomes = await self._outcomes(uploads, options, deadline)
+        if len(outcomes) == 1 and isinstance(outcomes[0], ServiceError):
+            # If this frame still held it, its traceback and the images would be a cycle.
+            raise cast(ServiceError, outcomes.pop())
+        return outcomes
+
+    async def _outcomes(
+        self, uploads: Sequence[Upload], options: TaskOptions, deadline: float
+    ) -> list[TaskAnswer | ServiceError]:
         with self._batcher.admit(len(uploads)) as admission:
             async with asyncio.TaskGroup() as tasks:
                 running = [
                     tasks.create_task(self._outcome(upload, options, admission, deadline))
                     for upload in uploads
                 ]
-        outcomes = [task.result() for task in running]
-        if len(outcomes) == 1 and isinstance(outcomes[0], ServiceError):
-            raise outcomes[0]
-        return outcomes
+        return [task.result() for task in running]
 
     def _check(self, uploads: Sequence[Upload], options: TaskOptions) -> None:
         if options.timeout_s is not None and not 0 < options.timeout_s < float("inf"):
@@ -191,11 +197,12 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
     ) -> TaskAnswer | ServiceError:
         try:
             return await self._answer(upload, options, admission, deadline)
+        # Without their tracebacks: those lead to frames that hold the image, and these failures.
         except InvalidImage as error:
             self._metrics.decode_errors[error.reason].inc()
-            return error
+            return error.with_traceback(None)
         except ServiceError as error:
-            return error
+            return error.with_traceback(None)
 
     async def _answer(
         self, upload: Upload, options: TaskOptions, admission: Admission, deadline: float
