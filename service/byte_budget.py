@@ -1,5 +1,6 @@
 """How many bytes of requests may be in memory at a time, over all transports."""
 
+import asyncio
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,7 @@ class ByteBudget:
         self.limit = limit
         self._held = 0
         self._gauge = held
+        self._given_back = asyncio.Event()
 
     def hold(self, size: int = 0) -> "HeldBytes":
         """Hold bytes for one request, until the end of the context that this is.
@@ -49,6 +51,14 @@ class ByteBudget:
             )
         self._held += size
         self._gauge.set(self._held)
+        if size < 0:
+            self._given_back.set()
+
+    async def room(self, size: int) -> None:
+        """Wait until so many more bytes could be held; for whoever can let its caller wait."""
+        while self._held + size > self.limit:
+            self._given_back.clear()
+            await self._given_back.wait()
 
 
 class HeldBytes:
@@ -72,6 +82,14 @@ class HeldBytes:
         assert size <= self.size, "bytes were given back twice: this is a bug"
         self.size -= size
         self._budget.change(-size)
+
+    def resize(self, size: int) -> None:
+        """Hold so many bytes instead.
+
+        Raises:
+            Overloaded: they are too many; what was held stays held.
+        """
+        self.grow(size - self.size)
 
     def __enter__(self) -> Self:
         return self

@@ -1,10 +1,12 @@
 """The models that a replica serves, by task and name."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from service.core import Core
-from service.errors import UnknownModel
+from service.errors import NotReady, Overloaded, UnknownModel, quoted
+from service.metrics import CountedRequest
 
 TaskCore = TypeVar("TaskCore", bound=Core[Any, Any, Any, Any, Any])
 
@@ -40,10 +42,34 @@ class Catalogue:
         cores = {core.card.name: core for core in self.cores if isinstance(core, kind)}
         core = self.default(kind) if name is None else cores.get(name)
         if core is None:
-            wanted = "" if name is None else f" {name!r}"
+            wanted = "" if name is None else f" {quoted(name)}"
             served = ", ".join(map(repr, cores)) or "none"
             raise UnknownModel(f"no model{wanted} for this task is served here; there is {served}")
         return core
+
+    def check_room(self, kind: type[TaskCore], counted: CountedRequest) -> None:
+        """Refuse a request before it is read, if no model of its task could admit it.
+
+        A refusal is counted for the model if there is one alone; else nobody knows which.
+
+        Raises:
+            UnknownModel: there is no model of that task.
+            NotReady: the replica does not admit yet, or no longer.
+            Overloaded: all queues are full.
+        """
+        *others, last = [core for core in self.cores if isinstance(core, kind)] or [
+            self.find(kind, None)
+        ]
+        for core in others:
+            with suppress(NotReady, Overloaded):
+                core.check_room()
+                return
+        try:
+            last.check_room()
+        except (NotReady, Overloaded):
+            if not others:
+                counted.model = last.card.name
+            raise
 
     def describe(self, name: str | None) -> Core[Any, Any, Any, Any, Any]:
         """The model of any task by its name, or the first default.
@@ -56,7 +82,7 @@ class Catalogue:
             if core.card.name == wanted:
                 return core
         served = ", ".join(repr(core.card.name) for core in self.cores)
-        raise UnknownModel(f"no model {wanted!r} is served here; there is {served}")
+        raise UnknownModel(f"no model {quoted(wanted)} is served here; there is {served}")
 
     def is_default(self, core: Core[Any, Any, Any, Any, Any]) -> bool:
         """Whether it answers requests of its task that name no model."""

@@ -13,7 +13,7 @@ from typing import get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from service import healthcheck, logs, preconditions, settings
+from service import healthcheck, logs, preconditions, process, settings
 from service.healthcheck import HealthcheckError
 from service.model_file import ModelFileError, choose_models, require_files
 from service.preconditions import PreconditionError

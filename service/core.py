@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast
 
 from service.batcher import Admission, Batcher, Served
 from service.containers import declared_pixels
@@ -151,6 +151,16 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             EngineFailed: the device gave no numbers.
         """
 
+    def check_room(self) -> None:
+        """Refuse, before a request is read, what could not be admitted.
+
+        Raises:
+            NotReady: the replica does not admit yet.
+            Draining: the replica no longer admits.
+            Overloaded: the queue is full.
+        """
+        self._batcher.check_room()
+
     async def answer(
         self, uploads: Sequence[Upload], options: TaskOptions
     ) -> list[TaskAnswer | ServiceError]:
@@ -169,12 +179,21 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         deadline = loop.time() + (
             self._limits.default_timeout_s if timeout_s is None else timeout_s
         )
-        pixels = [self._declared_pixels(upload) for upload in uploads]
-        self._check_pixels(sum(pixels))
         if options.explain != "none":
             self._metrics.explained[options.explain].inc()
+        outcomes = await self._outcomes(uploads, options, deadline)
+        if len(outcomes) == 1 and isinstance(outcomes[0], ServiceError):
+            # If this frame still held it, its traceback and the images would be a cycle.
+            raise cast(ServiceError, outcomes.pop())
+        return outcomes
+
+    async def _outcomes(
+        self, uploads: Sequence[Upload], options: TaskOptions, deadline: float
+    ) -> list[TaskAnswer | ServiceError]:
+        pixels = [self._declared_pixels(upload) for upload in uploads]
+        self._check_pixels(sum(pixels))
         with (
-            self._batcher.admit(len(uploads), timeout_s) as admission,
+            self._batcher.admit(len(uploads), options.timeout_s) as admission,
             self._decoders.request(sum(pixels)) as decoding,
         ):
             request = _Request(admission, decoding, deadline)
@@ -183,10 +202,7 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
                     tasks.create_task(self._outcome(upload, size, options, request))
                     for upload, size in zip(uploads, pixels, strict=True)
                 ]
-        outcomes = [task.result() for task in running]
-        if len(outcomes) == 1 and isinstance(outcomes[0], ServiceError):
-            raise outcomes[0]
-        return outcomes
+        return [task.result() for task in running]
 
     def _check(self, uploads: Sequence[Upload], options: TaskOptions) -> None:
         if options.timeout_s is not None and not 0 < options.timeout_s < float("inf"):
@@ -219,11 +235,12 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
     ) -> TaskAnswer | ServiceError:
         try:
             return await self._answer(upload, pixels, options, request)
+        # Without their tracebacks: those lead to frames that hold the image, and these failures.
         except InvalidImage as error:
             self._metrics.decode_errors[error.reason].inc()
-            return error
+            return error.with_traceback(None)
         except ServiceError as error:
-            return error
+            return error.with_traceback(None)
 
     async def _answer(
         self, upload: Upload, pixels: int, options: TaskOptions, request: _Request

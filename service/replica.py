@@ -18,6 +18,7 @@ import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
 
+from service.byte_budget import ByteBudget
 from service.catalogue import Catalogue
 from service.engine.device import compute_alone, open_devices
 from service.lifecycle import Lifecycle
@@ -162,6 +163,7 @@ async def _open_servers(
     server = settings.server
     health = rpc.Health()
     await health.show(serving=False)
+    budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
     app = rest.create_app(catalogue, lifecycle, settings.limits, metrics, version("dat-serve"))
     http_server = _HttpServer(
         uvicorn.Config(
@@ -173,7 +175,9 @@ async def _open_servers(
             timeout_graceful_shutdown=ceil(server.drain_grace_s),
         )
     )
-    rpc_server = rpc.create_server(catalogue, health, settings.limits, metrics)
+    rpc_server = rpc.create_server(
+        catalogue, health, metrics, budget, limits=settings.limits, server=server
+    )
     with _metrics_server(server, metrics) as metrics_port, _listen(server) as listener:
         rpc_port = _add_port(rpc_server, server)
         await rpc_server.start()

@@ -250,6 +250,12 @@ class Limits(_Group):
         "beyond it 429. 0: four times those of one request.",
     )
     max_images: int = Field(32, gt=0, description="Most images in one request.")
+    max_streams: int = Field(
+        64,
+        gt=0,
+        description="Most calls of ClassifyStream and DetectStream at a time; beyond it "
+        "RESOURCE_EXHAUSTED. Each may be sending a message, whose bytes count when it is there.",
+    )
     decode_threads: int = Field(
         0,
         ge=0,
@@ -289,6 +295,35 @@ class Server(_Group):
     http_port: int = Field(8000, ge=0, le=65535, description="HTTP; 0 picks a free port.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC; 0 picks a free port.")
     metrics_port: int = Field(8002, ge=0, le=65535, description="Metrics; 0 picks a free port.")
+    grpc_message_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="How long the message of a gRPC call may take to come, seconds; while others "
+        "wait for its place in memory, 2 s.",
+    )
+    grpc_keepalive_s: float = Field(
+        60.0,
+        ge=1,
+        description="How long a gRPC connection may be silent before it is asked whether its "
+        "client is there, and closed if no answer comes within 20 s; seconds.",
+    )
+    grpc_min_ping_interval_s: float = Field(
+        5.0,
+        ge=0,
+        description="How often gRPC clients may ask whether the server is there: a connection "
+        "that pings at shorter intervals is closed; seconds.",
+    )
+    grpc_max_connection_age_s: float = Field(
+        0.0,
+        ge=0,
+        description="Age at which a gRPC connection is asked to connect anew, so that load "
+        "balancers spread it again, seconds; 0: never.",
+    )
+    grpc_connection_grace_s: float = Field(
+        30.0,
+        gt=0,
+        description="How long the calls of such a connection may go on, seconds.",
+    )
     drain_delay_s: float = Field(
         0.0,
         ge=0,

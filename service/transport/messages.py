@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from google.protobuf.message import Message
+
 from service.classifier import Classification, Classifier, ClassifyOptions
 from service.core import Answer, Core, Explain, Options, Timing
 from service.detector import (
@@ -51,17 +53,26 @@ class RpcTask(Generic[TaskOptions, TaskAnswer]):
 
     Attributes:
         name: of the task.
+        service: that has its calls; the one with several answers has the name of the other with
+            `Stream` behind it.
+        method: its call with one answer.
         core: what answers.
-        options: of the core from a request and the seconds that are left for it.
+        request: the message that asks.
+        options: of the core from a request without its images, and the seconds left for it.
         response: from what the core says.
-        streamed: the message of a stream.
+        stream_request: the message of a stream that asks.
+        stream_response: the message of a stream that answers.
     """
 
     name: Task
+    service: str
+    method: str
     core: type[Core[TaskOptions, Any, Any, Any, TaskAnswer]]
+    request: type[Message]
     options: Callable[[Any, float | None], TaskOptions]
-    response: Callable[[ModelCard, Sequence[TaskAnswer | ServiceError]], Any]
-    streamed: Callable[..., Any]
+    response: Callable[[ModelCard, Sequence[TaskAnswer | ServiceError]], Message]
+    stream_request: type[dat_pb2.ClassifyStreamRequest | dat_pb2.DetectStreamRequest]
+    stream_response: Callable[..., Message]
 
 
 def _classify_options(
@@ -211,11 +222,23 @@ def _layer(layer: LayerPoints) -> dat_pb2.DeformableLayer:
 
 CLASSIFY = RpcTask(
     "classify",
+    "dat.v1.ClassifierService",
+    "Classify",
     Classifier,
+    dat_pb2.ClassifyRequest,
     _classify_options,
     _classify_response,
+    dat_pb2.ClassifyStreamRequest,
     dat_pb2.ClassifyStreamResponse,
 )
 DETECT = RpcTask(
-    "detect", DetectorCore, _detect_options, _detect_response, dat_pb2.DetectStreamResponse
+    "detect",
+    "dat.v1.DetectorService",
+    "Detect",
+    DetectorCore,
+    dat_pb2.DetectRequest,
+    _detect_options,
+    _detect_response,
+    dat_pb2.DetectStreamRequest,
+    dat_pb2.DetectStreamResponse,
 )
