@@ -7,15 +7,18 @@ output.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, Literal, TypeVar
 
+import structlog
+
 from service.batcher import Admission, Batcher, Served
 from service.errors import (
     DeadlineExceeded,
+    Internal,
     InvalidImage,
     InvalidOption,
     NoImages,
@@ -77,6 +80,42 @@ Prepared = TypeVar("Prepared")
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
+Shown = TypeVar("Shown")
+
+log = structlog.get_logger(__name__)
+
+
+def show_each(
+    outcomes: list[TaskAnswer | ServiceError], show: Callable[[TaskAnswer | ServiceError], Shown]
+) -> list[Shown]:
+    """Every outcome in the form of a transport.
+
+    An answer that cannot be shown fails alone: in `outcomes` as well its failure takes its place.
+
+    Args:
+        outcomes: of one request, as `Core.answer` returned them.
+        show: gives one of them that form.
+
+    Raises:
+        Internal: the only answer of the request cannot be shown.
+    """
+    shown = []
+    for index, outcome in enumerate(outcomes):
+        try:
+            shown.append(show(outcome))
+        except Exception:
+            failure = _internal("answer not shown")
+            if len(outcomes) == 1:
+                raise failure from None
+            outcomes[index] = failure
+            shown.append(show(failure))
+    return shown
+
+
+def _internal(event: str) -> Internal:
+    """A failure for the exception that is being handled, which goes to the log."""
+    log.exception(event)
+    return Internal("internal error")
 
 
 class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
@@ -186,6 +225,8 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             return error
         except ServiceError as error:
             return error
+        except Exception:  # a bug that one image finds must not cost the others their answers
+            return _internal("image failed")
 
     async def _answer(
         self, upload: Upload, options: TaskOptions, admission: Admission, deadline: float
@@ -193,7 +234,7 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         start = perf_counter()
         try:
             prepared = await self._decode(upload, options, deadline)
-        except ServiceError:
+        except Exception:
             admission.give_back()
             raise
         decode_s = perf_counter() - start

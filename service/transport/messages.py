@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from service.classifier import Classification, Classifier, ClassifyOptions
-from service.core import Answer, Core, Explain, Options, Timing
+from service.core import Answer, Core, Explain, Options, Timing, show_each
 from service.detector import (
     DetectedImage,
     Detection,
@@ -60,7 +60,7 @@ class RpcTask(Generic[TaskOptions, TaskAnswer]):
     name: Task
     core: type[Core[TaskOptions, Any, Any, Any, TaskAnswer]]
     options: Callable[[Any, float | None], TaskOptions]
-    response: Callable[[ModelCard, Sequence[TaskAnswer | ServiceError]], Any]
+    response: Callable[[ModelCard, list[TaskAnswer | ServiceError]], Any]
     streamed: Callable[..., Any]
 
 
@@ -83,10 +83,10 @@ def _explain(value: int) -> Explain:
 
 
 def _classify_response(
-    card: ModelCard, outcomes: Sequence[Classification | ServiceError]
+    card: ModelCard, outcomes: list[Classification | ServiceError]
 ) -> dat_pb2.ClassifyResponse:
     return dat_pb2.ClassifyResponse(
-        model=card.name, version=card.version, results=map(_result, outcomes)
+        model=card.name, version=card.version, results=show_each(outcomes, _result)
     )
 
 
@@ -112,10 +112,10 @@ def _detect_options(request: dat_pb2.DetectRequest, remaining_s: float | None) -
 
 
 def _detect_response(
-    card: ModelCard, outcomes: Sequence[DetectedImage | ServiceError]
+    card: ModelCard, outcomes: list[DetectedImage | ServiceError]
 ) -> dat_pb2.DetectResponse:
     return dat_pb2.DetectResponse(
-        model=card.name, version=card.version, results=map(_detect_result, outcomes)
+        model=card.name, version=card.version, results=show_each(outcomes, _detect_result)
     )
 
 

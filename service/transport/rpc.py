@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service.catalogue import Catalogue
 from service.core import Core
-from service.errors import DeadlineExceeded, EngineFailed, ServiceError
+from service.errors import DeadlineExceeded, Internal, ServiceError
 from service.metrics import Metrics, Protocol
 from service.pb import dat_pb2, dat_pb2_grpc
 from service.settings import Limits
@@ -137,7 +137,7 @@ class _Calls:
             return task.streamed(id=message.id, error=error_message(error))
         except Exception:  # a bug in one request must not end the stream of the others
             log.exception("request failed", stream_request=message.id)
-            failure = error_message(EngineFailed("internal error"))
+            failure = error_message(Internal("internal error"))
             return task.streamed(id=message.id, error=failure)
         return task.streamed(id=message.id, response=response)
 
@@ -154,10 +154,13 @@ class _Calls:
             remaining = context.time_remaining()
             if remaining is not None and remaining <= 0:
                 raise DeadlineExceeded("the deadline passed before the request was read")
+            counted.images = len(request.images)
             options = task.options(request, remaining)
             core = self.catalogue.find(task.core, options.model)
             counted.model = core.card.name
-            return task.response(core.card, await core.answer(list(request.images), options))
+            outcomes = await core.answer(list(request.images), options)
+            counted.outcomes = outcomes
+            return task.response(core.card, outcomes)
 
     def _log(self, method: str, code: grpc.StatusCode, start: float, identity: str) -> None:
         self._metrics.responses.labels("grpc", code.name).inc()

@@ -1,9 +1,7 @@
-from collections.abc import Iterator
-
 import pytest
 from grpc import StatusCode
 
-from service.errors import ImageTooLarge, ServiceError, UnsupportedMediaType
+from service.errors import ImageTooLarge, UnsupportedMediaType, all_errors
 
 # google.rpc.Code's own HTTP mapping.
 CANONICAL = {
@@ -17,12 +15,6 @@ CANONICAL = {
 }
 # HTTP is more exact here than gRPC can be.
 HTTP_HAS_ITS_OWN_WORD = {ImageTooLarge: 413, UnsupportedMediaType: 415}
-
-
-def all_errors(base: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
-    for error in base.__subclasses__():
-        yield error
-        yield from all_errors(error)
 
 
 @pytest.mark.parametrize("error", list(all_errors()), ids=lambda e: e.__name__)
