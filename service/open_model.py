@@ -27,6 +27,7 @@ from service.metrics import Metrics, ModelMetrics
 from service.model_file import ModelEntry, ModelFileError
 from service.served_model import ModelCard, ServedDetector, ServedModel
 from service.settings import Batching, Settings, keep_compiled
+from service.threads import open_pool
 
 log = structlog.get_logger(__name__)
 
@@ -54,13 +55,17 @@ class OpenModel:
 
 
 def open_workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that decode uploads and prepare answers, each for itself."""
+    """Threads that decode uploads and prepare answers, each for itself.
+
+    Raises:
+        RuntimeError: the system gives no more threads.
+    """
 
     def begin() -> None:
         compute_alone()
         reach_heap()
 
-    return ThreadPoolExecutor(threads, "decode", initializer=begin)
+    return open_pool(threads, "decode", begin)
 
 
 @dataclass(frozen=True)
