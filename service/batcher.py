@@ -5,24 +5,29 @@ the runner of a device and the results back.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from math import inf
 from time import perf_counter
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import structlog
 
-from service.dispatch import Dispatch, Place
+from service.breaker import Breaker, Fit
+from service.dispatch import Dispatch, Place, no_device
 from service.errors import (
     DeadlineExceeded,
     Draining,
     EngineFailed,
+    EngineUnavailable,
     NotReady,
+    OutOfMemory,
     Overloaded,
+    ServiceError,
 )
 from service.forecast import Forecast
 from service.metrics import ModelMetrics
@@ -38,17 +43,28 @@ log = structlog.get_logger(__name__)
 # a batch that waits, and one that is being decoded. What waits beyond that holds no pixels, and
 # costs nothing if its caller leaves.
 _BATCHES_AHEAD = 2
+# How long after a failure parts of its batch are still tried, seconds: others wait meanwhile.
+_ISOLATE_S = 5.0
 
 
 class Runner(Protocol[Item_contra, Result_co]):
     """What runs the batches of a model on one device."""
 
     async def run_batch(self, batch: Sequence[Item_contra]) -> Sequence[Result_co]:
-        """Results for each item, in order."""
+        """Results for each item, in order.
+
+        Raises:
+            EngineUnavailable: the device is lost.
+            OutOfMemory: they are too many, or one of them is too large.
+        """
         ...
 
     async def settle(self) -> None:
         """Work of the runner's own before the next batch; no answer waits for it."""
+        ...
+
+    async def probe(self) -> None:
+        """Run a blank item; raises whatever the device says."""
         ...
 
 
@@ -129,6 +145,11 @@ class Batcher(Generic[Item, Result]):
     What by the forecast cannot be answered in its time is not admitted, and a batch is no larger
     than lets its items be answered in theirs.
 
+    A batch that fails is tried again in halves, so that only the item that makes it fail does; one
+    that does not fit into memory likewise, and its size is remembered for a while. When several
+    batches in a row fail and a blank item does too, nothing more is admitted until a blank item
+    works (`Breaker`).
+
     Args:
         runners: one for each device, in the order of the dispatch; take at most `max_batch` items.
         max_batch: most items in one batch.
@@ -154,6 +175,8 @@ class Batcher(Generic[Item, Result]):
         self._metrics = metrics
         self._dispatch = dispatch
         self._group = group
+        self._breaker = Breaker(metrics.failing)
+        self._fit = Fit(max_batch)
         self._queue: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
         self._held = 0  # places admitted and not given back
         self._running = 0
@@ -169,6 +192,15 @@ class Batcher(Generic[Item, Result]):
     def wait_estimate_s(self) -> float:
         """Time in which everything admitted so far will have reached the device, seconds."""
         return (self._held + self._running) * self.forecast.seconds_per_item
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the model has not failed again and again."""
+        return not self._breaker.open
+
+    def on_change(self, observer: Callable[[], None]) -> None:
+        """Call somebody when `trusted` changes."""
+        self._breaker.on_change(observer)
 
     def open(self) -> None:
         """Begin to admit."""
@@ -189,6 +221,7 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             NotReady: the replica does not admit yet.
+            EngineUnavailable: no device is left, or the model fails again and again.
             Draining: the replica no longer admits.
             Overloaded: fewer places are free, or the answers would come too late.
         """
@@ -198,6 +231,9 @@ class Batcher(Generic[Item, Result]):
         if not self._open:
             self._metrics.rejected["not_ready"].inc()
             raise NotReady("this replica is starting")
+        if (unavailable := self._unavailable()) is not None:
+            self._metrics.rejected["engine_unavailable"].inc()
+            raise unavailable
         if self._held + places > self._queue_limit:
             self._metrics.rejected["queue_full"].inc()
             raise Overloaded(
@@ -262,7 +298,8 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             DeadlineExceeded: the deadline passed first.
-            EngineFailed: the batch that held the item failed.
+            EngineFailed: the item failed on the device.
+            EngineUnavailable: the device was lost.
         """
         loop = asyncio.get_running_loop()
         enqueued_at = perf_counter() - waited_s
@@ -284,11 +321,43 @@ class Batcher(Generic[Item, Result]):
     async def run(self) -> None:
         """Serve batches until drained."""
         async with asyncio.TaskGroup() as batches:
+            recovering = batches.create_task(self._recover())
             while await self._wait_for_work():
+                if (unavailable := self._unavailable()) is not None:
+                    self._refuse_waiting(unavailable)
+                    continue
                 asked = perf_counter()
-                # The batch is taken when a device has a place for it: it gathers until then.
-                place = await self._dispatch.place(self._full)
+                try:
+                    # The batch is taken when a device has a place for it: it gathers until then.
+                    place = await self._dispatch.place(self._full)
+                except EngineUnavailable:
+                    continue
                 batches.create_task(self._serve(self._take(), place, asked))
+            recovering.cancel()
+
+    def _unavailable(self) -> EngineUnavailable | None:
+        """Why nothing can be run now, if so."""
+        if not self._dispatch.available:
+            return no_device()
+        return self._breaker.error() if self._breaker.open else None
+
+    def _refuse_waiting(self, error: EngineUnavailable) -> None:
+        while self._queue:
+            entry, _ = self._queue.popitem(last=False)
+            entry.admission.give_back()
+            if not entry.future.done():
+                entry.future.set_exception(error.again())
+
+    async def _recover(self) -> None:
+        """Try a blank item from time to time while the breaker is open."""
+        while True:
+            await self._breaker.opened()
+            await asyncio.sleep(self._breaker.pause_s)
+            try:
+                with await self._dispatch.place(lambda: True) as place:
+                    await self._try_blank(self._runners[place.device])
+            except EngineUnavailable:  # no device is left, which no trial will change
+                return
 
     async def _wait_for_work(self) -> bool:
         while not self._queue:
@@ -309,7 +378,7 @@ class Batcher(Generic[Item, Result]):
             alive = entry.deadline > loop_time and not entry.future.done()
             if alive and batch and self._group(entry.item) != self._group(batch[0].item):
                 continue
-            wanted = min(earliest, self._wanted_by(entry))
+            wanted = min(earliest, self._wanted_by(entry, loop_time))
             if alive and batch and loop_time + self.forecast.compute_s(len(batch) + 1) > wanted:
                 break
             del self._queue[entry]
@@ -320,9 +389,13 @@ class Batcher(Generic[Item, Result]):
                 earliest = wanted
         return batch
 
-    def _wanted_by(self, entry: _Entry[Item, Result]) -> float:
-        """When the caller of an item, by what is known of it, will have left; loop time."""
-        return min(entry.deadline, entry.admission.since + self.forecast.patience_s)
+    def _wanted_by(self, entry: _Entry[Item, Result], loop_time: float) -> float:
+        """When the caller of an item, by what is known of it, will have left; loop time.
+
+        Infinite where that is too late for any batch: it should not make this one smaller.
+        """
+        wanted = min(entry.deadline, entry.admission.since + self.forecast.patience_s)
+        return wanted if loop_time + self.forecast.compute_s(1) <= wanted else inf
 
     def _full(self) -> bool:
         if len(self._queue) < self._max_batch:
@@ -334,8 +407,27 @@ class Batcher(Generic[Item, Result]):
         with place:
             if batch:
                 runner = self._runners[place.device]
+                full = len(batch) == self._max_batch
+                self._metrics.batches["full" if full else "idle"].inc()
                 await self._answer(batch, runner, place, asked)
                 await runner.settle()
+                if self._breaker.suspect:
+                    await self._try_blank(runner)
+
+    async def _try_blank(self, runner: Runner[Item, Result]) -> None:
+        """Let a blank item decide whether the model is to be trusted."""
+        try:
+            await runner.probe()
+        except EngineUnavailable:
+            return  # the device is at fault, and says so itself
+        except Exception:
+            if self.trusted:
+                log.exception("model out of use")
+            self._breaker.convict()
+        else:
+            if not self.trusted:
+                log.info("model in use again")
+            self._breaker.worked()
 
     async def _answer(
         self,
@@ -344,28 +436,81 @@ class Batcher(Generic[Item, Result]):
         place: Place,
         asked: float,
     ) -> None:
-        size = len(batch)
-        self._metrics.batches["full" if size == self._max_batch else "idle"].inc()
+        """Run a batch, and where it fails its parts; every entry has its answer then."""
+        group = self._group(batch[0].item)
+        parts, since = deque([batch]), 0.0
+        worked, failed_at = False, inf
+        while parts:
+            wanted = self._still_wanted(parts.popleft())
+            fits = self._fit.limit(group)
+            part, rest = wanted[:fits], wanted[fits:]
+            parts.extendleft([rest] if rest else [])
+            if not part:
+                continue
+            try:
+                await self._run_part(part, runner, place, since, asked)
+            except EngineUnavailable as lost:
+                self._metrics.batch_failures[lost.cause].inc()
+                for entry in chain(part, *parts):
+                    _fail(entry, lost.again())
+                return
+            except Exception as cause:  # the one broad except: a bad batch must not end the loop
+                # One story of it is enough for a batch.
+                story = failed_at == inf
+                log.warning("batch failed", images=len(part), error=repr(cause), exc_info=story)
+                failed_at = min(failed_at, perf_counter())
+                parts.extendleft(reversed(self._halves(part, cause, failed_at)))
+            else:
+                worked = True
+                self._fit.worked(group, len(part))
+            since = perf_counter()
+        if worked:
+            self._breaker.worked()
+        elif failed_at < inf:
+            self._breaker.failed()
+
+    def _halves(
+        self, part: list[_Entry[Item, Result]], cause: Exception, failed_at: float
+    ) -> list[list[_Entry[Item, Result]]]:
+        """What is still to be tried of a part that failed; what is not has its answer."""
+        size, half = len(part), len(part) // 2
+        no_memory = isinstance(cause, OutOfMemory)
+        self._metrics.batch_failures["out_of_memory" if no_memory else "error"].inc()
+        if no_memory and size > 1:
+            self._fit.failed(self._group(part[0].item), size)
+        if size > 1 and (no_memory or perf_counter() - failed_at < _ISOLATE_S):
+            return [part[:half], part[half:]]
+        for entry in part:
+            _fail(entry, _failure(cause))
+        return []
+
+    def _still_wanted(self, part: list[_Entry[Item, Result]]) -> list[_Entry[Item, Result]]:
+        now = asyncio.get_running_loop().time()
+        return [entry for entry in part if entry.deadline > now and not entry.future.done()]
+
+    async def _run_part(
+        self,
+        part: list[_Entry[Item, Result]],
+        runner: Runner[Item, Result],
+        place: Place,
+        since: float,
+        asked: float,
+    ) -> None:
+        size = len(part)
         self._change_running(size)
         try:
-            results = await runner.run_batch([entry.item for entry in batch])
-            answers = list(zip(batch, results, strict=True))
-        except Exception as cause:  # the one broad except: a bad batch must not end the loop
-            log.exception("batch failed", images=size)
-            for entry in batch:
-                if not entry.future.done():
-                    error = EngineFailed("the batch failed on the device")
-                    error.__cause__ = cause  # one error per caller: tracebacks grow
-                    entry.future.set_exception(error)
-            return
+            results = await runner.run_batch([entry.item for entry in part])
+            answers = list(zip(part, results, strict=True))
         finally:
             self._change_running(-size)
-        began = place.began
+        began = max(place.began, since)
         compute_s = perf_counter() - began
         self._account(size, place.device, compute_s, asked)
         for entry, result in answers:
             # A caller can leave while its batch runs; to answer it would raise and end the loop.
-            if not entry.future.done():
+            if entry.future.done():
+                self._metrics.abandoned.inc()
+            else:
                 queue_s = began - entry.enqueued_at
                 entry.future.set_result(Served(result, queue_s, compute_s, size))
 
@@ -392,3 +537,19 @@ class Batcher(Generic[Item, Result]):
     def _change_running(self, size: int) -> None:
         self._running += size
         self._metrics.running.set(self._running)
+
+
+def _failure(cause: Exception) -> ServiceError:
+    """What the caller of an item is told; one for each, because tracebacks grow."""
+    error = (
+        OutOfMemory(str(cause))
+        if isinstance(cause, OutOfMemory)
+        else EngineFailed("the image failed on the device")
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _fail(entry: _Entry[Any, Any], error: ServiceError) -> None:
+    if not entry.future.done():
+        entry.future.set_exception(error)

@@ -7,10 +7,12 @@ output.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, Literal, TypeVar, cast
+
+import structlog
 
 from service.batcher import Admission, Batcher, Served
 from service.containers import declared_pixels
@@ -18,6 +20,7 @@ from service.decoding import Decoders, DecodingRequest
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
+    Internal,
     InvalidImage,
     InvalidOption,
     NoImages,
@@ -94,6 +97,42 @@ Prepared = TypeVar("Prepared")
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
+Shown = TypeVar("Shown")
+
+log = structlog.get_logger(__name__)
+
+
+def show_each(
+    outcomes: list[TaskAnswer | ServiceError], show: Callable[[TaskAnswer | ServiceError], Shown]
+) -> list[Shown]:
+    """Every outcome in the form of a transport.
+
+    An answer that cannot be shown fails alone: in `outcomes` as well its failure takes its place.
+
+    Args:
+        outcomes: of one request, as `Core.answer` returned them.
+        show: gives one of them that form.
+
+    Raises:
+        Internal: the only answer of the request cannot be shown.
+    """
+    shown = []
+    for index, outcome in enumerate(outcomes):
+        try:
+            shown.append(show(outcome))
+        except Exception:
+            failure = _internal("answer not shown")
+            if len(outcomes) == 1:
+                raise failure from None
+            outcomes[index] = failure
+            shown.append(show(failure))
+    return shown
+
+
+def _internal(event: str) -> Internal:
+    """A failure for the exception that is being handled, which goes to the log."""
+    log.exception(event)
+    return Internal("internal error")
 
 
 class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
@@ -241,6 +280,8 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             return error.with_traceback(None)
         except ServiceError as error:
             return error.with_traceback(None)
+        except Exception:  # a bug that one image finds must not cost the others their answers
+            return _internal("image failed")
 
     async def _answer(
         self, upload: Upload, pixels: int, options: TaskOptions, request: _Request
@@ -251,7 +292,7 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             waited_s = start - came
             try:
                 prepared = await self._decode(upload, pixels, options, request)
-            except ServiceError:
+            except Exception:
                 request.admission.give_back()
                 raise
             decode_s = perf_counter() - start

@@ -44,7 +44,7 @@ class _Job:
 
 
 class Decoders:
-    """Threads that decode, and the line before them.
+    """Threads that decode, and the line before them; the end of the context ends them.
 
     Args:
         pool: of the threads.
@@ -63,6 +63,17 @@ class Decoders:
         self._pixels = 0
         self._numbers = itertools.count()
         self._line: list[_Job] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.pool.shutdown()
 
     def request(self, pixels: int) -> "DecodingRequest":
         """The images of one request, as the context in which they are decoded.

@@ -12,6 +12,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Protocol, Self
 
+from service.errors import EngineUnavailable
+
 
 class Dispatchable(Protocol):
     """What the dispatch needs to know of a device."""
@@ -76,7 +78,7 @@ class Dispatch:
     The least loaded device is next: the one with the fewest batches, and of several the one that
     was idle for longest. A device that has a batch takes another one only if that is full, for
     a batch that is not would go on growing while the device is busy. A device that cannot be
-    trusted takes nothing while there are others.
+    trusted takes nothing.
     """
 
     def __init__(self, devices: Sequence[Dispatchable]) -> None:
@@ -90,11 +92,19 @@ class Dispatch:
         """How many batches each device takes at a time."""
         return [device.depth for device in self._devices]
 
+    @property
+    def available(self) -> bool:
+        """Whether any device can be trusted."""
+        return any(device.healthy for device in self._devices)
+
     async def place(self, full: Callable[[], bool]) -> Place:
         """Wait for a place in the line.
 
         Args:
             full: whether a batch that left now would be as large as it can be.
+
+        Raises:
+            EngineUnavailable: no device can be trusted.
         """
         waiter = _Waiter(full, asyncio.get_running_loop().create_future())
         self._line.append(waiter)
@@ -105,15 +115,21 @@ class Dispatch:
             if waiter in self._line:
                 self._line.remove(waiter)
                 self.reconsider()
-            elif not waiter.place.cancelled():
+            elif not waiter.place.cancelled() and waiter.place.exception() is None:
                 self._leave(waiter.place.result())
             raise
 
     def reconsider(self) -> None:
-        """Give out what can be given; to be called when the batch of a waiter became full."""
+        """Give out what can be given.
+
+        To be called when the batch of a waiter became full, and when a device is lost.
+        """
+        available = self.available
         while self._line:
             waiter = self._line[0]
-            if not waiter.place.done():
+            if not available and not waiter.place.done():
+                waiter.place.set_exception(no_device())
+            elif not waiter.place.done():
                 device = self._least_loaded()
                 if device is None or (self._loads[device].batches and not waiter.full()):
                     return
@@ -125,11 +141,14 @@ class Dispatch:
 
     def _least_loaded(self) -> int | None:
         """The next device, if any has a place."""
-        indices = range(len(self._devices))
-        trusted = [index for index in indices if self._devices[index].healthy]
+        loads, devices = self._loads, self._devices
         return min(
-            (i for i in trusted or indices if self._loads[i].batches < self._devices[i].depth),
-            key=lambda i: (self._loads[i].batches, self._loads[i].given),
+            (
+                index
+                for index, device in enumerate(devices)
+                if device.healthy and loads[index].batches < device.depth
+            ),
+            key=lambda index: (loads[index].batches, loads[index].given),
             default=None,
         )
 
@@ -138,3 +157,8 @@ class Dispatch:
         load.batches -= 1
         load.turned = perf_counter()
         self.reconsider()
+
+
+def no_device() -> EngineUnavailable:
+    """What a caller is told when no device can be trusted."""
+    return EngineUnavailable("every device of this replica is lost; it must be started again")

@@ -14,18 +14,23 @@ ServiceError
 ├── Cancelled             the caller left
 ├── NotReady              this replica is starting; retry elsewhere
 │   └── Draining              this replica is leaving; retry elsewhere
-└── EngineFailed          our fault; the cause is in the log, not in the reply
+├── EngineUnavailable     the device is lost, or the model fails again and again; retry elsewhere
+├── EngineFailed          our fault; the cause is in the log, not in the reply
+│   └── OutOfMemory           the image needs more memory than there is
+└── Internal              our fault as well, beside the device
 
 The message of every class here is safe to show to a caller: it is short, and can be written in
 UTF-8.
 """
 
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import ClassVar, Literal
 
 from grpc import StatusCode
 
 Outcome = Literal["ok", "client_error", "rejected", "timeout", "cancelled", "server_error"]
+BatchFailure = Literal["out_of_memory", "hung", "lost", "error"]
 DecodeFailure = Literal[
     "empty", "unsupported", "truncated", "corrupt", "bad_base64", "too_large", "too_many_pixels"
 ]
@@ -186,10 +191,58 @@ class Draining(NotReady):
     code = "draining"
 
 
+class EngineUnavailable(ServiceError):
+    """Nothing can run the model now: its devices are lost, or it fails again and again.
+
+    Attributes:
+        cause: as counted.
+        retry_after_s: when this replica may have mended itself, seconds; another one may have
+            an answer at once.
+    """
+
+    code = "engine_unavailable"
+    http_status = HTTPStatus.SERVICE_UNAVAILABLE
+    grpc_code = StatusCode.UNAVAILABLE
+    outcome = "server_error"
+
+    def __init__(
+        self, message: str, cause: BatchFailure = "lost", retry_after_s: float = 1.0
+    ) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.retry_after_s: float = retry_after_s
+
+    def again(self) -> "EngineUnavailable":
+        """The same for another caller: an error keeps the frames it passed."""
+        return EngineUnavailable(str(self), self.cause, self.retry_after_s)
+
+
 class EngineFailed(ServiceError):
-    """The batch failed on the device; the cause is only in the log."""
+    """The image failed on the device; the cause is only in the log."""
 
     code = "engine_failed"
     http_status = HTTPStatus.INTERNAL_SERVER_ERROR
     grpc_code = StatusCode.INTERNAL
     outcome = "server_error"
+
+
+class OutOfMemory(EngineFailed):
+    """The image alone needs more memory than the device has; a retry will find no more."""
+
+    code = "out_of_memory"
+
+
+class Internal(ServiceError):
+    """A fault of the server's own, outside of the device; it is only in the log."""
+
+    code = "internal"
+    http_status = HTTPStatus.INTERNAL_SERVER_ERROR
+    grpc_code = StatusCode.INTERNAL
+    outcome = "server_error"
+
+
+def all_errors(base: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
+    """Every failure under a class."""
+    for error in base.__subclasses__():
+        yield error
+        yield from all_errors(error)

@@ -1,29 +1,62 @@
 """Where a replica is in its life, as its probes see it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Awaitable, Callable
 
 
-@dataclass
 class Lifecycle:
     """From starting over ready to draining.
 
+    The one place that says whether the replica is live and ready. Who has to be told when that
+    may have changed is an observer; who asks reads `live` and `ready`.
+
+    Args:
+        sound: whether every device can still be trusted.
+        useful: whether a device that can be trusted has a model that works.
+
     Attributes:
-        engine_healthy: whether every device can still be trusted.
         started: whether warm-up is over.
         draining: whether the replica was told to leave.
     """
 
-    engine_healthy: Callable[[], bool] = field(repr=False)
-    started: bool = False
-    draining: bool = False
+    def __init__(self, sound: Callable[[], bool], useful: Callable[[], bool]) -> None:
+        self.started = False
+        self.draining = False
+        self._sound = sound
+        self._useful = useful
+        self._observers: list[Callable[[], Awaitable[None]]] = []
+        self._telling: set[asyncio.Task[None]] = set()
 
     @property
     def live(self) -> bool:
         """Whether the process should go on; false when only a restart can help."""
-        return self.engine_healthy()
+        return self._sound()
 
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
-        return self.started and not self.draining and self.live
+        return self.started and not self.draining and self._useful()
+
+    def observe(self, observer: Callable[[], Awaitable[None]]) -> None:
+        """Await somebody whenever something may have changed."""
+        self._observers.append(observer)
+
+    async def start(self) -> None:
+        """Warm-up is over."""
+        self.started = True
+        await self._tell()
+
+    async def drain(self) -> None:
+        """The replica was told to leave."""
+        self.draining = True
+        await self._tell()
+
+    def changed(self) -> None:
+        """What `live` and `ready` depend on may have changed; in the event loop."""
+        task = asyncio.get_running_loop().create_task(self._tell())
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self) -> None:
+        for observer in self._observers:
+            await observer()

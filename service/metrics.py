@@ -18,13 +18,21 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from service.errors import Cancelled, DecodeFailure, EngineFailed, Outcome, ServiceError
+from service.errors import (
+    BatchFailure,
+    Cancelled,
+    DecodeFailure,
+    Internal,
+    Outcome,
+    ServiceError,
+    all_errors,
+)
 
 Task = Literal["classify", "detect"]
 Protocol = Literal["http", "grpc", "stream"]
 Stage = Literal["decode", "queue", "compute", "postprocess"]
 Explanation = Literal["points", "objects"]
-Rejection = Literal["queue_full", "too_late", "draining", "not_ready"]
+Rejection = Literal["queue_full", "too_late", "draining", "not_ready", "engine_unavailable"]
 Trigger = Literal["full", "idle"]
 LoadPhase = Literal["read", "build", "warmup"]
 
@@ -40,6 +48,7 @@ _BODY_BYTES = tuple(float(1024 * 4**n) for n in range(9))
 _LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
+_OK: Outcome = "ok"
 _UNKNOWN = "_unknown"  # the model of a request that named none that is served, or was not read
 
 
@@ -70,6 +79,13 @@ class Metrics:
         )
         self._requests: dict[tuple[str, Task, Protocol, Outcome], Counter] = {}
         self._duration: dict[tuple[str, Protocol], Histogram] = {}
+        self._images_vector = Counter(
+            "dat_image_outcomes",
+            "Images of requests by what became of each, with the code that its caller saw.",
+            ["model", "task", "outcome", "code"],
+            registry=registry,
+        )
+        self._images: dict[tuple[str, Task, str], Counter] = {}
         for task in get_args(Task):
             self._bind_requests(_UNKNOWN, "", task)
         self.responses = Counter(
@@ -167,6 +183,9 @@ class Metrics:
         )
 
     def _bind_requests(self, model: str, model_version: str, task: Task) -> None:
+        codes = {error.code: error.outcome for error in all_errors()}
+        for code, outcome in [("ok", _OK), *codes.items()]:
+            self._images[model, task, code] = self._images_vector.labels(model, task, outcome, code)
         for protocol in get_args(Protocol):
             self._duration[model, protocol] = self._duration_vector.labels(model, protocol)
             for outcome in get_args(Outcome):
@@ -176,32 +195,50 @@ class Metrics:
 
     @contextmanager
     def request(self, task: Task, protocol: Protocol) -> Iterator["CountedRequest"]:
-        """Count one request, its time and its outcome, whatever the outcome is."""
+        """Count one request, its time and what became of it and of its images, whatever that is."""
         start, counted = perf_counter(), CountedRequest()
-        outcome: Outcome = "ok"
+        failure: ServiceError | None = None
         self._in_flight[protocol].inc()
         try:
             yield counted
         except ServiceError as error:
-            outcome = error.outcome
+            failure = error
             raise
         except CancelledError:  # gRPC cancels the handler's task when the caller leaves
-            outcome = Cancelled.outcome
+            failure = Cancelled("the caller left")
             raise
         except Exception:
-            outcome = EngineFailed.outcome
+            failure = Internal("internal error")
             raise
         finally:
             self._in_flight[protocol].dec()
+            if failure is None:
+                failures = [one for one in counted.outcomes if isinstance(one, ServiceError)]
+                for failed in failures:
+                    self._images[counted.model, task, failed.code].inc()
+                self._images[counted.model, task, _OK].inc(counted.images - len(failures))
+                if failures and len(failures) == counted.images:
+                    failure = failures[0]
+            else:
+                self._images[counted.model, task, failure.code].inc(counted.images)
+            outcome: Outcome = _OK if failure is None else failure.outcome
             self._requests[counted.model, task, protocol, outcome].inc()
             self._duration[counted.model, protocol].observe(perf_counter() - start)
 
 
 @dataclass
 class CountedRequest:
-    """A request on its way; whoever finds out its model writes the name here."""
+    """A request on its way; whoever finds out more of it writes that here.
+
+    Attributes:
+        model: its name.
+        images: how many it has.
+        outcomes: what became of each of them, once that is known.
+    """
 
     model: str = _UNKNOWN
+    images: int = 0
+    outcomes: Sequence[object] = ()
 
 
 class _ModelVectors:
@@ -228,6 +265,18 @@ class _ModelVectors:
             "dat_batches",
             "Batches by why they left: full, or the device was idle.",
             ["model", "trigger"],
+            registry=registry,
+        )
+        self.batch_failures = Counter(
+            "dat_batch_failures",
+            "Runs that failed, of batches and of parts of them that were tried again, by cause.",
+            ["model", "cause"],
+            registry=registry,
+        )
+        self.failing = Gauge(
+            "dat_model_failing",
+            "1 while the model is out of use because it fails again and again.",
+            ["model"],
             registry=registry,
         )
         self.batch_size = Histogram(
@@ -263,6 +312,12 @@ class _ModelVectors:
             ["model", "device"],
             registry=registry,
         )
+        self.abandoned = Counter(
+            "dat_images_abandoned",
+            "Images that the device computed for callers that had left or could not wait.",
+            ["model"],
+            registry=registry,
+        )
         self.waiting = Gauge(
             "dat_requests_waiting",
             "Images admitted and not yet on the device.",
@@ -285,7 +340,10 @@ class _ModelVectors:
             registry=registry,
         )
         self.ready = Gauge(
-            "dat_model_ready", "1 when warmed up.", ["model", "version"], registry=registry
+            "dat_model_ready",
+            "1 when warmed up, while a device can run it and it does not fail again and again.",
+            ["model", "version"],
+            registry=registry,
         )
         self.load = Gauge(
             "dat_model_load_duration_seconds",
@@ -317,6 +375,10 @@ class ModelMetrics:
             kind: vectors.explained.labels(name, kind) for kind in get_args(Explanation)
         }
         self.batches = {t: vectors.batches.labels(name, t) for t in get_args(Trigger)}
+        self.batch_failures = {
+            cause: vectors.batch_failures.labels(name, cause) for cause in get_args(BatchFailure)
+        }
+        self.failing = vectors.failing.labels(name)
         self.batch_size = vectors.batch_size.labels(name)
         self.real_rows = vectors.batch_images.labels(name, "real")
         self.padding_rows = vectors.batch_images.labels(name, "padding")
@@ -324,6 +386,7 @@ class ModelMetrics:
         self.captures = {o: vectors.captures.labels(name, o) for o in ("ok", "failed")}
         self.graphs = vectors.graphs.labels(name)
         self.busy_seconds = [vectors.busy_seconds.labels(name, device) for device in devices]
+        self.abandoned = vectors.abandoned.labels(name)
         self.waiting = vectors.waiting.labels(name)
         self.running = vectors.running.labels(name)
         vectors.capacity.labels(name).set(capacity)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ from service.metrics import Metrics, ModelMetrics
 from service.model_file import ModelEntry, ModelFileError
 from service.served_model import ModelCard, ServedDetector, ServedModel
 from service.settings import Batching, Limits, Settings, keep_compiled
+from service.threads import open_pool
 
 log = structlog.get_logger(__name__)
 
@@ -56,20 +56,27 @@ class OpenModel:
 
 
 def open_workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that decode uploads and prepare answers, each for itself."""
+    """Threads that decode uploads and prepare answers, each for itself.
+
+    Raises:
+        RuntimeError: the system gives no more threads.
+    """
 
     def begin() -> None:
         compute_alone()
         reach_heap()
 
-    return ThreadPoolExecutor(threads, "decode", initializer=begin)
+    return open_pool(threads, "decode", begin)
 
 
-@contextmanager
-def open_decoders(limits: Limits, metrics: Metrics) -> Iterator[Decoders]:
-    """Those threads, and the line before them."""
-    with open_workers(limits.decoders) as pool:
-        yield Decoders(pool, limits.decoders, limits.pixels_in_flight, metrics.pixels_in_flight)
+def open_decoders(limits: Limits, metrics: Metrics) -> Decoders:
+    """Those threads, and the line before them.
+
+    Raises:
+        RuntimeError: the system gives no more threads.
+    """
+    pool = open_workers(limits.decoders)
+    return Decoders(pool, limits.decoders, limits.pixels_in_flight, metrics.pixels_in_flight)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ The only module that sees all others.
 """
 
 import asyncio
-import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil
 from time import perf_counter
+from typing import Any
 
 import grpc
 import structlog
@@ -20,19 +20,24 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, start_
 
 from service.byte_budget import ByteBudget
 from service.catalogue import Catalogue
-from service.engine.device import compute_alone, open_devices
+from service.engine.device import Device, compute_alone, open_devices
+from service.leaving import await_threads, end, end_stuck, leave_on_signal
 from service.lifecycle import Lifecycle
 from service.logs import LineWriter
 from service.memory import give_back_when_quiet, keep_freed
 from service.metrics import Metrics
 from service.model_file import Lineup
-from service.open_model import Shared, open_decoders, open_model
+from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.settings import Server, Settings
+from service.threads import open_pool
 from service.transport import rest, rpc
 
 log = structlog.get_logger(__name__)
 
 _LAG_PERIOD_S = 0.5
+_CLOSE_S = 2.0  # beyond the grace, to end what is idle
+# Of what the event loop hands over: answers with points, and memory that is given back.
+_LOOP_THREADS = 4
 
 
 class StartupError(Exception):
@@ -52,73 +57,136 @@ async def serve(settings: Settings, lineup: Lineup, lines: LineWriter) -> None:
         ModelFileError: sizes for a model that has a fixed one.
         DeviceUnavailable: the device is not there.
         StartupError: a port is taken.
+        RuntimeError: a device cannot be used, or the system gives no more threads.
     """
-    leave = _leave_on_signal()
+    leave = leave_on_signal(
+        settings.server.drain_delay_s + settings.server.drain_grace_s + _CLOSE_S
+    )
     disable_created_metrics()  # a second series for each counter and histogram, read by nobody
     start = perf_counter()
     metrics = Metrics(CollectorRegistry())
     lines.on_dropped(metrics.log_lines_dropped.inc)
-    devices = open_devices(settings.engine.device, settings.engine.threads)
+    devices = open_devices(
+        settings.engine.device, settings.engine.threads, settings.engine.hang_timeout_s
+    )
     compute_alone()
-    lifecycle = Lifecycle(lambda: all(device.healthy for device in devices))
-    with open_decoders(settings.limits, metrics) as decoders:
-        shared = Shared(settings, devices, decoders, metrics)
-        models = [open_model(entry, shared) for entry in lineup.models]
-        catalogue = Catalogue([model.core for model in models], lineup.default)
-        async with (
-            _open_servers(settings, catalogue, lifecycle, metrics) as servers,
-            asyncio.TaskGroup() as tasks,
-        ):
-            background = [tasks.create_task(model.batcher.run()) for model in models]
-            background.append(tasks.create_task(_measure_lag(metrics)))
-            background.append(tasks.create_task(give_back_when_quiet()))
-            for model in models:
-                await model.load()
-                model.metrics.ready.set(1)
-            keep_freed()
-            for model in models:
-                model.batcher.open()
-            lifecycle.started = True
-            await servers.health.show(serving=True)
-            log.info(
-                "ready",
-                **servers.ports,
-                models=[model.core.card.name for model in models],
-                default=lineup.default or models[0].core.card.name,
-                seconds=round(perf_counter() - start, 2),
-            )
-            await leave.wait()
-            lifecycle.draining = True
-            metrics.draining.set(1)
-            await servers.health.show(serving=False)
-            log.info("draining")
-            await asyncio.sleep(settings.server.drain_delay_s)
-            for model in models:
-                model.batcher.begin_drain()
-            await servers.stop(settings.server.drain_grace_s)
-            for task in background:
-                task.cancel()
-        for device in devices:
-            device.close()
+    of_loop = open_pool(_LOOP_THREADS, "loop")
+    asyncio.get_running_loop().set_default_executor(of_loop)
+    decoders = open_decoders(settings.limits, metrics)
+    shared = Shared(settings, devices, decoders, metrics)
+    models = [open_model(entry, shared) for entry in lineup.models]
+    catalogue = Catalogue([model.core for model in models], lineup.default)
+    lifecycle = Lifecycle(
+        lambda: all(device.healthy for device in devices),
+        lambda: shared.dispatch.available and any(model.batcher.trusted for model in models),
+    )
+    async with _open_servers(settings, catalogue, lifecycle, metrics) as servers:
+        _let_know(lifecycle, devices, models, servers.health)
+        async with _watched(devices):
+            loaded = await _unless(leave, _load(models))
+        if loaded:
+            async with asyncio.TaskGroup() as tasks:
+                background = [tasks.create_task(model.batcher.run()) for model in models]
+                background += [tasks.create_task(device.watch()) for device in devices]
+                background.append(tasks.create_task(_measure_lag(metrics)))
+                background.append(tasks.create_task(give_back_when_quiet()))
+                keep_freed()
+                for model in models:
+                    model.batcher.open()
+                await lifecycle.start()
+                log.info(
+                    "ready",
+                    **servers.ports,
+                    models=[model.core.card.name for model in models],
+                    default=lineup.default or models[0].core.card.name,
+                    seconds=round(perf_counter() - start, 2),
+                )
+                await leave.wait()
+                await lifecycle.drain()
+                metrics.draining.set(1)
+                log.info("draining")
+                await asyncio.sleep(settings.server.drain_delay_s)
+                for model in models:
+                    model.batcher.begin_drain()
+                await _stop(servers, devices, settings.server.drain_grace_s)
+                for task in background:
+                    task.cancel()
+    if not loaded:
+        end(0, "stopped", loading=True)  # nothing waits for an answer
+    for pool in (of_loop, decoders.pool):
+        pool.shutdown(wait=False, cancel_futures=True)
+    closed = [device.close(_CLOSE_S / 4) for device in devices]
+    if not all(closed) or not await_threads(_CLOSE_S / 2):
+        end_stuck()
     log.info("stopped")
 
 
-def _leave_on_signal() -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets; a second one ends the process at once.
+async def _load(models: Sequence[OpenModel]) -> None:
+    for model in models:
+        await model.load()
 
-    It waits for the end of loading, which cannot be interrupted.
+
+async def _unless(leave: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do work, or as much of it as there is time for before the signal; whether it was done.
+
+    Raises:
+        Exception: the work's own.
     """
-    loop, leave = asyncio.get_running_loop(), asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
+    working, leaving = asyncio.create_task(work), asyncio.create_task(leave.wait())
+    await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if not working.done():
+        working.cancel()
+        return False
+    working.result()
+    return not leave.is_set()
 
-    def on_signal() -> None:
-        for number in signals:
-            loop.remove_signal_handler(number)
-        leave.set()
 
-    for number in signals:
-        loop.add_signal_handler(number, on_signal)
-    return leave
+@asynccontextmanager
+async def _watched(devices: Sequence[Device]) -> AsyncIterator[None]:
+    """Watch devices while something is done with them that no batch waits for."""
+    watching = [asyncio.create_task(device.watch()) for device in devices]
+    try:
+        yield
+    finally:
+        for task in watching:
+            task.cancel()
+
+
+def _let_know(
+    lifecycle: Lifecycle,
+    devices: Sequence[Device],
+    models: Sequence[OpenModel],
+    health: rpc.Health,
+) -> None:
+    """Let gRPC's health and the metrics follow the lifecycle, and that the devices and models."""
+
+    async def show() -> None:
+        working = any(device.healthy for device in devices)
+        for model in models:
+            model.metrics.ready.set(lifecycle.started and working and model.batcher.trusted)
+        await health.show(serving=lifecycle.ready)
+
+    lifecycle.observe(show)
+    for device in devices:
+        device.on_loss(lifecycle.changed)
+    for model in models:
+        model.batcher.on_change(lifecycle.changed)
+
+
+async def _stop(servers: "_Servers", devices: Sequence[Device], grace_s: float) -> None:
+    """Answer what is in flight, at the end of the grace that there will be no answer."""
+
+    def give_up() -> None:
+        for device in devices:
+            device.give_up("hung", "it is not done at the end of the time to drain")
+
+    # A little before the connections are cut, so that callers can still be told.
+    timer = asyncio.get_running_loop().call_later(0.9 * grace_s, give_up)
+    try:
+        await servers.stop(grace_s)
+    finally:
+        timer.cancel()
 
 
 async def _measure_lag(metrics: Metrics) -> None:

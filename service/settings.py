@@ -178,6 +178,14 @@ class Engine(_Group):
         description="CPU threads of one forward pass; 0: one for each core, shared by several "
         "CPU devices.",
     )
+    hang_timeout_s: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Time after which a batch that does not come back counts as hung and its "
+        "device as lost, seconds; 0: twenty times what the slowest batch of the model took for as "
+        "many pixels, and at least 30 s (60 s on CUDA).",
+    )
 
 
 class Batching(_Group):

@@ -11,9 +11,8 @@ import pytest
 from bench.report import RESULTS
 from model import DAT, VARIANTS
 from model.cost import cost
-from service.errors import ServiceError
+from service.errors import ServiceError, all_errors
 from tests.server import ROOT
-from tests.service.test_errors import all_errors
 
 README = (ROOT / "README.md").read_text("utf-8")
 CURL = [line[2:] for line in README.splitlines() if line.startswith("$ curl")]

@@ -16,7 +16,7 @@ from model.detection.backbone import Backbone
 from model.detection.dense import Candidates
 from model.detection.detector import DenseFeatures, Detector
 from model.detection.transforms import Normalise
-from service.engine.device import Device
+from service.engine.device import CAPTURE_LIMIT_S, Device
 from service.engine.engine import DEFAULT_DTYPE
 from service.engine.graphs import (
     Capture,
@@ -26,6 +26,7 @@ from service.engine.graphs import (
     choose_buckets,
     pick_bucket,
 )
+from service.errors import EngineFailed, EngineUnavailable
 from service.metrics import ModelMetrics
 
 # A batch gains nothing on a CPU, where one large image keeps all cores busy.
@@ -145,6 +146,7 @@ class DetectionEngine:
         self._graphs = GraphCache[_Shape, _DenseGraph](kept=GRAPHS_KEPT, after=CAPTURE_AFTER)
         self._staging = torch.empty(0, dtype=torch.uint8)
         self._wanted: list[_Shape] = []
+        self._pace = device.pace()
 
     async def load(self) -> None:
         """Move the detector to the device, make its sizes ready and run it once.
@@ -158,9 +160,21 @@ class DetectionEngine:
         """Detect in at most `max_batch` images of one padded size; what the batcher calls.
 
         Raises:
+            EngineUnavailable: the device is lost.
+            OutOfMemory: the batch needs more memory than there is.
             RuntimeError: the device failed.
         """
-        return await self._device.run(lambda: self.forward(batch))
+        pixels = sum(item.pixels.size for item in batch)
+        forward = self._pace.timed(lambda: self.forward(batch), pixels)
+        return await self._device.run(forward, self._pace.limit_s(pixels))
+
+    async def probe(self) -> None:
+        """Run a blank image: a failure is the model's or the device's, not the image's.
+
+        Raises:
+            Exception: whatever the device says.
+        """
+        await self.run_batch([self._blank()])
 
     async def settle(self) -> None:
         """Capture the graphs that the batch called for: no image waits for a graph of its own.
@@ -170,8 +184,8 @@ class DetectionEngine:
         while self._wanted:
             shape = self._wanted.pop()
             try:
-                await self._device.run(partial(self._capture_on_demand, shape))
-            except RuntimeError:
+                await self._device.run(partial(self._capture_on_demand, shape), CAPTURE_LIMIT_S)
+            except (RuntimeError, EngineFailed, EngineUnavailable):
                 log.exception("no graph", size=shape.padded_size, bucket=shape.bucket)
                 self._metrics.captures["failed"].inc()
 
@@ -197,11 +211,14 @@ class DetectionEngine:
                 shape = _Shape(size, bucket)
                 self._graphs.put_ahead(shape, self._capture_shape(shape))
         self._metrics.graphs.inc(len(self._graphs))
+        blank = self._blank()
+        self._pace.timed(partial(self._run, [blank]), blank.pixels.size)()
+        self._metrics.load_seconds["warmup"].set(perf_counter() - start)
+
+    def _blank(self) -> DetectionInput:
         # One of the sizes that are ready: another would push one of them out.
         size = min(self._sizes, default=WARM_UP_SIZE)
-        blank = np.zeros((*size, 3), np.uint8)
-        self._run([DetectionInput(blank, size, (1.0, 1.0), explain=True)])
-        self._metrics.load_seconds["warmup"].set(perf_counter() - start)
+        return DetectionInput(np.zeros((*size, 3), np.uint8), size, (1.0, 1.0), explain=True)
 
     def forward(self, batch: Sequence[DetectionInput]) -> list[DetectionOutput]:
         """Detect in a batch in the calling thread, which must be the device's after `load`."""

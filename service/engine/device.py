@@ -1,18 +1,42 @@
-"""One device, and the one thread that gives it work."""
+"""One device, and the threads that give it work."""
 
 import asyncio
+import traceback
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Event
+from time import monotonic, perf_counter
 from typing import TypeVar
 
+import structlog
 import torch
 
 from service.engine.lanes import Lanes
+from service.engine.worker import Worker, WorkerDied
+from service.errors import BatchFailure, EngineUnavailable, OutOfMemory
 from service.machine import cores
 from service.memory import reach_heap
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+# A batch that takes so many times the slowest so far is taken for one that hangs; below the
+# floor none is. A crowded machine is ten times as slow, and a GPU may have to compile a kernel.
+_HANG_FACTOR = 20
+_HANG_FLOOR_S = {"cpu": 30.0, "cuda": 60.0}
+LOAD_LIMIT_S = 3600.0  # torch.compile takes many minutes
+CAPTURE_LIMIT_S = 300.0
+_LOOK_PERIOD_S = 0.25
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "std::bad_alloc",
+    "ALLOC_FAILED",
+)
 
 
 def compute_alone() -> None:
@@ -28,28 +52,64 @@ class DeviceUnavailable(Exception):
     """The device that was asked for is not there."""
 
 
+class Pace:
+    """How long batches of a model may take on a device before it counts as hung.
+
+    Args:
+        fixed_s: for every batch, seconds; 0 goes by how long others took.
+        floor_s: the least that those are given, seconds.
+    """
+
+    def __init__(self, fixed_s: float, floor_s: float) -> None:
+        self._fixed_s = fixed_s
+        self._floor_s = floor_s
+        self._slowest_s = 0.0  # for each pixel
+
+    def limit_s(self, pixels: int) -> float:
+        """What a batch of so many pixels may take, seconds."""
+        return self._fixed_s or max(self._floor_s, _HANG_FACTOR * self._slowest_s * pixels)
+
+    def timed(self, work: Callable[[], T], pixels: int) -> Callable[[], T]:
+        """The work for a batch of so many pixels, which is measured if it succeeds."""
+
+        def measured() -> T:
+            start = perf_counter()
+            result = work()
+            self._slowest_s = max(self._slowest_s, (perf_counter() - start) / pixels)
+            return result
+
+        return measured
+
+
 class Device:
     """A device that the models of a replica share.
+
+    It is lost for good when its context is broken, when its thread ended, or when work takes so
+    much longer than it should that it will not come back (`watch`). Then all that waits for it
+    fails with `EngineUnavailable`, and nothing runs on it any more.
 
     Args:
         name: `cpu`, `cuda` (the first GPU), `cuda:N`, or `auto`: a GPU if there is one.
         threads: of one forward pass on a CPU; 0 means one for each core.
         index: of several CPU devices.
+        hang_timeout_s: after which a batch counts as hung, seconds; 0 goes by the time of others.
 
     Attributes:
         torch_device: what torch calls it.
         name: that no other device of the replica has.
         depth: batches that it takes at a time, see `Dispatchable`; on CUDA a second one, which is
             copied in meanwhile.
-        healthy: whether the device can still be trusted.
         threads: of one forward pass on a CPU.
         lanes: that share a batch on a CPU.
 
     Raises:
         DeviceUnavailable: the device is not there.
+        RuntimeError: the system gives no more threads.
     """
 
-    def __init__(self, name: str = "auto", threads: int = 0, index: int = 0) -> None:
+    def __init__(
+        self, name: str = "auto", threads: int = 0, index: int = 0, hang_timeout_s: float = 0
+    ) -> None:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         self.torch_device = torch.device("cuda:0" if name == "cuda" else name)
@@ -58,37 +118,152 @@ class Device:
             _check_gpu(self.torch_device)
         self.name = str(self.torch_device) if on_cuda else f"cpu:{index}"
         self.depth = 2 if on_cuda else 1
-        self.healthy = True
         self.threads = threads or cores()
-        self.lanes = Lanes(self.threads)
-        self._thread = ThreadPoolExecutor(1, "engine", initializer=self._enter)
-        self._results = ThreadPoolExecutor(1, "results", initializer=reach_heap)
+        self.lanes = Lanes(1 if on_cuda else self.threads)
+        self._hang_timeout_s = hang_timeout_s
+        self._lost = Event()
+        self._loss: EngineUnavailable | None = None
+        self._on_loss: Callable[[], None] = lambda: None
+        self._worker = Worker(f"engine {self.name}", self._enter)
+        # Where results are waited for, the next batch can begin meanwhile.
+        self._results = Worker(f"results {self.name}", reach_heap) if on_cuda else None
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do work in the thread of the device."""
-        return await self._guarded(self._thread, work)
+    @property
+    def healthy(self) -> bool:
+        """Whether the device can still be trusted."""
+        return not self._lost.is_set()
 
-    async def wait(self, result: Callable[[], T]) -> T:
+    def pace(self) -> Pace:
+        """Of the batches of one more model."""
+        return Pace(self._hang_timeout_s, _HANG_FLOOR_S[self.torch_device.type])
+
+    def on_loss(self, observer: Callable[[], None]) -> None:
+        """Call somebody, in the event loop, when the device is lost."""
+        self._on_loss = observer
+
+    async def run(self, work: Callable[[], T], limit_s: float = LOAD_LIMIT_S) -> T:
+        """Do work in the thread of the device.
+
+        Args:
+            work: what the device does.
+            limit_s: time after which the device counts as hung, seconds; by default that of
+                loading a model.
+
+        Raises:
+            EngineUnavailable: the device is lost, now or before.
+            OutOfMemory: the work needs more memory than there is.
+        """
+        return await self._guarded(self._worker, work, limit_s)
+
+    async def wait(self, result: Callable[[], T], limit_s: float) -> T:
         """Get what a batch has when the device is done with it.
 
         On CUDA in another thread, so that the thread of the device can begin the next batch.
+
+        Raises:
+            EngineUnavailable: the device is lost, now or before.
+            OutOfMemory: there is no memory for the results.
         """
-        if self.torch_device.type == "cpu":
+        if self._results is None:
             return result()
-        return await self._guarded(self._results, result)
+        return await self._guarded(self._results, result, limit_s)
 
-    async def _guarded(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    async def watch(self) -> None:
+        """Look after the threads as long as the device is healthy."""
+        workers = [worker for worker in (self._worker, self._results) if worker is not None]
+        looked = monotonic()
+        while self._loss is None:
+            await asyncio.sleep(_LOOK_PERIOD_S)
+            now = monotonic()
+            step_s, looked = min(now - looked, 2 * _LOOK_PERIOD_S), now
+            for worker in workers:
+                if not worker.alive:
+                    self.give_up("lost", "its thread ended")
+                elif worker.overdue(step_s):
+                    self.give_up("hung", "its work does not come back")
+
+    def give_up(self, cause: BatchFailure, story: str) -> None:
+        """Trust the device no more, and answer all that waits for it; in the event loop.
+
+        Args:
+            cause: as counted.
+            story: what happened, for callers and the log.
+        """
+        if self._loss is not None:
+            return
+        self._lost.set()
+        self._loss = EngineUnavailable(f"the device {self.name} is lost: {story}", cause)
+        log.error("device lost", device=self.name, cause=cause, reason=story)
+        for worker in (self._worker, self._results):
+            if worker is not None:
+                worker.give_up(self._loss.again)
+        self._on_loss()
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Wait for the work in hand and end the threads.
+
+        Args:
+            timeout_s: for each thread, seconds; `None` waits for ever.
+
+        Returns:
+            Whether they ended.
+        """
+        ended = self._worker.close(timeout_s)
+        if self._results is not None:
+            ended &= self._results.close(timeout_s)
+        self.lanes.shutdown(wait=ended)
+        return ended
+
+    async def _guarded(self, worker: Worker, work: Callable[[], T], limit_s: float) -> T:
+        if self._loss is not None:
+            raise self._loss.again()
         try:
-            return await asyncio.get_running_loop().run_in_executor(thread, work)
-        except torch.AcceleratorError:
+            return await worker.submit(partial(self._attempt, work), limit_s)
+        except _Lost as error:
             # After such an error the CUDA context of the process is lost: only a restart helps.
-            self.healthy = False
-            raise
+            log.exception("device failed", device=self.name)
+            self.give_up("lost", "its context is broken")
+            raise self._loss_for_caller() from error.__cause__
+        except WorkerDied as error:
+            log.exception("device failed", device=self.name)
+            self.give_up("lost", "its thread ended")
+            raise self._loss_for_caller() from error
 
-    def close(self) -> None:
-        """Wait for the work in hand and end the threads."""
-        for pool in (self._thread, self._results, self.lanes):
-            pool.shutdown()
+    def _loss_for_caller(self) -> EngineUnavailable:
+        assert self._loss is not None
+        return self._loss.again()
+
+    def _attempt(self, work: Callable[[], T]) -> T:
+        """Do work in the calling thread of the device, and say what its failure means."""
+        if self._lost.is_set():
+            raise _Lost
+        try:
+            return work()
+        except Exception as error:
+            if _is_out_of_memory(error):
+                # The frames hold what was computed so far.
+                traceback.clear_frames(error.__traceback__)
+                shortage = OutOfMemory("there is not enough memory for this image")
+                shortage.__cause__ = error.with_traceback(None)
+            elif self._context_is_lost(error):
+                self._lost.set()  # before the thread takes the next batch
+                raise _Lost from error
+            else:
+                raise
+        if self.torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise shortage
+
+    def _context_is_lost(self, error: Exception) -> bool:
+        if isinstance(error, torch.AcceleratorError):
+            return True
+        if self.torch_device.type == "cuda":
+            # Kernels of other makers say so in errors of their own.
+            try:
+                torch.cuda.synchronize(self.torch_device)
+            except torch.AcceleratorError:
+                return True
+        return False
 
     def _enter(self) -> None:
         reach_heap()
@@ -98,22 +273,34 @@ class Device:
             torch.cuda.set_device(self.torch_device)
 
 
-def open_devices(names: str, threads: int = 0) -> list[Device]:
+class _Lost(Exception):
+    """The context of the device is broken."""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def open_devices(names: str, threads: int = 0, hang_timeout_s: float = 0) -> list[Device]:
     """The devices of a replica.
 
     Args:
         names: as torch calls them, with commas between; `auto` is a GPU if there is one.
         threads: of one forward pass on a CPU; 0 shares the cores among the devices.
+        hang_timeout_s: after which a batch counts as hung, seconds; 0 goes by the time of others.
 
     Raises:
         DeviceUnavailable: one is not there.
+        RuntimeError: the system gives no more threads.
     """
     split = names.split(",")
     share = threads or max(1, cores() // len(split))
     seen = Counter[str]()
     devices = []
     for name in split:
-        devices.append(Device(name, share, seen[name]))
+        devices.append(Device(name, share, seen[name], hang_timeout_s))
         seen[name] += 1
     return devices
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -113,6 +114,7 @@ class Engine:
         self._compiled = compiled
         self._capture = capture
         self._pipeline: Pipeline | None = None
+        self._pace = device.pace()
 
     async def load(self) -> None:
         """Move the model to the device and run every bucket once, on a CPU the largest.
@@ -126,13 +128,26 @@ class Engine:
         """Classify at most `max_batch` images; what the batcher calls.
 
         Raises:
+            EngineUnavailable: the device is lost.
+            OutOfMemory: the batch needs more memory than there is.
             RuntimeError: the device failed.
         """
-        results = await self._device.run(lambda: self.launch(batch))
-        return await self._device.wait(results)
+        pixels = sum(item.pixels.size for item in batch)
+        limit_s = self._pace.limit_s(pixels)
+        launch = self._pace.timed(lambda: self.launch(batch), pixels)
+        results = await self._device.run(launch, limit_s)
+        return await self._device.wait(self._pace.timed(results, pixels), limit_s)
 
     async def settle(self) -> None:
         """Nothing is left to do after a batch."""
+
+    async def probe(self) -> None:
+        """Run a blank image: a failure is the model's or the device's, not the image's.
+
+        Raises:
+            Exception: whatever the device says.
+        """
+        await self.run_batch([EngineInput(np.zeros((*self._image_size, 3), np.uint8))])
 
     def _load(self) -> None:
         device = self._device.torch_device
@@ -152,8 +167,11 @@ class Engine:
         # On a CPU every part of a batch was computed once when it was traced or compiled.
         unused = self.buckets[-1:] if self._pipeline is None else self.buckets
         for bucket in reversed(unused):
-            self._begin([blank] * bucket, explain=True)()
+            self._pace.timed(partial(self._warm_up, [blank] * bucket), bucket * blank.size)()
         self._metrics.load_seconds["warmup"].set(perf_counter() - start)
+
+    def _warm_up(self, images: Sequence[NDArray[np.uint8]]) -> None:
+        self._begin(images, explain=True)()
 
     def _capture_buckets(self, capture: Capture) -> None:
         work = torch.compile(self._classify, dynamic=False) if self._compiled else self._classify

@@ -5,7 +5,6 @@ wait for each other at the end of an image, not of every operation.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import TypeVar
@@ -13,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from service.memory import reach_heap
+from service.threads import open_pool
 
 T = TypeVar("T")
 
@@ -63,11 +63,14 @@ class Lanes:
 
     Args:
         threads: of all of them together.
+
+    Raises:
+        RuntimeError: the system gives no more threads.
     """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "lane", initializer=reach_heap)
+        self._pool = open_pool(threads, "lane", reach_heap)
 
     def share_sizes(self, images: int, *, team: bool) -> set[int]:
         """Numbers of rows that `map` gives at a time."""
@@ -94,6 +97,10 @@ class Lanes:
                 results += self._pool.map(compute, shares)
         return results
 
-    def shutdown(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
+    def shutdown(self, *, wait: bool = True) -> None:
+        """End the threads.
+
+        Args:
+            wait: for those that still compute.
+        """
+        self._pool.shutdown(wait)

@@ -1,11 +1,11 @@
 """The JSON of classification."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from service.classifier import Classification, ClassifyOptions
+from service.core import show_each
 from service.errors import ServiceError
 from service.served_model import ModelCard
 from service.transport.schema import (
@@ -89,7 +89,7 @@ class ClassifyAnswer(BaseModel):
     def of(
         cls,
         card: ModelCard,
-        outcomes: Sequence[Classification | ServiceError],
+        outcomes: list[Classification | ServiceError],
         request_id: str,
     ) -> "ClassifyAnswer":
         """From the core's."""
@@ -97,5 +97,5 @@ class ClassifyAnswer(BaseModel):
             model=card.name,
             version=card.version,
             request_id=request_id,
-            results=[ImageResult.of(outcome, request_id) for outcome in outcomes],
+            results=show_each(outcomes, lambda outcome: ImageResult.of(outcome, request_id)),
         )

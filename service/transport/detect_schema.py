@@ -1,11 +1,11 @@
 """The JSON of detection."""
 
 from base64 import b64encode
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from service.core import show_each
 from service.detector import MOST_DETECTIONS, DetectedImage, Detection, DetectOptions
 from service.errors import ServiceError
 from service.masks import EncodedMask, PngMask, Polygons, RunLengths
@@ -204,7 +204,7 @@ class DetectAnswer(BaseModel):
     def of(
         cls,
         card: ModelCard,
-        outcomes: Sequence[DetectedImage | ServiceError],
+        outcomes: list[DetectedImage | ServiceError],
         request_id: str,
     ) -> "DetectAnswer":
         """From the core's."""
@@ -212,5 +212,5 @@ class DetectAnswer(BaseModel):
             model=card.name,
             version=card.version,
             request_id=request_id,
-            results=[DetectResult.of(outcome, request_id) for outcome in outcomes],
+            results=show_each(outcomes, lambda outcome: DetectResult.of(outcome, request_id)),
         )

@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 from google.protobuf.message import Message
 
 from service.classifier import Classification, Classifier, ClassifyOptions
-from service.core import Answer, Core, Explain, Options, Timing
+from service.core import Answer, Core, Explain, Options, Timing, show_each
 from service.detector import (
     DetectedImage,
     Detection,
@@ -70,7 +70,7 @@ class RpcTask(Generic[TaskOptions, TaskAnswer]):
     core: type[Core[TaskOptions, Any, Any, Any, TaskAnswer]]
     request: type[Message]
     options: Callable[[Any, float | None], TaskOptions]
-    response: Callable[[ModelCard, Sequence[TaskAnswer | ServiceError]], Message]
+    response: Callable[[ModelCard, list[TaskAnswer | ServiceError]], Message]
     stream_request: type[dat_pb2.ClassifyStreamRequest | dat_pb2.DetectStreamRequest]
     stream_response: Callable[..., Message]
 
@@ -94,10 +94,10 @@ def _explain(value: int) -> Explain:
 
 
 def _classify_response(
-    card: ModelCard, outcomes: Sequence[Classification | ServiceError]
+    card: ModelCard, outcomes: list[Classification | ServiceError]
 ) -> dat_pb2.ClassifyResponse:
     return dat_pb2.ClassifyResponse(
-        model=card.name, version=card.version, results=map(_result, outcomes)
+        model=card.name, version=card.version, results=show_each(outcomes, _result)
     )
 
 
@@ -123,10 +123,10 @@ def _detect_options(request: dat_pb2.DetectRequest, remaining_s: float | None) -
 
 
 def _detect_response(
-    card: ModelCard, outcomes: Sequence[DetectedImage | ServiceError]
+    card: ModelCard, outcomes: list[DetectedImage | ServiceError]
 ) -> dat_pb2.DetectResponse:
     return dat_pb2.DetectResponse(
-        model=card.name, version=card.version, results=map(_detect_result, outcomes)
+        model=card.name, version=card.version, results=show_each(outcomes, _detect_result)
     )
 
 

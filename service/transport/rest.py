@@ -122,7 +122,7 @@ class _Task(Generic[TaskOptions, TaskAnswer]):
     core: type[Core[TaskOptions, Any, Any, Any, TaskAnswer]]
     form: Form[TaskOptions]
     answer: type[BaseModel]
-    render: Callable[[ModelCard, Sequence[TaskAnswer | ServiceError], str], BaseModel]
+    render: Callable[[ModelCard, list[TaskAnswer | ServiceError], str], BaseModel]
     summary: str
     example: dict[str, Any]
 
@@ -165,9 +165,11 @@ def _add_task(
         with metrics.request(task.name, "http") as counted:
             body = await read_body(request, limits, task.form)
             metrics.body_bytes["http"].observe(body.size)
+            counted.images = len(body.uploads)
             core = catalogue.find(task.core, body.options.model)
             counted.model = core.card.name
             outcomes = await _unless_disconnected(request, core.answer(body.uploads, body.options))
+            counted.outcomes = outcomes
 
             def render() -> str:
                 rendered = task.render(core.card, outcomes, request_id(request))
@@ -315,8 +317,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         413: "Too many bytes or pixels.",
         415: "A content type that is not read here.",
         429: "The queue is full; `Retry-After` says when to try again.",
-        500: "The batch failed on the device.",
-        503: "This replica is starting or leaving.",
+        500: "The image failed on the device.",
+        503: "This replica is starting or leaving, or its device is lost.",
         504: "The deadline passed.",
     }.items()
 }

@@ -25,8 +25,8 @@ from service.catalogue import Catalogue
 from service.core import Core
 from service.errors import (
     DeadlineExceeded,
-    EngineFailed,
     ImageTooLarge,
+    Internal,
     InvalidRequest,
     Overloaded,
     ServiceError,
@@ -338,7 +338,7 @@ class _TaskCalls:
             failure = error_message(error)
         except Exception:  # a bug in one request must not end the stream of the others
             log.exception("request failed", stream_request=identity)
-            failure = error_message(EngineFailed("internal error"))
+            failure = error_message(Internal("internal error"))
         return form(error=failure).SerializeToString()
 
     def _check_size(self, received: wire.Received, protocol: Protocol) -> None:
@@ -359,6 +359,7 @@ class _TaskCalls:
         take = partial(received.take, _IMAGES, task.request, self._limits.max_images)
         large = received.size > _LARGE_MESSAGE_BYTES
         request, images = await asyncio.to_thread(take) if large else take()
+        counted.images = len(images)
         remaining = context.time_remaining()
         if remaining is not None and remaining <= 0:
             raise DeadlineExceeded("the deadline passed before the request was read")
@@ -366,6 +367,7 @@ class _TaskCalls:
         core = self._catalogue.find(task.core, options.model)
         counted.model = core.card.name
         outcomes = await core.answer(images, options)
+        counted.outcomes = outcomes
 
         def render() -> bytes:
             return form(task.response(core.card, outcomes)).SerializeToString()

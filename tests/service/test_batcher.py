@@ -34,6 +34,9 @@ class Runner:
     async def settle(self) -> None:
         pass
 
+    async def probe(self) -> None:
+        pass
+
 
 def opened(*run_batch, max_batch=4, queue_limit=100, dispatch=None, **settings):
     """A batcher over one runner for each function."""

@@ -98,6 +98,7 @@ def test_a_gpu_that_is_not_there_is_refused(names, monkeypatch):
 def test_a_gpu_too_many_is_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda _: None)
     (first, second) = open_devices("cuda:0,cuda:1")
     assert (first.name, second.name, first.depth) == ("cuda:0", "cuda:1", 2)
     (alone,) = open_devices("auto")

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 from grpc import StatusCode
 from hypothesis import given
@@ -9,9 +7,9 @@ from service.errors import (
     ImageTooLarge,
     InvalidImage,
     Overloaded,
-    ServiceError,
     UnknownModel,
     UnsupportedMediaType,
+    all_errors,
     quoted,
 )
 
@@ -27,12 +25,6 @@ CANONICAL = {
 }
 # HTTP is more exact here than gRPC can be.
 HTTP_HAS_ITS_OWN_WORD = {ImageTooLarge: 413, UnsupportedMediaType: 415}
-
-
-def all_errors(base: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
-    for error in base.__subclasses__():
-        yield error
-        yield from all_errors(error)
 
 
 @pytest.mark.parametrize("error", list(all_errors()), ids=lambda e: e.__name__)

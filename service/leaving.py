@@ -1,0 +1,121 @@
+"""The end of a process that was told to leave, whatever still hangs in it."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from threading import Thread
+from time import monotonic
+from types import FrameType
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+STUCK_EXIT_CODE = os.EX_SOFTWARE  # 70
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_REPORT_S = 1.0  # nobody may be reading the log
+_IDLE = ("threading.py", "queue.py", "thread.py", "selectors.py", "socketserver.py", "leaving.py")
+
+
+def leave_on_signal(within_s: float) -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets; a second one ends the process at once.
+
+    A thread of its own reads the signals: the event loop may be busy with a checkpoint, and the
+    end of the interpreter waits for threads that may never end.
+
+    Args:
+        within_s: after the first signal the process ends with `STUCK_EXIT_CODE`, seconds.
+    """
+    loop, leave = asyncio.get_running_loop(), asyncio.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        # The next one ends the process even if no Python runs any more.
+        for one in _SIGNALS:
+            signal.signal(one, signal.SIG_DFL)
+
+    for number in _SIGNALS:
+        signal.signal(number, on_signal)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        with reader, writer:
+            _await_signal(reader)
+            with suppress(RuntimeError):  # the loop is closed: the process is at its end
+                loop.call_soon_threadsafe(leave.set)
+            reader.settimeout(within_s)
+            try:
+                number = _await_signal(reader)
+            except TimeoutError:
+                end_stuck()
+            os._exit(128 + number)
+
+    Thread(target=watch, name="signals", daemon=True).start()
+    return leave
+
+
+def end_stuck() -> None:
+    """End the process with `STUCK_EXIT_CODE`, and say in the log what it could not wait for."""
+    end(STUCK_EXIT_CODE, "stuck", threads=busy_threads())
+
+
+def end(code: int, event: str, **fields: object) -> None:
+    """End the process at once, after one line in the log."""
+
+    def report() -> None:
+        log.log(40 if code else 20, event, **fields)
+        sys.stdout.flush()
+
+    reporting = Thread(target=report, name="last words", daemon=True)
+    reporting.start()
+    reporting.join(_REPORT_S)
+    os._exit(code)
+
+
+def await_threads(timeout_s: float) -> bool:
+    """Wait for the threads that the end of the interpreter would wait for.
+
+    Args:
+        timeout_s: for all of them together, seconds.
+
+    Returns:
+        Whether all have ended.
+    """
+    deadline = monotonic() + timeout_s
+    waited_for = [
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    ]
+    for thread in waited_for:
+        thread.join(max(0.0, deadline - monotonic()))
+    return not any(thread.is_alive() for thread in waited_for)
+
+
+def busy_threads() -> list[str]:
+    """What every thread that does not wait for work is doing: its name and its innermost line."""
+    frames, here = sys._current_frames(), threading.get_ident()
+    return [
+        f"{thread.name}: {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+        for thread in threading.enumerate()
+        if thread.ident != here
+        and (frame := frames.get(thread.ident or 0)) is not None
+        and not frame.f_code.co_filename.endswith(_IDLE)
+    ]
+
+
+def _await_signal(reader: socket.socket) -> int:
+    """The next of our signals.
+
+    Raises:
+        TimeoutError: none came in time.
+    """
+    while True:
+        number = reader.recv(1)[0]
+        if number in _SIGNALS:
+            return number
