@@ -160,6 +160,18 @@ class Batcher(Generic[Item, Result]):
             Draining: the replica no longer admits.
             Overloaded: fewer places are free.
         """
+        self.check_room(places)
+        self._change_held(places)
+        return Admission(places, self._release)
+
+    def check_room(self, places: int = 1) -> None:
+        """Ask what `admit` would say now, without taking anything.
+
+        Raises:
+            NotReady: the replica does not admit yet.
+            Draining: the replica no longer admits.
+            Overloaded: fewer places are free.
+        """
         if self._draining:
             self._metrics.rejected["draining"].inc()
             raise Draining("this replica is draining")
@@ -172,8 +184,6 @@ class Batcher(Generic[Item, Result]):
                 f"the queue holds {self._held} of {self._queue_limit} images",
                 retry_after_s=self.wait_estimate_s,
             )
-        self._change_held(places)
-        return Admission(places, self._release)
 
     async def submit(self, item: Item, admission: Admission, deadline: float) -> Served[Result]:
         """Queue one item, on a place of `admission`, and wait for its answer.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from service.core import Core
-from service.errors import UnknownModel
+from service.errors import UnknownModel, quoted
 
 TaskCore = TypeVar("TaskCore", bound=Core[Any, Any, Any, Any, Any])
 
@@ -40,7 +40,7 @@ class Catalogue:
         cores = {core.card.name: core for core in self.cores if isinstance(core, kind)}
         core = self.default(kind) if name is None else cores.get(name)
         if core is None:
-            wanted = "" if name is None else f" {name!r}"
+            wanted = "" if name is None else f" {quoted(name)}"
             served = ", ".join(map(repr, cores)) or "none"
             raise UnknownModel(f"no model{wanted} for this task is served here; there is {served}")
         return core
@@ -56,7 +56,7 @@ class Catalogue:
             if core.card.name == wanted:
                 return core
         served = ", ".join(repr(core.card.name) for core in self.cores)
-        raise UnknownModel(f"no model {wanted!r} is served here; there is {served}")
+        raise UnknownModel(f"no model {quoted(wanted)} is served here; there is {served}")
 
     def is_default(self, core: Core[Any, Any, Any, Any, Any]) -> bool:
         """Whether it answers requests of its task that name no model."""

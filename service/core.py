@@ -134,6 +134,16 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             EngineFailed: the device gave no numbers.
         """
 
+    def check_room(self) -> None:
+        """Refuse, before a request is read, what could not be admitted.
+
+        Raises:
+            NotReady: the replica does not admit yet.
+            Draining: the replica no longer admits.
+            Overloaded: the queue is full.
+        """
+        self._batcher.check_room()
+
     async def answer(
         self, uploads: Sequence[Upload], options: TaskOptions
     ) -> list[TaskAnswer | ServiceError]:

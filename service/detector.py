@@ -15,7 +15,7 @@ from model.detection.transforms import Resizing, to_model_pixels
 from service.batcher import Batcher, Served
 from service.core import Answer, Core, Options, Timing
 from service.engine.detection import DetectionInput, DetectionOutput
-from service.errors import EngineFailed, InvalidImage, InvalidOption
+from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
 from service.images import decode
 from service.masks import EncodedMask, Mask, MaskFormat, encode
 from service.metrics import ModelMetrics
@@ -148,7 +148,7 @@ class DetectorCore(
                 f"max_detections must be from 1 to {MOST_DETECTIONS}, not {options.max_detections}"
             )
         if unknown := [name for name in options.classes if name not in self._names]:
-            raise InvalidOption(f"{self.card.name} has no class {unknown[0]!r}")
+            raise InvalidOption(f"{self.card.name} has no class {quoted(unknown[0])}")
         if options.masks not in (None, "none") and not self.has_masks:
             raise InvalidOption(f"{self.card.name} gives no masks")
 

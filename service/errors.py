@@ -16,7 +16,8 @@ ServiceError
 │   └── Draining              this replica is leaving; retry elsewhere
 └── EngineFailed          our fault; the cause is in the log, not in the reply
 
-The message of every class here is safe to show to a caller.
+The message of every class here is safe to show to a caller: it is short, and can be written in
+UTF-8.
 """
 
 from http import HTTPStatus
@@ -29,9 +30,24 @@ DecodeFailure = Literal[
     "empty", "unsupported", "truncated", "corrupt", "bad_base64", "too_large", "too_many_pixels"
 ]
 
+_LONGEST_QUOTE = 200  # characters
+# gRPC's clients take 8 kB of metadata, in which a byte that is not ASCII takes three.
+_LONGEST_MESSAGE = 1000  # bytes
+
+
+def quoted(value: object) -> str:
+    """What a caller sent, to be named in a message: its `repr`, cut to 200 characters."""
+    if isinstance(value, str | bytes):
+        value = value[: _LONGEST_QUOTE + 1]  # before it is copied for the quotes
+    text = repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[: _LONGEST_QUOTE - 3]}..."
+
 
 class ServiceError(Exception):
     """Base of all failures a caller may see.
+
+    Args:
+        message: what is wrong and what to do; cut to 1000 bytes.
 
     Attributes:
         code: the stable name of the failure that clients may match on.
@@ -46,6 +62,12 @@ class ServiceError(Exception):
     grpc_code: ClassVar[StatusCode]
     outcome: ClassVar[Outcome] = "client_error"
     retry_after_s: float | None = None
+
+    def __init__(self, message: str) -> None:
+        written = message.encode("utf-8", "replace")
+        if len(written) > _LONGEST_MESSAGE:
+            written = written[: _LONGEST_MESSAGE - 3] + b"..."
+        super().__init__(written.decode("utf-8", "ignore"))
 
 
 class InvalidRequest(ServiceError):

@@ -2,8 +2,18 @@ from collections.abc import Iterator
 
 import pytest
 from grpc import StatusCode
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service.errors import ImageTooLarge, ServiceError, UnsupportedMediaType
+from service.errors import (
+    ImageTooLarge,
+    InvalidImage,
+    Overloaded,
+    ServiceError,
+    UnknownModel,
+    UnsupportedMediaType,
+    quoted,
+)
 
 # google.rpc.Code's own HTTP mapping.
 CANONICAL = {
@@ -33,3 +43,34 @@ def test_both_transports_tell_the_same_story(error):
 def test_every_failure_has_a_code_of_its_own():
     codes = [error.code for error in all_errors()]
     assert len(set(codes)) == len(codes)
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.binary(),
+        st.floats(),
+        st.lists(st.text(), max_size=300),
+        st.sampled_from(["x" * 10**6, "\ud800" * 500, b"\0" * 500, "\n" * 99]),
+    )
+)
+def test_what_a_caller_sent_is_quoted_in_a_few_words(value):
+    text = quoted(value)
+    assert len(text) <= 200
+    assert text == repr(value) or (text.endswith("...") and repr(value).startswith(text[:-3]))
+
+
+@given(
+    st.one_of(st.text(), st.sampled_from(["x" * 10**6, "ä" * 999, "\ud800x", "a\0b\nc"])),
+    st.sampled_from(
+        [UnknownModel, lambda m: InvalidImage("corrupt", m), lambda m: Overloaded(m, 1.0)]
+    ),
+)
+def test_a_message_is_short_and_can_be_written(message, error):
+    told = str(error(message))
+    written = told.encode()
+    assert len(written) <= 1000
+    if len(message.encode("utf-8", "replace")) <= 1000:
+        assert written == message.encode("utf-8", "replace")
+    else:
+        assert told.endswith("...")
