@@ -143,6 +143,11 @@ class Batcher(Generic[Item, Result]):
         """Time in which everything admitted so far will have reached the device, seconds."""
         return (self._held + self._running) * self._seconds_per_item
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more item would be admitted now; asking counts nowhere."""
+        return self._open and not self._draining and self._held < self._queue_limit
+
     def open(self) -> None:
         """Begin to admit."""
         self._open = True

@@ -17,7 +17,6 @@ from service.batcher import Admission, Batcher, Served
 from service.errors import (
     DeadlineExceeded,
     InvalidImage,
-    InvalidOption,
     NoImages,
     ServiceError,
     TooManyImages,
@@ -134,6 +133,11 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             EngineFailed: the device gave no numbers.
         """
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more image would be admitted now; asking counts nowhere."""
+        return self._batcher.has_room
+
     def check_room(self) -> None:
         """Refuse, before a request is read, what could not be admitted.
 
@@ -176,8 +180,6 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         return outcomes
 
     def _check(self, uploads: Sequence[Upload], options: TaskOptions) -> None:
-        if options.timeout_s is not None and not 0 < options.timeout_s < float("inf"):
-            raise InvalidOption(f"timeout must be a positive number, not {options.timeout_s}")
         self.check(options)
         if not uploads:
             raise NoImages("the request holds no image")

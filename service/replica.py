@@ -18,6 +18,7 @@ import structlog
 import uvicorn
 from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
 
+from service.byte_budget import ByteBudget
 from service.catalogue import Catalogue
 from service.engine.device import compute_alone, open_devices
 from service.lifecycle import Lifecycle
@@ -156,7 +157,16 @@ async def _open_servers(
     server = settings.server
     health = rpc.Health()
     await health.show(serving=False)
-    app = rest.create_app(catalogue, lifecycle, settings.limits, metrics, version("dat-serve"))
+    budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
+    app = rest.create_app(
+        catalogue,
+        lifecycle,
+        settings.limits,
+        metrics,
+        budget=budget,
+        version=version("dat-serve"),
+        origins=server.cors_origins,
+    )
     http_server = _HttpServer(
         uvicorn.Config(
             app,

@@ -6,7 +6,7 @@ A group is a nested model: `DAT_BATCHING__MAX_BATCH` is `Settings.batching.max_b
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +16,7 @@ from service.machine import cores, memory_bytes
 PREFIX = "DAT_"
 
 
+Origin = Annotated[str, Field(pattern=r"^https?://[^/?#\s]+$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ResizeMode = Literal["official", "letterbox"]
 Decode = Literal["exact", "fast"]
@@ -217,6 +218,11 @@ class Server(BaseModel, frozen=True, extra="forbid"):
     http_port: int = Field(8000, ge=0, le=65535, description="HTTP; 0 picks a free port.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC; 0 picks a free port.")
     metrics_port: int = Field(8002, ge=0, le=65535, description="Metrics; 0 picks a free port.")
+    cors_origins: Literal["*"] | tuple[Origin, ...] = Field(
+        (),
+        description="Origins of the web pages whose scripts may use the HTTP interface, as a JSON "
+        'list such as `["https://example.com"]`, or `*` for all.',
+    )
     drain_delay_s: float = Field(
         0.0,
         ge=0,

@@ -151,7 +151,7 @@ async def test_a_bad_request_gets_the_same_code_everywhere(server, classify, ima
         ("timeout=nan", None, "invalid_option"),
         ("top_k=1&top_k=2", None, "invalid_option"),
         ("", {"image": "A", "images": ["A"]}, "invalid_request"),
-        ("", {"picture": "A"}, "invalid_request"),
+        ("", {"picture": "A"}, "invalid_option"),
         ("", {"image": 3}, "invalid_request"),
         ("top_k=1", {"image": "AAAA", "top_k": 2}, "invalid_option"),
         ("", {"image": "not base64!"}, "invalid_image"),

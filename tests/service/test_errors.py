@@ -11,6 +11,7 @@ from service.errors import (
     Overloaded,
     ServiceError,
     UnknownModel,
+    UnsupportedCoding,
     UnsupportedMediaType,
     quoted,
 )
@@ -26,7 +27,7 @@ CANONICAL = {
     StatusCode.DEADLINE_EXCEEDED: 504,
 }
 # HTTP is more exact here than gRPC can be.
-HTTP_HAS_ITS_OWN_WORD = {ImageTooLarge: 413, UnsupportedMediaType: 415}
+HTTP_HAS_ITS_OWN_WORD = {ImageTooLarge: 413, UnsupportedMediaType: 415, UnsupportedCoding: 415}
 
 
 def all_errors(base: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
