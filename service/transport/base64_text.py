@@ -6,6 +6,7 @@ import re
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _LINE_BREAKS = b"\r\n\t"
 _DATA_URL = re.compile(r"data:([^,]{0,255}),", re.IGNORECASE)
+_STRANGE = "it has a character that is not of its alphabet"
 
 
 class Base64Decoder:
@@ -33,18 +34,15 @@ class Base64Decoder:
                 if not url[1].lower().endswith(";base64"):
                     raise ValueError("its data URL is not base64")
                 text = text[url.end() :]
-        try:
-            characters = text.encode("ascii").translate(_STANDARD_ALPHABET, _LINE_BREAKS)
-            unpadded = characters.rstrip(b"=")
-            if unpadded and self._padding:
-                raise ValueError("it goes on behind its padding")
-            self._padding += len(characters) - len(unpadded)
-            unpadded = self._rest + unpadded
-            whole = len(unpadded) // 4 * 4
-            self._decoded.append(binascii.a2b_base64(unpadded[:whole], strict_mode=True))
-            self._rest = unpadded[whole:]
-        except (UnicodeEncodeError, binascii.Error) as error:
-            raise ValueError("it has a character that is not of its alphabet") from error
+        characters = _ascii(text).translate(_STANDARD_ALPHABET, _LINE_BREAKS)
+        unpadded = characters.rstrip(b"=")
+        if unpadded and self._padding:
+            raise ValueError("it goes on behind its padding")
+        self._padding += len(characters) - len(unpadded)
+        unpadded = self._rest + unpadded
+        whole = len(unpadded) // 4 * 4
+        self._decoded.append(_decode(unpadded[:whole]))
+        self._rest = unpadded[whole:]
 
     def finish(self) -> bytes:
         """What was decoded.
@@ -55,5 +53,19 @@ class Base64Decoder:
         missing = -len(self._rest) % 4
         if missing == 3 or self._padding not in (0, missing):
             raise ValueError("it ends too early or with the wrong padding")
-        self._decoded.append(binascii.a2b_base64(self._rest + b"=" * missing))
+        self._decoded.append(_decode(self._rest + b"=" * missing))
         return b"".join(self._decoded)
+
+
+def _ascii(text: str) -> bytes:
+    try:
+        return text.encode("ascii")
+    except UnicodeEncodeError as error:
+        raise ValueError(_STRANGE) from error
+
+
+def _decode(groups: bytes) -> bytes:
+    try:
+        return binascii.a2b_base64(groups, strict_mode=True)
+    except binascii.Error as error:
+        raise ValueError(_STRANGE) from error

@@ -221,6 +221,8 @@ async def test_one_bad_base64_of_many_fails_alone(server):
         ("image/jpeg", 200),
         ("image/png", 200),  # what the bytes are decides, not what they are called
         ("IMAGE/JPEG; q=1", 200),
+        ("image/jpg", 200),  # as old systems say
+        ("image/pjpeg", 200),
         ("application/octet-stream", 200),
         (None, 200),
         ("image/gif", 415),
