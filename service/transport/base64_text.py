@@ -36,7 +36,7 @@ class Base64Decoder:
                 text = text[url.end() :]
         characters = _ascii(text).translate(_STANDARD_ALPHABET, _LINE_BREAKS)
         unpadded = characters.rstrip(b"=")
-        if unpadded and self._padding:
+        if b"=" in unpadded or (unpadded and self._padding):
             raise ValueError("it goes on behind its padding")
         self._padding += len(characters) - len(unpadded)
         unpadded = self._rest + unpadded
