@@ -13,7 +13,7 @@ from itertools import chain
 from math import inf
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import structlog
 
@@ -30,7 +30,7 @@ from service.errors import (
     ServiceError,
 )
 from service.forecast import Forecast
-from service.metrics import ModelMetrics
+from service.metrics import ModelMetrics, Rejection
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -125,6 +125,13 @@ class Admission:
         self._release(places)
 
 
+class Refusal(NamedTuple):
+    """Why a request is not admitted, as it is counted and as its caller is told."""
+
+    reason: Rejection
+    error: ServiceError
+
+
 @dataclass(eq=False, slots=True)
 class _Entry(Generic[Item, Result]):
     item: Item
@@ -211,52 +218,52 @@ class Batcher(Generic[Item, Result]):
         self._draining = True
         self._wakeup.set()
 
-    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
-        """Refuse what `admit` would refuse now, without taking a place.
+    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
+        """Why so many places could not be taken now, if so; asking counts nowhere.
 
         Args:
             places: that are wanted.
             timeout_s: after which the answers are of no use, seconds; `None` where the caller
                 did not say.
-
-        Raises:
-            NotReady: the replica does not admit yet.
-            EngineUnavailable: no device is left, or the model fails again and again.
-            Draining: the replica no longer admits.
-            Overloaded: fewer places are free, or the answers would come too late.
         """
         if self._draining:
-            self._metrics.rejected["draining"].inc()
-            raise Draining("this replica is draining")
+            return Refusal("draining", Draining("this replica is draining"))
         if not self._open:
-            self._metrics.rejected["not_ready"].inc()
-            raise NotReady("this replica is starting")
+            return Refusal("not_ready", NotReady("this replica is starting"))
         if (unavailable := self._unavailable()) is not None:
-            self._metrics.rejected["engine_unavailable"].inc()
-            raise unavailable
+            return Refusal("engine_unavailable", unavailable)
         if self._held + places > self._queue_limit:
-            self._metrics.rejected["queue_full"].inc()
-            raise Overloaded(
-                f"the queue holds {self._held} of {self._queue_limit} images",
-                retry_after_s=self.wait_estimate_s,
-            )
+            full = f"the queue holds {self._held} of {self._queue_limit} images"
+            return Refusal("queue_full", Overloaded(full, retry_after_s=self.wait_estimate_s))
         ahead = self._held + self._running
         patience_s = self.forecast.patience_s if timeout_s is None else timeout_s
         # With nothing ahead the forecast is put to the test.
         if ahead and (answer_s := self.forecast.answer_s(ahead + places)) > patience_s:
-            self._metrics.rejected["too_late"].inc()
-            raise Overloaded(
-                f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s",
-                retry_after_s=answer_s - patience_s,
-            )
+            late = f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
+            return Refusal("too_late", Overloaded(late, retry_after_s=answer_s - patience_s))
+        return None
 
-    def admit(self, places: int, timeout_s: float | None = None) -> Admission:
-        """Take places in the queue for a request, all or none; the arguments are `check_room`'s.
+    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+        """Refuse what could not be admitted now; the arguments are those of `refusal`.
 
         Raises:
             NotReady: the replica does not admit yet.
             Draining: the replica no longer admits.
+            EngineUnavailable: no device is left, or the model fails again and again.
             Overloaded: fewer places are free, or the answers would come too late.
+        """
+        if (refusal := self.refusal(places, timeout_s)) is not None:
+            self._metrics.rejected[refusal.reason].inc()
+            raise refusal.error
+
+    def admit(self, places: int, timeout_s: float | None = None) -> Admission:
+        """Take places in the queue for a request, all or none; the arguments are `refusal`'s.
+
+        Raises:
+            NotReady: as `check_room`, likewise the others.
+            Draining: likewise.
+            EngineUnavailable: likewise.
+            Overloaded: likewise.
         """
         self.check_room(places, timeout_s)
         self._change_held(places)

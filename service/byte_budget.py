@@ -68,6 +68,11 @@ class HeldBytes:
         self._budget = budget
         self.size = 0
 
+    @property
+    def free(self) -> int:
+        """What would be left of the budget if there were no other request, bytes."""
+        return self._budget.limit - self.size
+
     def grow(self, size: int) -> None:
         """Hold more bytes.
 

@@ -1,11 +1,10 @@
 """The models that a replica serves, by task and name."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from service.core import Core
-from service.errors import NotReady, Overloaded, UnknownModel, quoted
+from service.errors import UnknownModel, quoted
 from service.metrics import CountedRequest
 
 TaskCore = TypeVar("TaskCore", bound=Core[Any, Any, Any, Any, Any])
@@ -47,29 +46,35 @@ class Catalogue:
             raise UnknownModel(f"no model{wanted} for this task is served here; there is {served}")
         return core
 
-    def check_room(self, kind: type[TaskCore], counted: CountedRequest) -> None:
-        """Refuse a request before it is read, if no model of its task could admit it.
+    def check_room(
+        self,
+        kind: type[TaskCore],
+        counted: CountedRequest,
+        *,
+        only: TaskCore | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Refuse a request before it is read, if no model that may answer it could admit it.
 
-        A refusal is counted for the model if there is one alone; else nobody knows which.
+        Args:
+            kind: of its task.
+            counted: is told the model, where no other may answer.
+            only: the model that answers, where the request can name no other any more.
+            timeout_s: after which an answer is of no use, seconds, where that is known.
 
         Raises:
             UnknownModel: there is no model of that task.
             NotReady: the replica does not admit yet, or no longer.
-            Overloaded: all queues are full.
+            EngineUnavailable: nothing can be computed.
+            Overloaded: all queues are full, or the answer would come too late.
         """
-        *others, last = [core for core in self.cores if isinstance(core, kind)] or [
-            self.find(kind, None)
-        ]
-        for core in others:
-            with suppress(NotReady, Overloaded):
-                core.check_room()
-                return
-        try:
-            last.check_room()
-        except (NotReady, Overloaded):
-            if not others:
-                counted.model = last.card.name
-            raise
+        cores = [core for core in self.cores if isinstance(core, kind)] or [self.find(kind, None)]
+        if only is not None or len(cores) == 1:
+            core = only or cores[0]
+            counted.model = core.card.name
+            core.check_room(timeout_s)
+        elif all(core.refusal(timeout_s) for core in cores):
+            cores[0].check_room(timeout_s)
 
     def describe(self, name: str | None) -> Core[Any, Any, Any, Any, Any]:
         """The model of any task by its name, or the first default.

@@ -14,7 +14,7 @@ from typing import Generic, Literal, TypeVar, cast
 
 import structlog
 
-from service.batcher import Admission, Batcher, Served
+from service.batcher import Admission, Batcher, Refusal, Served
 from service.containers import declared_pixels
 from service.decoding import Decoders, DecodingRequest
 from service.errors import (
@@ -22,7 +22,6 @@ from service.errors import (
     ImageTooLarge,
     Internal,
     InvalidImage,
-    InvalidOption,
     NoImages,
     ServiceError,
     TooManyImages,
@@ -190,15 +189,22 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             EngineFailed: the device gave no numbers.
         """
 
-    def check_room(self) -> None:
+    def refusal(self, timeout_s: float | None = None) -> Refusal | None:
+        """Why one more image could not be admitted now, if so; asking counts nowhere."""
+        return self._batcher.refusal(timeout_s=timeout_s)
+
+    def check_room(self, timeout_s: float | None = None) -> None:
         """Refuse, before a request is read, what could not be admitted.
 
+        Args:
+            timeout_s: after which the answer is of no use, seconds; `None` where that is not known.
+
         Raises:
-            NotReady: the replica does not admit yet.
-            Draining: the replica no longer admits.
-            Overloaded: the queue is full.
+            NotReady: the replica does not admit yet, or no longer.
+            EngineUnavailable: nothing can be computed.
+            Overloaded: the queue is full, or the answer would come too late.
         """
-        self._batcher.check_room()
+        self._batcher.check_room(timeout_s=timeout_s)
 
     async def answer(
         self, uploads: Sequence[Upload], options: TaskOptions
@@ -244,8 +250,6 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         return [task.result() for task in running]
 
     def _check(self, uploads: Sequence[Upload], options: TaskOptions) -> None:
-        if options.timeout_s is not None and not 0 < options.timeout_s < float("inf"):
-            raise InvalidOption(f"timeout must be a positive number, not {options.timeout_s}")
         self.check(options)
         if not uploads:
             raise NoImages("the request holds no image")

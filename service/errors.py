@@ -7,6 +7,7 @@ ServiceError
 │   └── TooManyImages         more images than one request may hold
 ├── UnknownModel          no model of that name is served here
 ├── UnsupportedMediaType  the body is of a kind this server does not read
+│   └── UnsupportedCoding     it is compressed in a way this server does not read
 ├── InvalidImage          the bytes are not a usable image
 │   └── ImageTooLarge         too many bytes or pixels
 ├── Overloaded            the queue is full; retry later
@@ -115,6 +116,12 @@ class UnsupportedMediaType(ServiceError):
     code = "unsupported_media_type"
     http_status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     grpc_code = StatusCode.INVALID_ARGUMENT
+
+
+class UnsupportedCoding(UnsupportedMediaType):
+    """The body is compressed in a way this server does not read (HTTP only)."""
+
+    code = "unsupported_coding"
 
 
 class InvalidImage(ServiceError):

@@ -232,7 +232,15 @@ async def _open_servers(
     health = rpc.Health()
     await health.show(serving=False)
     budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
-    app = rest.create_app(catalogue, lifecycle, settings.limits, metrics, version("dat-serve"))
+    app = rest.create_app(
+        catalogue,
+        lifecycle,
+        settings.limits,
+        metrics,
+        budget=budget,
+        version=version("dat-serve"),
+        origins=server.cors_origins,
+    )
     http_server = _HttpServer(
         uvicorn.Config(
             app,

@@ -19,6 +19,7 @@ from service.machine import cores, memory_bytes
 PREFIX = "DAT_"
 
 
+Origin = Annotated[str, Field(pattern=r"^https?://[^/?#\s]+$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ResizeMode = Literal["official", "letterbox"]
 Decode = Literal["exact", "fast"]
@@ -331,6 +332,11 @@ class Server(_Group):
         30.0,
         gt=0,
         description="How long the calls of such a connection may go on, seconds.",
+    )
+    cors_origins: Literal["*"] | tuple[Origin, ...] = Field(
+        (),
+        description="Origins of the web pages whose scripts may use the HTTP interface, as a JSON "
+        'list such as `["https://example.com"]`, or `*` for all.',
     )
     drain_delay_s: float = Field(
         0.0,

@@ -1,9 +1,9 @@
 """The JSON of detection."""
 
 from base64 import b64encode
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, FailFast, Field
 
 from service.core import show_each
 from service.detector import MOST_DETECTIONS, DetectedImage, Detection, DetectOptions
@@ -20,11 +20,6 @@ from service.transport.schema import (
     TimingBody,
     error_body,
 )
-
-
-def _split(given: object) -> object:
-    """Names in a query or a form field are separated by commas."""
-    return given.split(",") if isinstance(given, str) else given
 
 
 class DetectOptionsBody(OptionsBody):
@@ -45,8 +40,10 @@ class DetectOptionsBody(OptionsBody):
         description="Most detections in an image, best first.",
         json_schema_extra={"minimum": 1, "maximum": MOST_DETECTIONS},
     )
-    classes: Annotated[list[str], BeforeValidator(_split)] = Field(
-        [], description="Names of the classes that are wanted, separated by commas; none: all."
+    classes: Annotated[list[str], FailFast()] = Field(
+        [],
+        description="Names of the classes that are wanted, in a query or form separated by commas; "
+        "none: all.",
     )
     masks: Literal["none", "rle", "polygon", "png"] | None = Field(
         None, description="Form of the masks; absent: `rle` where the model has masks."
@@ -58,6 +55,11 @@ class DetectOptionsBody(OptionsBody):
         "`letterbox`: fit a square of the model, all of which is filled. Absent: that of the "
         "model.",
     )
+
+    @classmethod
+    def of_text(cls, given: dict[str, str]) -> Self:  # noqa: D102
+        classes = {"classes": given["classes"].split(",")} if "classes" in given else {}
+        return cls.model_validate(given | classes)
 
     def options(self) -> DetectOptions:
         """The same for the core."""

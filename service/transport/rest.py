@@ -12,31 +12,35 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.byte_budget import ByteBudget
 from service.catalogue import Catalogue
 from service.classifier import Classifier
 from service.core import Answer, Core, Options
 from service.detector import DetectorCore
-from service.errors import Cancelled, ServiceError
+from service.errors import Cancelled, ServiceError, UnsupportedCoding, quoted
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics, Task
 from service.served_model import ModelCard
 from service.settings import Limits
+from service.transport import content_coding
 from service.transport import request_id as request_ids
 from service.transport.classify_schema import ClassifyAnswer, ClassifyJson, ClassifyOptionsBody
 from service.transport.detect_schema import DetectAnswer, DetectJson, DetectOptionsBody
 from service.transport.schema import (
     ErrorAnswer,
     ErrorBody,
+    HealthAnswer,
     LabelledModelBody,
     ModelBody,
     ModelsAnswer,
     error_body,
 )
-from service.transport.uploads import RAW_TYPES, Form, read_body
+from service.transport.uploads import RAW_TYPES, Form, read_body, read_head
 
 T = TypeVar("T")
 TaskOptions = TypeVar("TaskOptions", bound=Options)
@@ -46,9 +50,26 @@ log = structlog.get_logger(__name__)
 
 
 def create_app(
-    catalogue: Catalogue, lifecycle: Lifecycle, limits: Limits, metrics: Metrics, version: str
-) -> FastAPI:
-    """The HTTP interface over the cores."""
+    catalogue: Catalogue,
+    lifecycle: Lifecycle,
+    limits: Limits,
+    metrics: Metrics,
+    *,
+    budget: ByteBudget,
+    version: str,
+    origins: Sequence[str] = (),
+) -> ASGIApp:
+    """The HTTP interface over the cores.
+
+    Args:
+        catalogue: the models.
+        lifecycle: what the probes show.
+        limits: of a request.
+        metrics: where requests are counted.
+        budget: of the bytes of requests in flight.
+        version: of the server.
+        origins: of the pages whose scripts may use it; `*` is all.
+    """
     app = FastAPI(
         title="DAT Serve",
         version=version,
@@ -60,14 +81,14 @@ def create_app(
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal_error)
-    app.add_middleware(RequestContext, metrics=metrics)
 
-    _add_task(app, _CLASSIFY, catalogue, limits, metrics)
-    _add_task(app, _DETECT, catalogue, limits, metrics)
+    _add_task(app, _CLASSIFY, catalogue, limits, metrics, budget=budget)
+    _add_task(app, _DETECT, catalogue, limits, metrics, budget=budget)
 
     @app.get(
         "/v1/models",
         response_model_exclude_none=True,
+        responses=_only(200, 500),
         tags=["models"],
         summary="The models that are served",
     )
@@ -78,7 +99,7 @@ def create_app(
     @app.get(
         "/v1/models/{name}",
         response_model_exclude_none=True,
-        responses={404: _ERRORS[404]},
+        responses=_only(200, 404, 500),
         tags=["models"],
         summary="One model, with the names of its classes",
     )
@@ -86,22 +107,32 @@ def create_app(
         """The names are in order of the class index."""
         return LabelledModelBody.of(catalogue.describe(name), catalogue)
 
-    @app.get("/health/live", tags=["health"], summary="Whether the process should go on")
+    @app.get("/health/live", **_HEALTH, summary="Whether the process should go on")
     async def live() -> JSONResponse:
         """Fails when only a restart can help."""
         return _health(lifecycle.live)
 
-    @app.get("/health/ready", tags=["health"], summary="Whether to send requests here")
+    @app.get("/health/ready", **_HEALTH, summary="Whether to send requests here")
     async def ready() -> JSONResponse:
         """Holds from the end of warm-up to the signal to leave."""
         return _health(lifecycle.ready)
 
-    @app.get("/health/startup", tags=["health"], summary="Whether start-up is over")
+    @app.get("/health/startup", **_HEALTH, summary="Whether start-up is over")
     async def startup() -> JSONResponse:
         """Holds from the end of warm-up on."""
         return _health(lifecycle.started)
 
-    return app
+    # Around everything, so that the answer to a bug has its headers too.
+    around: ASGIApp = app
+    if origins:
+        around = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    return RequestContext(around, metrics)
 
 
 @dataclass(frozen=True)
@@ -153,6 +184,8 @@ def _add_task(
     catalogue: Catalogue,
     limits: Limits,
     metrics: Metrics,
+    *,
+    budget: ByteBudget,
 ) -> None:
     """Serve a task at `/v1/<name>`."""
 
@@ -163,17 +196,23 @@ def _add_task(
         200 and every image has its own. `Server-Timing` has the longest time in each stage.
         """
         with metrics.request(task.name, "http") as counted:
-            body = await read_body(request, limits, task.form)
-            metrics.body_bytes["http"].observe(body.size)
-            counted.images = len(body.uploads)
-            core = catalogue.find(task.core, body.options.model)
-            counted.model = core.card.name
-            outcomes = await _unless_disconnected(request, core.answer(body.uploads, body.options))
+            head = read_head(request, limits, task.form)
+            asked = head.query.options()
+            named = catalogue.find(task.core, asked.model) if head.names_model else None
+            catalogue.check_room(task.core, counted, only=named, timeout_s=asked.timeout_s)
+            with budget.hold(head.length) as held:
+                body = await read_body(request, head, task.form, limits, held)
+                metrics.body_bytes["http"].observe(body.size)
+                counted.images = len(body.uploads)
+                core = named or catalogue.find(task.core, body.options.model)
+                counted.model = core.card.name
+                answering = core.answer(body.uploads, body.options)
+                outcomes = await _unless_disconnected(request, answering)
             counted.outcomes = outcomes
+            identity, card = request_id(request), core.card
 
             def render() -> str:
-                rendered = task.render(core.card, outcomes, request_id(request))
-                return rendered.model_dump_json(exclude_none=True)
+                return task.render(card, outcomes, identity).model_dump_json(exclude_none=True)
 
             # The points of 32 images are a hundred thousand numbers: a tenth of a second in which
             # the event loop would serve nobody.
@@ -189,7 +228,7 @@ def _add_task(
         methods=["POST"],
         response_model=task.answer,
         response_model_exclude_none=True,
-        responses=_ERRORS,
+        responses=_RESPONSES,
         openapi_extra=_request_schema(task),
         tags=[task.name],
         operation_id=task.name,
@@ -202,8 +241,19 @@ def request_id(request: Request) -> str:
     return str(request.state.request_id)
 
 
+# Answers are for the caller alone and for no page to show: OWASP's headers for an API.
+_SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+_EXPOSED_HEADERS = (request_ids.HEADER, "server-timing", "retry-after")
+_LONGEST_PATH = 200  # characters in the log
+
+
 class RequestContext:
-    """Gives every request an id, echoes it, counts the response and logs one line."""
+    """Gives every request an id and its answer some headers, counts it and logs one line."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -221,7 +271,8 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                MutableHeaders(scope=message)[request_ids.HEADER] = identity
+                identified = (request_ids.HEADER.encode(), identity.encode())
+                message["headers"] = [*message["headers"], identified, *_SECURITY_HEADERS]
             await send(message)
 
         try:
@@ -232,7 +283,7 @@ class RequestContext:
             (log.debug if quiet else log.info)(
                 "request",
                 method=scope["method"],
-                path=scope["path"],
+                path=scope["path"][:_LONGEST_PATH],
                 status=status,
                 duration_s=round(perf_counter() - start, 4),
                 request_id=identity,
@@ -280,7 +331,8 @@ def _server_timing(outcomes: Sequence[Answer | ServiceError]) -> dict[str, str]:
 
 def _health(healthy: bool) -> JSONResponse:
     status = HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE
-    return JSONResponse({"status": "ok" if healthy else "unavailable"}, status)
+    body = HealthAnswer(status="ok" if healthy else "unavailable")
+    return JSONResponse(body.model_dump(), status)
 
 
 async def _service_error(request: Request, error: Exception) -> Response:
@@ -288,6 +340,8 @@ async def _service_error(request: Request, error: Exception) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+    if isinstance(error, UnsupportedCoding):
+        headers["Accept-Encoding"] = ", ".join(content_coding.READ)
     body = ErrorAnswer(error=error_body(error, request_id(request)))
     return JSONResponse(body.model_dump(), error.http_status, headers)
 
@@ -297,7 +351,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     body = ErrorBody(
         code=phrase.lower().replace(" ", "_"),
-        message=f"{phrase}: {request.method} {request.url.path}",
+        message=f"{phrase}: {request.method} {quoted(request.url.path)}",
         request_id=request_id(request),
     )
     headers = dict(error.headers or {})
@@ -309,41 +363,78 @@ async def _internal_error(request: Request, _: Exception) -> Response:
     return JSONResponse(ErrorAnswer(error=body).model_dump(), 500)
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer, "description": description}
-    for status, description in {
-        400: "The request or its one image cannot be used.",
-        404: "No model of that name is served here.",
-        413: "Too many bytes or pixels.",
-        415: "A content type that is not read here.",
-        429: "The queue is full; `Retry-After` says when to try again.",
-        500: "The image failed on the device.",
-        503: "This replica is starting or leaving, or its device is lost.",
-        504: "The deadline passed.",
+def _header(description: str, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}}
+
+
+_RETRY_AFTER = {"Retry-After": _header("Seconds after which to try again.", "integer")}
+_SERVER_TIMING = {"Server-Timing": _header("The longest time in each stage, milliseconds.")}
+_ACCEPT_ENCODING = {"Accept-Encoding": _header("The codings that are read, if that is what is.")}
+_REQUEST_ID = {"X-Request-Id": _header("That of the request, or a new one.")}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": description,
+        "headers": _REQUEST_ID | headers,
+        **({"model": ErrorAnswer} if status >= HTTPStatus.BAD_REQUEST else {}),
+    }
+    for status, (description, headers) in {
+        200: ("The answer; each image of several has its own status.", _SERVER_TIMING),
+        400: ("The request or its one image cannot be used.", {}),
+        404: ("No model of that name is served here.", {}),
+        413: ("Too many bytes or pixels.", {}),
+        415: ("A content type, or a coding, that is not read here.", _ACCEPT_ENCODING),
+        429: ("The queue is full, or too much is being received.", _RETRY_AFTER),
+        500: ("The image failed on the device.", {}),
+        503: ("This replica is starting or leaving, or its device is lost.", _RETRY_AFTER),
+        504: ("The deadline passed.", {}),
     }.items()
+}
+
+
+def _only(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: _RESPONSES[status] for status in statuses}
+
+
+# The text is the same in both states.
+_HEALTH: dict[str, Any] = {
+    "tags": ["health"],
+    "response_model": HealthAnswer,
+    "responses": {
+        200: {"description": "It is so.", "headers": _REQUEST_ID},
+        503: {"description": "It is not so.", "headers": _REQUEST_ID, "model": HealthAnswer},
+    },
 }
 
 
 def _request_schema(task: _Task[Any, Any]) -> dict[str, Any]:
     """OpenAPI of the three kinds of body, and of the options in the query."""
     binary = {"schema": {"type": "string", "format": "binary"}}
-    options = task.form.options.model_json_schema()["properties"]
+    options = {
+        name: _as_text(schema)
+        for name, schema in task.form.options.model_json_schema()["properties"].items()
+    }
     multipart = {
         "type": "object",
         "properties": {
             "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
             **options,
         },
+        "required": ["file"],
+        "additionalProperties": False,
     }
+    # Lists are separated by commas.
+    as_one = {"style": "form", "explode": False}
+    lists = {name: as_one for name, schema in options.items() if schema.get("type") == "array"}
     return {
         "parameters": [
-            {"name": name, "in": "query", "schema": schema} for name, schema in options.items()
+            {"name": name, "in": "query", "schema": schema, **lists.get(name, {})}
+            for name, schema in options.items()
         ],
         "requestBody": {
             "required": True,
             "content": {
                 **dict.fromkeys(RAW_TYPES, binary),
-                "multipart/form-data": {"schema": multipart},
+                "multipart/form-data": {"schema": multipart, "encoding": lists},
                 "application/json": {
                     "schema": task.form.json.model_json_schema(),
                     "example": task.example,
@@ -351,3 +442,10 @@ def _request_schema(task: _Task[Any, Any]) -> dict[str, Any]:
             },
         },
     }
+
+
+def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of an option in a query or a form, where there is no null."""
+    present = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    return rest | present[0] if present else schema

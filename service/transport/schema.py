@@ -1,6 +1,6 @@
 """The JSON of the HTTP interface: what OpenAPI documents and what clients parse."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,13 @@ from service.points import LayerPoints
 from service.settings import ResizeMode
 
 AnyCore = Core[Any, Any, Any, Any, Any]
-Base64 = Annotated[StrictStr, Field(description="A file's bytes, base64 (RFC 4648, section 4).")]
+Base64 = Annotated[
+    StrictStr,
+    Field(
+        description="A file's bytes, base64 (RFC 4648, in either alphabet, with or without padding "
+        "and line breaks), perhaps as a `data:` URL."
+    ),
+]
 
 
 class OptionsBody(BaseModel):
@@ -26,10 +32,20 @@ class OptionsBody(BaseModel):
     )
     timeout: float | None = Field(
         None,
-        description="Seconds until the answer is of no use.",
-        json_schema_extra={"exclusiveMinimum": 0},
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds from the head of the request until the answer is of no use.",
     )
     model: str | None = Field(None, description="Name of the model; absent: the default.")
+
+    @classmethod
+    def of_text(cls, given: dict[str, str]) -> Self:
+        """From a query or the fields of a form.
+
+        Raises:
+            pydantic.ValidationError: an option is unknown or ill-typed.
+        """
+        return cls.model_validate(given)
 
 
 class ImagesBody(BaseModel):
@@ -51,6 +67,12 @@ class ErrorAnswer(BaseModel):
     """The answer to a request that failed as a whole."""
 
     error: ErrorBody
+
+
+class HealthAnswer(BaseModel):
+    """Whether it is as the probe asks."""
+
+    status: Literal["ok", "unavailable"]
 
 
 class ImageSize(BaseModel):
@@ -110,16 +132,18 @@ class ModelBody(BaseModel):
     task: str = Field(examples=["classify"])
     variant: str = Field(examples=["dat_nano"])
     image_size: ImageSize | None = Field(
-        description="Its input, pixels; absent where it changes with the image."
+        None,
+        description="Its input, pixels; absent where it changes with the image.",
     )
     resize_mode: ResizeMode | None = Field(
-        description="How a detector resizes the images of requests that do not say."
+        None, description="How a detector resizes the images of requests that do not say."
     )
-    letterbox_size: int | None = Field(description="Side of a detector's letterbox, pixels.")
+    letterbox_size: int | None = Field(None, description="Side of a detector's letterbox, pixels.")
     classes: int = Field(examples=[12])
     parameters: int = Field(description="As published for the variant.")
     flops: int | None = Field(
-        description="Of one image, a multiply-add is one; absent where they change with the image."
+        None,
+        description="Of one image, a multiply-add is one; absent where they change with the image.",
     )
     device: str = Field(examples=["cpu"])
     dtype: str = Field(description="Of its features.", examples=["float32"])

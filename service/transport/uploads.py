@@ -1,48 +1,63 @@
-"""Bodies of HTTP requests to images and options, within the limits of bytes."""
+"""HTTP requests to images and options, within the limits of bytes and time."""
 
 import asyncio
-import binascii
-import sys
-from base64 import b64decode
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from service.byte_budget import HeldBytes
 from service.core import Options, Upload
 from service.errors import (
     Cancelled,
+    DeadlineExceeded,
     ImageTooLarge,
-    InvalidImage,
     InvalidOption,
     InvalidRequest,
-    TooManyImages,
     UnsupportedMediaType,
+    quoted,
 )
 from service.settings import Limits
+from service.transport import content_coding
+from service.transport.form_body import boundary_of, read_form
+from service.transport.json_body import MAX_OPTIONS, read_json
 from service.transport.schema import ImagesBody
 
+T = TypeVar("T")
 TaskOptions = TypeVar("TaskOptions", bound=Options)
 Options_co = TypeVar("Options_co", bound=Options, covariant=True)
 
-RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
-_MAX_FORM_FIELDS = 16
-_PARSED_AT_ONCE_BYTES = 2**20
+_Given = TypeVar("_Given", bound="TaskOptionsBody[Any]")
+
+# What the bytes are decides, not what they are called: some of these are what old systems say.
+RAW_TYPES = (
+    "image/jpeg", "image/png", "image/webp", "image/jpg", "image/pjpeg", "image/x-png",
+    "application/octet-stream",
+)  # fmt: skip
+_PARSED_AT_ONCE_BYTES = 256 * 1024  # in a few milliseconds
 
 
 class TaskOptionsBody(Protocol[Options_co]):
-    """The options of a task as its requests give them."""
+    """The options of a task as its requests give them: a pydantic model."""
 
     @classmethod
-    def model_validate(cls, obj: Any) -> Self: ...  # noqa: D102
+    def of_text(cls, given: dict[str, str], /) -> Self:
+        """From a query or the fields of a form."""
+
+    @classmethod
+    def model_validate_json(cls, json_data: bytes, /, *, strict: bool) -> Self: ...  # noqa: D102
 
     @classmethod
     def model_json_schema(cls) -> dict[str, Any]: ...  # noqa: D102
+
+    @property
+    def model_fields_set(self) -> set[str]: ...  # noqa: D102
+
+    def model_copy(self, *, update: dict[str, Any]) -> Self: ...  # noqa: D102
 
     def options(self) -> Options_co:
         """The same for the core."""
@@ -53,7 +68,7 @@ class Form(Generic[TaskOptions]):
     """What the requests of a task look like.
 
     Attributes:
-        options: the options of a query or of form fields.
+        options: the options of a query, of form fields or of a JSON body.
         json: a JSON body.
     """
 
@@ -62,130 +77,185 @@ class Form(Generic[TaskOptions]):
 
 
 @dataclass(frozen=True)
+class Head(Generic[TaskOptions]):
+    """What is known of a request before its body is read.
+
+    Attributes:
+        kind: media type of the body.
+        boundary: of the parts of a multipart body.
+        coding: how the body is compressed; empty if it is not.
+        length: of the body as announced, bytes; 0 where it is not.
+        limit: of the body, bytes.
+        query: the options that the query gives.
+        began: when the request was received, loop time, seconds.
+    """
+
+    kind: str
+    boundary: bytes
+    coding: str
+    length: int
+    limit: int
+    query: TaskOptionsBody[TaskOptions]
+    began: float
+
+    @property
+    def names_model(self) -> bool:
+        """Whether the model is known: the body cannot name another one."""
+        return self.kind in RAW_TYPES or "model" in self.query.model_fields_set
+
+
+@dataclass(frozen=True)
 class Body(Generic[TaskOptions]):
     """What a request holds."""
 
-    uploads: list[Upload]
+    uploads: Sequence[Upload]
     options: TaskOptions
     size: int  # bytes
 
 
-async def read_body(request: Request, limits: Limits, form: Form[TaskOptions]) -> Body[TaskOptions]:
-    """Read one request.
+def read_head(request: Request, limits: Limits, form: Form[TaskOptions]) -> Head[TaskOptions]:
+    """Understand a request as far as that needs no body.
 
     Raises:
-        UnsupportedMediaType: a content type that is not read here.
-        ImageTooLarge: more bytes than allowed; where the length is announced, nothing was read.
-        InvalidRequest: malformed JSON or multipart, or an option that cannot be used.
+        UnsupportedMediaType: a content type, or a coding, that is not read here.
+        ImageTooLarge: more bytes are announced than allowed.
+        InvalidRequest: a multipart body without a boundary.
+        InvalidOption: an option of the query that cannot be used.
     """
-    content_type = request.headers.get("content-type", "application/octet-stream")
-    kind = content_type.partition(";")[0].strip().lower()
-    query = dict(request.query_params)
-    if len(query) < len(request.query_params.multi_items()):
-        raise InvalidOption("an option is given twice in the query")
-    if kind in RAW_TYPES:
-        data = await _read(request, limits.max_image_bytes)
-        return Body([data], _options(form, query, {}), len(data))
-    if kind == "application/json":
-        data = await _read(request, limits.max_body_bytes)
-        # Off the event loop: megabytes of base64 take tens of milliseconds.
-        uploads, given = await asyncio.to_thread(_parse_json, data, form.json)
-        return Body(uploads, _options(form, query, given), len(data))
+    content_type = request.headers.get("content-type") or "application/octet-stream"
+    kind, boundary = content_type.partition(";")[0].strip().lower(), b""
     if kind == "multipart/form-data":
-        data = await _read(request, limits.max_body_bytes)
-        uploads, given = await _parse_multipart(request, data, limits)
-        return Body(uploads, _options(form, query, given), len(data))
-    raise UnsupportedMediaType(
-        f"content type {kind!r} is not read here; send {', '.join(RAW_TYPES)}, "
-        "multipart/form-data or application/json"
-    )
+        boundary = boundary_of(content_type)
+    elif kind not in RAW_TYPES and kind != "application/json":
+        raise UnsupportedMediaType(
+            f"content type {quoted(kind)} is not read here; send {', '.join(RAW_TYPES)}, "
+            "multipart/form-data or application/json"
+        )
+    coding = content_coding.choose(request.headers.getlist("content-encoding"))
+    limit = limits.max_image_bytes if kind in RAW_TYPES else limits.max_body_bytes
+    length = int(request.headers.get("content-length", 0))
+    if length > limit:
+        raise _too_large(limit)
+    query = _checked(form.options.of_text, _read_query(request.scope["query_string"]))
+    began = asyncio.get_running_loop().time()
+    return Head(kind, boundary, coding, length, limit, query, began)
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    too_large = ImageTooLarge("too_large", f"the body has more than {limit} bytes")
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise too_large
-    body = bytearray()
+async def read_body(
+    request: Request,
+    head: Head[TaskOptions],
+    form: Form[TaskOptions],
+    limits: Limits,
+    held: HeldBytes,
+) -> Body[TaskOptions]:
+    """Read the rest of a request, until its deadline.
+
+    Args:
+        request: of which the head was read.
+        head: of the request.
+        form: of the requests of the task.
+        limits: of a request.
+        held: what the request holds of the budget: as much as its head announces, and in the end
+            the bytes of its images.
+
+    Raises:
+        ImageTooLarge: more bytes than allowed, or than that when decompressed.
+        Overloaded: more bytes are in flight than the budget allows.
+        DeadlineExceeded: the deadline passed before the end of the request.
+        Cancelled: the client left before that.
+        InvalidRequest: malformed JSON, multipart or compressed data.
+        InvalidOption: an option that cannot be used.
+    """
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
+        async with asyncio.timeout_at(_deadline(head, head.query.options(), limits)):
+            data = await _receive(request, head, held)
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed before the request was received") from None
     except ClientDisconnect:
         raise Cancelled("the client left before the end of its request") from None
-    return bytes(body)
+    given, size = head.query, len(data)
+    uploads: Sequence[Upload]
+    if head.kind in RAW_TYPES:
+        uploads = [bytes(data)]
+    elif head.kind == "application/json":
+        # Its images are decoded beside it. A request that is alone always has room for them.
+        held.grow(min(size * 3 // 4, held.free))
+        uploads, written = await _parse(lambda: read_json(data, limits.max_images), size)
+        given = _merge(given, _checked(form.options.model_validate_json, written, strict=True))
+    else:
+        uploads, fields = await _parse(
+            lambda: read_form(data, head.boundary, limits.max_images), size
+        )
+        given = _merge(given, _checked(form.options.of_text, fields))
+    decoded = sum(len(upload) for upload in uploads if isinstance(upload, bytes))
+    held.give_back(max(0, held.size - decoded))
+    options = given.options()
+    left_s = _deadline(head, options, limits) - asyncio.get_running_loop().time()
+    if left_s <= 0:
+        raise DeadlineExceeded("the deadline passed before the request was received")
+    return Body(uploads, replace(options, timeout_s=left_s), size)
 
 
-def _parse_json(data: bytes, body: type[ImagesBody]) -> tuple[list[Upload], dict[str, Any]]:
+async def _receive(request: Request, head: Head[Any], held: HeldBytes) -> bytearray:
+    chunks: AsyncIterator[bytes] = request.stream()
+    if head.coding:
+        chunks = content_coding.decompressed(chunks, head.coding, head.limit)
+    body = bytearray()
+    async for chunk in chunks:
+        size = len(body) + len(chunk)
+        if size > head.limit:
+            raise _too_large(head.limit)
+        if size > held.size:
+            held.grow(size - held.size)
+        body += chunk
+    return body
+
+
+def _too_large(limit: int) -> ImageTooLarge:
+    return ImageTooLarge("too_large", f"the body has more than {limit} bytes")
+
+
+def _deadline(head: Head[Any], options: Options, limits: Limits) -> float:
+    """Of a request, from its head on; loop time, seconds."""
+    timeout_s = options.timeout_s
+    return head.began + (limits.default_timeout_s if timeout_s is None else timeout_s)
+
+
+async def _parse(work: Callable[[], T], size: int) -> T:
+    # Off the event loop where it takes longer than a few milliseconds.
+    return work() if size <= _PARSED_AT_ONCE_BYTES else await asyncio.to_thread(work)
+
+
+def _read_query(query: bytes) -> dict[str, str]:
     try:
-        parsed = body.model_validate_json(data)
-    except ValidationError as error:
-        raise InvalidRequest(describe(error)) from error
-    if parsed.image is not None and parsed.images is not None:
-        raise InvalidRequest("the body has both image and images; give one of them")
-    encoded = [parsed.image] if parsed.image is not None else parsed.images or []
-    given = parsed.model_dump(exclude={"image", "images"}, exclude_unset=True)
-    return [_from_base64(text) for text in encoded], given
+        pairs = parse_qsl(
+            query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_OPTIONS
+        )
+    except ValueError as error:
+        raise InvalidOption(f"the query has more than {MAX_OPTIONS} options") from error
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidOption(f"{quoted(twice)} is given twice in the query")
+    return given
 
 
-def _from_base64(text: str) -> Upload:
-    try:
-        return b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        return InvalidImage("bad_base64", f"the image is not base64: {error}")
-
-
-class _InMemoryParser(MultiPartParser):
-    # The body is in memory already and bounded; a disk may be read-only or full.
-    spool_max_size = sys.maxsize
-
-
-async def _parse_multipart(
-    request: Request, data: bytes, limits: Limits
-) -> tuple[list[Upload], dict[str, Any]]:
-    async def chunks() -> AsyncGenerator[bytes, None]:
-        for start in range(0, len(data), _PARSED_AT_ONCE_BYTES):
-            yield data[start : start + _PARSED_AT_ONCE_BYTES]
-            await asyncio.sleep(0)  # other requests get their turn
-
-    parser = _InMemoryParser(
-        request.headers, chunks(), max_files=limits.max_images, max_fields=_MAX_FORM_FIELDS
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
-            raise TooManyImages(
-                f"the request holds more than {limits.max_images} images"
-            ) from error
-        raise InvalidRequest(f"the multipart body cannot be read: {error.message}") from error
-    except (KeyError, ValueError) as error:
-        raise InvalidRequest("the multipart body has no boundary") from error
-    uploads: list[Upload] = []
-    fields: dict[str, Any] = {}
-    for name, part in form.multi_items():
-        if isinstance(part, UploadFile):
-            uploads.append(await part.read())
-        elif name in fields:
-            raise InvalidOption(f"{name} is given twice in the form")
-        else:
-            fields[name] = part
-    return uploads, fields
-
-
-def _options(form: Form[TaskOptions], query: dict[str, Any], given: dict[str, Any]) -> TaskOptions:
-    if twice := query.keys() & given.keys():
+def _merge(query: _Given, body: _Given) -> _Given:
+    given = body.model_fields_set
+    if twice := query.model_fields_set & given:
         raise InvalidOption(f"{', '.join(sorted(twice))} is given in the query and in the body")
+    return query.model_copy(update={name: getattr(body, name) for name in given})
+
+
+def _checked(validate: Callable[..., T], given: Any, **how: bool) -> T:
     try:
-        return form.options.model_validate(query | given).options()
+        return validate(given, **how)
     except ValidationError as error:
-        raise InvalidOption(describe(error)) from error
-
-
-def describe(error: ValidationError) -> str:
-    """What is wrong with which field, without the input itself."""
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults[:4]
-    )
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        message = "; ".join(
+            f"{quoted('.'.join(map(str, fault['loc'])))}: {fault['msg']}" for fault in faults[:4]
+        )
+        if faults[0]["type"] == "json_invalid":
+            raise InvalidRequest(f"the options of the body are not JSON: {message}") from error
+        raise InvalidOption(message) from error

@@ -151,7 +151,7 @@ async def test_a_bad_request_gets_the_same_code_everywhere(server, classify, ima
         ("timeout=nan", None, "invalid_option"),
         ("top_k=1&top_k=2", None, "invalid_option"),
         ("", {"image": "A", "images": ["A"]}, "invalid_request"),
-        ("", {"picture": "A"}, "invalid_request"),
+        ("", {"picture": "A"}, "invalid_option"),
         ("", {"image": 3}, "invalid_request"),
         ("top_k=1", {"image": "AAAA", "top_k": 2}, "invalid_option"),
         ("", {"image": "not base64!"}, "invalid_image"),
@@ -221,6 +221,8 @@ async def test_one_bad_base64_of_many_fails_alone(server):
         ("image/jpeg", 200),
         ("image/png", 200),  # what the bytes are decides, not what they are called
         ("IMAGE/JPEG; q=1", 200),
+        ("image/jpg", 200),  # as old systems say
+        ("image/pjpeg", 200),
         ("application/octet-stream", 200),
         (None, 200),
         ("image/gif", 415),

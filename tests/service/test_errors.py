@@ -8,6 +8,7 @@ from service.errors import (
     InvalidImage,
     Overloaded,
     UnknownModel,
+    UnsupportedCoding,
     UnsupportedMediaType,
     all_errors,
     quoted,
@@ -24,7 +25,7 @@ CANONICAL = {
     StatusCode.DEADLINE_EXCEEDED: 504,
 }
 # HTTP is more exact here than gRPC can be.
-HTTP_HAS_ITS_OWN_WORD = {ImageTooLarge: 413, UnsupportedMediaType: 415}
+HTTP_HAS_ITS_OWN_WORD = {ImageTooLarge: 413, UnsupportedMediaType: 415, UnsupportedCoding: 415}
 
 
 @pytest.mark.parametrize("error", list(all_errors()), ids=lambda e: e.__name__)
