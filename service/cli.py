@@ -14,6 +14,7 @@ import uvloop
 from pydantic import ValidationError
 
 from service import logs, settings
+from service.ports import Ports, StartupError, open_ports
 
 _HEALTHCHECK_TIMEOUT_S = 3.0
 
@@ -93,16 +94,24 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _serve(_: Namespace) -> int:
     chosen = settings.Settings()
     logs.configure(chosen.log)
-    # Loading torch takes seconds; a wrong setting should not wait for it.
+    try:
+        with open_ports(chosen.server) as ports:
+            return _serve_on(chosen, ports)
+    except StartupError as error:
+        return _fail(str(error))
+
+
+def _serve_on(chosen: settings.Settings, ports: Ports) -> int:
+    # Loading torch takes seconds; a wrong setting or a port that is taken should not wait for it.
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.engine.device import DeviceUnavailable  # noqa: PLC0415
     from service.model_file import ModelFileError  # noqa: PLC0415
-    from service.replica import StartupError, serve  # noqa: PLC0415
+    from service.replica import serve  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(serve(chosen))
-        except (CheckpointError, DeviceUnavailable, ModelFileError, StartupError) as error:
+            runner.run(serve(chosen, ports))
+        except (CheckpointError, DeviceUnavailable, ModelFileError) as error:
             return _fail(str(error))
     return 0
 

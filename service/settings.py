@@ -11,9 +11,12 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.machine import cores, memory_bytes
+from service.machine import cores, memory_bytes, open_files
 
 PREFIX = "DAT_"
+_FILES_AT_REST = 40
+_FEWEST_CONNECTIONS = 8
+_MOST_CONNECTIONS = 4096
 
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -217,6 +220,40 @@ class Server(BaseModel, frozen=True, extra="forbid"):
     http_port: int = Field(8000, ge=0, le=65535, description="HTTP; 0 picks a free port.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="gRPC; 0 picks a free port.")
     metrics_port: int = Field(8002, ge=0, le=65535, description="Metrics; 0 picks a free port.")
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time from the begin of an HTTP connection or request to the end of "
+        "its headers, seconds; beyond it 408.",
+    )
+    body_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Time in which the body of an HTTP request must come on, by 1 KiB a second; "
+        "seconds; else 408.",
+    )
+    write_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time in which an HTTP client takes nothing of its answers, seconds; "
+        "beyond it the connection is cut.",
+    )
+    keep_alive_s: float = Field(
+        75.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long an HTTP connection may be idle between requests, seconds; above "
+        "the 60 of common load balancers.",
+    )
+    max_connections: int = Field(
+        0,
+        ge=0,
+        description="Most HTTP connections; beyond it those that idle give way, and a few more "
+        "are left for probes. 0: what the limit on open files allows, at most 4096.",
+    )
     drain_delay_s: float = Field(
         0.0,
         ge=0,
@@ -226,6 +263,13 @@ class Server(BaseModel, frozen=True, extra="forbid"):
     drain_grace_s: float = Field(
         30.0, gt=0, description="How long in-flight requests may take after that, seconds."
     )
+
+    @property
+    def connections(self) -> int:
+        """Most HTTP connections."""
+        # Half of the files that neither engines nor loops keep open are for gRPC and metrics.
+        spare = (open_files() - _FILES_AT_REST) // 2
+        return self.max_connections or max(_FEWEST_CONNECTIONS, min(spare, _MOST_CONNECTIONS))
 
 
 class Log(BaseModel, frozen=True, extra="forbid"):

@@ -3,7 +3,14 @@ from collections.abc import Iterator
 import pytest
 from grpc import StatusCode
 
-from service.errors import ImageTooLarge, ServiceError, UnsupportedMediaType
+from service.errors import (
+    HeadersTooLarge,
+    ImageTooLarge,
+    RequestTimeout,
+    ServiceError,
+    UnsupportedMediaType,
+    UrlTooLong,
+)
 
 # google.rpc.Code's own HTTP mapping.
 CANONICAL = {
@@ -16,7 +23,13 @@ CANONICAL = {
     StatusCode.DEADLINE_EXCEEDED: 504,
 }
 # HTTP is more exact here than gRPC can be.
-HTTP_HAS_ITS_OWN_WORD = {ImageTooLarge: 413, UnsupportedMediaType: 415}
+HTTP_HAS_ITS_OWN_WORD = {
+    RequestTimeout: 408,
+    ImageTooLarge: 413,
+    UrlTooLong: 414,
+    UnsupportedMediaType: 415,
+    HeadersTooLarge: 431,
+}
 
 
 def all_errors(base: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
