@@ -308,7 +308,7 @@ class Connection(HttpToolsProtocol):
         """Give what was read of a body to its request; how many bytes that was."""
         if not self._pieces:
             return 0
-        body = b"".join(self._pieces)
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
         HttpToolsProtocol.on_body(self, body)
         return len(body)
