@@ -163,7 +163,8 @@ def _metrics_app(metrics: Metrics) -> ASGIApp:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
-        except ValueError as error:  # a version that is no number, bytes that are no text
+        # The library trusts what it is asked: bytes that are no text, a version that is no number.
+        except (TypeError, ValueError) as error:
             raise InvalidRequest("the query or the Accept headers cannot be read") from error
 
     return serve
