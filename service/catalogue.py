@@ -4,24 +4,41 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from service.core import Core
-from service.errors import UnknownModel, quoted
+from service.errors import NotReady, UnknownModel, quoted
 from service.metrics import CountedRequest
 
 TaskCore = TypeVar("TaskCore", bound=Core[Any, Any, Any, Any, Any])
 
 
 class Catalogue:
-    """The cores of all models.
+    """The cores of all models, once these are read."""
 
-    Attributes:
-        cores: in the order of the settings.
-    """
+    def __init__(self) -> None:
+        self._cores: tuple[Core[Any, Any, Any, Any, Any], ...] = ()
+        self._default: str | None = None
 
-    def __init__(
+    def fill(
         self, cores: Sequence[Core[Any, Any, Any, Any, Any]], default: str | None = None
     ) -> None:
-        self.cores = tuple(cores)
+        """Take the models that were read.
+
+        Args:
+            cores: in the order of the settings.
+            default: name of the one that answers requests without a name.
+        """
+        self._cores = tuple(cores)
         self._default = default
+
+    @property
+    def cores(self) -> tuple[Core[Any, Any, Any, Any, Any], ...]:
+        """In the order of the settings.
+
+        Raises:
+            NotReady: the models are still being read.
+        """
+        if not self._cores:
+            raise NotReady("the models are still being read")
+        return self._cores
 
     def default(self, kind: type[TaskCore]) -> TaskCore | None:
         """The model of a task that answers requests without a name.
@@ -37,6 +54,7 @@ class Catalogue:
 
         Raises:
             UnknownModel: none of that task is served under that name.
+            NotReady: the models are still being read.
         """
         cores = {core.card.name: core for core in self.cores if isinstance(core, kind)}
         core = self.default(kind) if name is None else cores.get(name)
@@ -81,6 +99,7 @@ class Catalogue:
 
         Raises:
             UnknownModel: none is served under that name.
+            NotReady: the models are still being read.
         """
         wanted = name or self._default or self.cores[0].card.name
         for core in self.cores:

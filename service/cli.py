@@ -15,7 +15,8 @@ from pydantic_core import ErrorDetails
 
 from service import healthcheck, logs, preconditions, process, settings
 from service.healthcheck import HealthcheckError
-from service.model_file import ModelFileError, choose_models, require_files
+from service.model_file import Lineup, ModelFileError, choose_models, require_files
+from service.ports import Ports, StartupError, open_ports
 from service.preconditions import PreconditionError
 
 _SIGNALLED = 130  # what a shell says of a command that was interrupted
@@ -139,19 +140,29 @@ def _serve(_: Namespace) -> int:
         return _fail(str(error))
     lines = logs.configure(chosen.log)
     logs.never_wait_for_errors()
-    # Here ends what is done without torch: loading it takes seconds, which a wrong setting should
-    # not wait for, and it reads the environment when it is loaded.
+    try:
+        with open_ports(chosen.server) as ports:
+            return _serve_on(ports, chosen, lineup, lines)
+    except StartupError as error:
+        return _fail(str(error))
+
+
+def _serve_on(
+    ports: Ports, chosen: settings.Settings, lineup: Lineup, lines: logs.LineWriter
+) -> int:
+    # Here ends what is done without torch: loading it takes seconds, which a wrong setting or a
+    # port that is taken should not wait for, and it reads the environment when it is loaded.
     process.begin()
     import uvloop  # noqa: PLC0415
 
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.engine.device import DeviceUnavailable  # noqa: PLC0415
-    from service.replica import StartupError, serve  # noqa: PLC0415
+    from service.replica import serve  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(serve(chosen, lineup, lines))
-        except (CheckpointError, DeviceUnavailable, ModelFileError, StartupError) as error:
+            runner.run(serve(chosen, lineup, ports, lines))
+        except (CheckpointError, DeviceUnavailable, ModelFileError) as error:
             return _fail(str(error))
     return 0
 

@@ -13,6 +13,10 @@ ServiceError
 ├── Overloaded            the queue is full; retry later
 ├── DeadlineExceeded      the answer would come too late
 ├── Cancelled             the caller left
+├── HeadersTooLarge       too many headers, or too many bytes in them (HTTP)
+├── UrlTooLong            too many bytes in the URL (HTTP)
+├── RequestTimeout        the caller sent its request too slowly (HTTP)
+├── TooManyConnections    as many connections are open as this replica holds (HTTP)
 ├── NotReady              this replica is starting; retry elsewhere
 │   └── Draining              this replica is leaving; retry elsewhere
 ├── EngineUnavailable     the device is lost, or the model fails again and again; retry elsewhere
@@ -180,6 +184,40 @@ class Cancelled(ServiceError):
     http_status = 499  # nginx's word for it, and the canonical pair of CANCELLED
     grpc_code = StatusCode.CANCELLED
     outcome = "cancelled"
+
+
+class HeadersTooLarge(ServiceError):
+    """Too many headers, or too many bytes in them."""
+
+    code = "headers_too_large"
+    http_status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    grpc_code = StatusCode.INVALID_ARGUMENT
+
+
+class UrlTooLong(ServiceError):
+    """Too many bytes in the URL."""
+
+    code = "url_too_long"
+    http_status = HTTPStatus.REQUEST_URI_TOO_LONG
+    grpc_code = StatusCode.INVALID_ARGUMENT
+
+
+class RequestTimeout(ServiceError):
+    """The caller sent its request too slowly."""
+
+    code = "request_timeout"
+    http_status = HTTPStatus.REQUEST_TIMEOUT
+    grpc_code = StatusCode.INVALID_ARGUMENT
+
+
+class TooManyConnections(ServiceError):
+    """As many connections are open as this replica holds; those left are for probes."""
+
+    code = "too_many_connections"
+    http_status = HTTPStatus.SERVICE_UNAVAILABLE
+    grpc_code = StatusCode.UNAVAILABLE
+    outcome = "rejected"
+    retry_after_s = 1.0
 
 
 class NotReady(ServiceError):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 _PROCESS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
+_MOST_FILES = 65536
 
 
 def cores(process: Path = _PROCESS, groups: Path = _GROUPS) -> int:
@@ -40,6 +41,19 @@ def memory_bytes(process: Path = _PROCESS, groups: Path = _GROUPS) -> int:
     if soft != resource.RLIM_INFINITY:
         limits.append(soft)
     return min(limits)
+
+
+def open_files() -> int:
+    """How many files and connections this process may have open at a time."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def raise_open_files() -> None:
+    """Let this process have as many files open as it may, which is rarely how it is started."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _cpu_shares(process: Path, groups: Path) -> Iterator[float]:

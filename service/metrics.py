@@ -35,6 +35,8 @@ Explanation = Literal["points", "objects"]
 Rejection = Literal["queue_full", "too_late", "draining", "not_ready", "engine_unavailable"]
 Trigger = Literal["full", "idle"]
 LoadPhase = Literal["read", "build", "warmup"]
+Port = Literal["http", "metrics"]
+Cut = Literal["header_timeout", "body_timeout", "write_timeout", "idle", "evicted", "crowded"]
 
 _REQUEST_SECONDS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25,
@@ -126,6 +128,23 @@ class Metrics:
             "Pixels of images that are admitted and not yet decoded.",
             registry=registry,
         )
+        connections = Gauge(
+            "dat_connections",
+            "Open HTTP connections.",
+            ["port"],
+            registry=registry,
+        )
+        self.connections = {port: connections.labels(port) for port in get_args(Port)}
+        cut = Counter(
+            "dat_connections_cut",
+            "HTTP connections that the server ended because of their client or for want of room.",
+            ["port", "reason"],
+            registry=registry,
+        )
+        self.connections_cut: dict[Port, dict[Cut, Counter]] = {
+            port: {reason: cut.labels(port, reason) for reason in get_args(Cut)}
+            for port in get_args(Port)
+        }
         decode_errors = Counter(
             "dat_image_decode_errors",
             "Images that could not be decoded.",

@@ -4,33 +4,29 @@ The only module that sees all others.
 """
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
-from math import ceil
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
 
-import grpc
 import structlog
-import uvicorn
-from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from service.byte_budget import ByteBudget
 from service.catalogue import Catalogue
 from service.engine.device import Device, compute_alone, open_devices
 from service.leaving import await_threads, end, end_stuck, leave_on_signal
 from service.lifecycle import Lifecycle
 from service.logs import LineWriter
+from service.machine import raise_open_files
 from service.memory import give_back_when_quiet, keep_freed
 from service.metrics import Metrics
 from service.model_file import Lineup
 from service.open_model import OpenModel, Shared, open_decoders, open_model
-from service.settings import Server, Settings
+from service.ports import Ports
+from service.servers import Servers, open_servers
+from service.settings import Settings
 from service.threads import open_pool
-from service.transport import rest, rpc
+from service.transport import rpc
 
 log = structlog.get_logger(__name__)
 
@@ -40,28 +36,26 @@ _CLOSE_S = 2.0  # beyond the grace, to end what is idle
 _LOOP_THREADS = 4
 
 
-class StartupError(Exception):
-    """The replica cannot start; the message says what to change."""
-
-
-async def serve(settings: Settings, lineup: Lineup, lines: LineWriter) -> None:
+async def serve(settings: Settings, lineup: Lineup, ports: Ports, lines: LineWriter) -> None:
     """Run a replica until SIGTERM or SIGINT, then drain it.
 
     Args:
         settings: of all but the models.
         lineup: the models.
+        ports: already open.
         lines: of the log.
 
     Raises:
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
         ModelFileError: sizes for a model that has a fixed one.
         DeviceUnavailable: the device is not there.
-        StartupError: a port is taken.
+        StartupError: the gRPC port was taken meanwhile.
         RuntimeError: a device cannot be used, or the system gives no more threads.
     """
     leave = leave_on_signal(
         settings.server.drain_delay_s + settings.server.drain_grace_s + _CLOSE_S
     )
+    raise_open_files()
     disable_created_metrics()  # a second series for each counter and histogram, read by nobody
     start = perf_counter()
     metrics = Metrics(CollectorRegistry())
@@ -74,17 +68,18 @@ async def serve(settings: Settings, lineup: Lineup, lines: LineWriter) -> None:
     asyncio.get_running_loop().set_default_executor(of_loop)
     decoders = open_decoders(settings.limits, metrics)
     shared = Shared(settings, devices, decoders, metrics)
-    models = [open_model(entry, shared) for entry in lineup.models]
-    catalogue = Catalogue([model.core for model in models], lineup.default)
+    models: list[OpenModel] = []
+    catalogue = Catalogue()
     lifecycle = Lifecycle(
         lambda: all(device.healthy for device in devices),
         lambda: shared.dispatch.available and any(model.batcher.trusted for model in models),
     )
-    async with _open_servers(settings, catalogue, lifecycle, metrics) as servers:
-        _let_know(lifecycle, devices, models, servers.health)
+    async with open_servers(settings, ports, catalogue, lifecycle, metrics) as servers:
         async with _watched(devices):
-            loaded = await _unless(leave, _load(models))
+            loaded = await _unless(leave, _load(lineup, shared, models))
         if loaded:
+            catalogue.fill([model.core for model in models], lineup.default)
+            _let_know(lifecycle, devices, models, servers.health)
             async with asyncio.TaskGroup() as tasks:
                 background = [tasks.create_task(model.batcher.run()) for model in models]
                 background += [tasks.create_task(device.watch()) for device in devices]
@@ -121,7 +116,12 @@ async def serve(settings: Settings, lineup: Lineup, lines: LineWriter) -> None:
     log.info("stopped")
 
 
-async def _load(models: Sequence[OpenModel]) -> None:
+async def _load(lineup: Lineup, shared: Shared, models: list[OpenModel]) -> None:
+    """Open the models in another thread, so that probes are answered meanwhile, and load them."""
+    loop, pool = asyncio.get_running_loop(), shared.decoders.pool
+    models += [
+        await loop.run_in_executor(pool, open_model, entry, shared) for entry in lineup.models
+    ]
     for model in models:
         await model.load()
 
@@ -174,7 +174,7 @@ def _let_know(
         model.batcher.on_change(lifecycle.changed)
 
 
-async def _stop(servers: "_Servers", devices: Sequence[Device], grace_s: float) -> None:
+async def _stop(servers: Servers, devices: Sequence[Device], grace_s: float) -> None:
     """Answer what is in flight, at the end of the grace that there will be no answer."""
 
     def give_up() -> None:
@@ -195,107 +195,3 @@ async def _measure_lag(metrics: Metrics) -> None:
         due = loop.time() + _LAG_PERIOD_S
         await asyncio.sleep(_LAG_PERIOD_S)
         metrics.event_loop_lag.observe(max(0.0, loop.time() - due))
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the replica decides when to leave."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@dataclass(frozen=True)
-class _Servers:
-    health: rpc.Health
-    ports: dict[str, int]
-    rpc_server: grpc.aio.Server
-    http_server: uvicorn.Server
-    http_task: asyncio.Task[None]
-
-    async def stop(self, grace_s: float) -> None:
-        """Stop listening, and return when all in flight is answered or the grace is over."""
-        self.http_server.should_exit = True
-        await asyncio.gather(self.rpc_server.stop(grace_s), self.http_task)
-
-
-@asynccontextmanager
-async def _open_servers(
-    settings: Settings, catalogue: Catalogue, lifecycle: Lifecycle, metrics: Metrics
-) -> AsyncIterator[_Servers]:
-    """Serve HTTP, gRPC and metrics; not ready until `health` and `lifecycle` say so.
-
-    Raises:
-        StartupError: a port is taken, or the host is no address of this machine.
-    """
-    server = settings.server
-    health = rpc.Health()
-    await health.show(serving=False)
-    budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
-    app = rest.create_app(
-        catalogue,
-        lifecycle,
-        settings.limits,
-        metrics,
-        budget=budget,
-        version=version("dat-serve"),
-        origins=server.cors_origins,
-    )
-    http_server = _HttpServer(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            timeout_graceful_shutdown=ceil(server.drain_grace_s),
-        )
-    )
-    rpc_server = rpc.create_server(
-        catalogue, health, metrics, budget, limits=settings.limits, server=server
-    )
-    with _metrics_server(server, metrics) as metrics_port, _listen(server) as listener:
-        rpc_port = _add_port(rpc_server, server)
-        await rpc_server.start()
-        http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
-        ports = {
-            "http_port": listener.getsockname()[1],
-            "grpc_port": rpc_port,
-            "metrics_port": metrics_port,
-        }
-        servers = _Servers(health, ports, rpc_server, http_server, http_task)
-        try:
-            yield servers
-        finally:
-            await servers.stop(0)
-
-
-def _listen(server: Server) -> socket.socket:
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    try:
-        return socket.create_server((server.host, server.http_port), family=family, backlog=2048)
-    except OSError as error:
-        raise StartupError(f"HTTP cannot use port {server.http_port}: {error}") from error
-
-
-def _add_port(rpc_server: grpc.aio.Server, server: Server) -> int:
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    try:
-        return rpc_server.add_insecure_port(f"{host}:{server.grpc_port}")
-    except RuntimeError as error:
-        raise StartupError(f"gRPC cannot use port {server.grpc_port}: {error}") from error
-
-
-@contextmanager
-def _metrics_server(server: Server, metrics: Metrics) -> Iterator[int]:
-    """Serve `/metrics` from a thread of its own, so that a busy event loop is seen."""
-    try:
-        httpd, thread = start_http_server(server.metrics_port, server.host, metrics.registry)
-    except OSError as error:
-        raise StartupError(f"metrics cannot use port {server.metrics_port}: {error}") from error
-    try:
-        yield httpd.server_port
-    finally:
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()

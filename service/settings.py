@@ -14,9 +14,12 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.machine import cores, memory_bytes
+from service.machine import cores, memory_bytes, open_files
 
 PREFIX = "DAT_"
+_FILES_AT_REST = 40
+_FEWEST_CONNECTIONS = 8
+_MOST_CONNECTIONS = 4096
 
 
 Origin = Annotated[str, Field(pattern=r"^https?://[^/?#\s]+$")]
@@ -338,6 +341,36 @@ class Server(_Group):
         description="Origins of the web pages whose scripts may use the HTTP interface, as a JSON "
         'list such as `["https://example.com"]`, or `*` for all.',
     )
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Longest time from the begin of an HTTP connection or request to the end of "
+        "its headers, seconds; beyond it 408.",
+    )
+    body_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Time in which the body of an HTTP request must come on, by 1 KiB a second; "
+        "seconds; else 408.",
+    )
+    write_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Longest time in which an HTTP client takes nothing of its answers, seconds; "
+        "beyond it the connection is cut.",
+    )
+    keep_alive_s: float = Field(
+        75.0,
+        gt=0,
+        description="How long an HTTP connection may be idle between requests, seconds; above "
+        "the 60 of common load balancers.",
+    )
+    max_connections: int = Field(
+        0,
+        ge=0,
+        description="Most HTTP connections; beyond it those that idle give way, and a few more "
+        "are left for probes. 0: what the limit on open files allows, at most 4096.",
+    )
     drain_delay_s: float = Field(
         0.0,
         ge=0,
@@ -351,6 +384,13 @@ class Server(_Group):
         le=_DAY_S,
         description="How long in-flight requests may take after that, seconds.",
     )
+
+    @property
+    def connections(self) -> int:
+        """Most HTTP connections."""
+        # Half of the files that neither engines nor loops keep open are for gRPC and metrics.
+        spare = (open_files() - _FILES_AT_REST) // 2
+        return self.max_connections or max(_FEWEST_CONNECTIONS, min(spare, _MOST_CONNECTIONS))
 
 
 class Log(_Group):

@@ -77,6 +77,7 @@ def create_app(
         # Their pages load scripts from another host; the document itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to whatever Host the request names
     )
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -275,8 +276,10 @@ class RequestContext:
                 message["headers"] = [*message["headers"], identified, *_SECURITY_HEADERS]
             await send(message)
 
+        # Whatever can be got has a head; the connection leaves the body out.
+        as_get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(as_get, receive, send_with_id)
         finally:
             self._responses.labels("http", str(status)).inc()
             quiet = scope["path"].startswith("/health/")
@@ -381,9 +384,12 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         200: ("The answer; each image of several has its own status.", _SERVER_TIMING),
         400: ("The request or its one image cannot be used.", {}),
         404: ("No model of that name is served here.", {}),
+        408: ("The request came too slowly.", {}),
         413: ("Too many bytes or pixels.", {}),
+        414: ("Too many bytes in the URL.", {}),
         415: ("A content type, or a coding, that is not read here.", _ACCEPT_ENCODING),
         429: ("The queue is full, or too much is being received.", _RETRY_AFTER),
+        431: ("Too many headers, or too many bytes in them.", {}),
         500: ("The image failed on the device.", {}),
         503: ("This replica is starting or leaving, or its device is lost.", _RETRY_AFTER),
         504: ("The deadline passed.", {}),

@@ -4,12 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import (
+    HeadersTooLarge,
     ImageTooLarge,
     InvalidImage,
     Overloaded,
+    RequestTimeout,
     UnknownModel,
     UnsupportedCoding,
     UnsupportedMediaType,
+    UrlTooLong,
     all_errors,
     quoted,
 )
@@ -25,7 +28,14 @@ CANONICAL = {
     StatusCode.DEADLINE_EXCEEDED: 504,
 }
 # HTTP is more exact here than gRPC can be.
-HTTP_HAS_ITS_OWN_WORD = {ImageTooLarge: 413, UnsupportedMediaType: 415, UnsupportedCoding: 415}
+HTTP_HAS_ITS_OWN_WORD = {
+    RequestTimeout: 408,
+    ImageTooLarge: 413,
+    UrlTooLong: 414,
+    UnsupportedMediaType: 415,
+    UnsupportedCoding: 415,
+    HeadersTooLarge: 431,
+}
 
 
 @pytest.mark.parametrize("error", list(all_errors()), ids=lambda e: e.__name__)
