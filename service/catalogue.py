@@ -86,13 +86,29 @@ class Catalogue:
             EngineUnavailable: nothing can be computed.
             Overloaded: all queues are full, or the answer would come too late.
         """
-        cores = [core for core in self.cores if isinstance(core, kind)] or [self.find(kind, None)]
-        if only is not None or len(cores) == 1:
-            core = only or cores[0]
-            counted.model = core.card.name
-            core.check_room(timeout_s)
-        elif all(core.refusal(timeout_s) for core in cores):
+        cores = self._candidates(kind, only)
+        if len(cores) == 1:
+            counted.model = cores[0].card.name
+        if not self.has_room(kind, only=only, timeout_s=timeout_s):
             cores[0].check_room(timeout_s)
+
+    def has_room(
+        self, kind: type[TaskCore], *, only: TaskCore | None = None, timeout_s: float | None = None
+    ) -> bool:
+        """Whether `check_room` would let a request pass; asking counts nowhere.
+
+        Raises:
+            UnknownModel: there is no model of that task.
+            NotReady: the models are still being read.
+        """
+        cores = self._candidates(kind, only)
+        return not all(core.refusal(timeout_s) for core in cores)
+
+    def _candidates(self, kind: type[TaskCore], only: TaskCore | None) -> Sequence[TaskCore]:
+        """The models that may answer a request."""
+        if only is not None:
+            return [only]
+        return [core for core in self.cores if isinstance(core, kind)] or [self.find(kind, None)]
 
     def describe(self, name: str | None) -> Core[Any, Any, Any, Any, Any]:
         """The model of any task by its name, or the first default.

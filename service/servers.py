@@ -25,6 +25,7 @@ from service.ports import Ports, StartupError
 from service.settings import Server, Settings
 from service.transport import rest, rpc
 from service.transport.connections import Connection, Connections
+from service.transport.gate import Gate
 
 # As many connections beyond the limit may ask for the health of the replica.
 _RESERVE = 8
@@ -78,7 +79,12 @@ async def open_servers(
             origins=server.cors_origins,
         ),
         Connections(
-            server, most=server.connections, reserve=_RESERVE, port="http", metrics=metrics
+            server,
+            most=server.connections,
+            reserve=_RESERVE,
+            port="http",
+            metrics=metrics,
+            gate=Gate(catalogue, rest.TASKS, metrics),
         ),
         ceil(server.drain_grace_s),
     )

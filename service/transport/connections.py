@@ -8,7 +8,7 @@ others; and offers of an upgrade are passed over, where uvicorn would lose the b
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from ipaddress import AddressValueError, IPv6Address
 from math import ceil
@@ -58,6 +58,13 @@ _DRAINING_WRITE_TIMEOUT_S = 2.0
 _LINGER_S = 2.0
 _LONGEST_LOOK_S = 1.0
 
+# Answers are for the caller alone and for no page to show: OWASP's headers for an API.
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
 _PROBES = b"/health/"
 _HOST = pattern(rb"[A-Za-z0-9._~!$&'()*+,;=%-]*(:[0-9]{0,5})?")
 _IPV6_HOST = pattern(rb"\[([0-9A-Fa-f:.]+)\](:[0-9]{0,5})?")
@@ -74,6 +81,14 @@ class _Phase(Enum):
     LINGER = "nothing: the last answer was given"
 
 
+# Of a method, a URL and headers.
+Gate = Callable[[bytes, bytes, Sequence[tuple[bytes, bytes]]], ServiceError | None]
+
+
+def _let_pass(_method: bytes, _url: bytes, _headers: object) -> None:
+    """Turn nobody away."""
+
+
 class Connections(ServerState):
     """All connections to one port.
 
@@ -83,6 +98,7 @@ class Connections(ServerState):
         reserve: how many those few are.
         port: as the metrics call it.
         metrics: count what became of connections.
+        gate: why a request is turned away by its head alone, if it is.
 
     Attributes:
         draining: whether the server is leaving, so that stuck connections end soon.
@@ -91,13 +107,21 @@ class Connections(ServerState):
     connections: set["Connection"]  # type: ignore[assignment]
 
     def __init__(
-        self, limits: Server, *, most: int, reserve: int, port: Port, metrics: Metrics
+        self,
+        limits: Server,
+        *,
+        most: int,
+        reserve: int,
+        port: Port,
+        metrics: Metrics,
+        gate: Gate = _let_pass,
     ) -> None:
         super().__init__()
         self.limits = limits
         self.draining = False
         self.opened = metrics.connections[port]
         self._cut = metrics.connections_cut[port]
+        self.gate = gate
         self._most = most
         self._reserve = reserve
         self._port = port
@@ -283,19 +307,41 @@ class Connection(HttpToolsProtocol):
                 f"more than {MAX_PIPELINED} requests of this connection wait for their answers",
                 retry_after_s=1.0,
             )
+        if self._turned_away():
+            return
         self._exchange = self.app = _Exchange(self.config.loaded_app)
         super().on_headers_complete()
         self.headers = []  # of the trailers, which are not the request's headers
         self.cycle.transport = self._answers
         if self._reserved:
             self.cycle.keep_alive = False
+        self._begin_body()
+
+    def _begin_body(self) -> None:
         self._phase = _Phase.BODY
         self.server_state.waiting.pop(self, None)
         self._watch_body(self.loop.time())
 
+    def _turned_away(self) -> bool:
+        """Answer a request that has no chance, without the application, and throw its body away."""
+        # An answer has its turn after those before it, and a client that waits for leave to send
+        # its body may send it or not.
+        if self._answering or self.expect_100_continue:
+            return False
+        error = self.server_state.gate(self.parser.get_method(), self.url, self.headers)
+        if error is None:
+            return False
+        self.server_state.total_requests += 1
+        self.cycle = _TURNED_AWAY
+        self._write_error(error, last=self._reserved or not self.parser.should_keep_alive())
+        self.headers = []
+        if self._phase is not _Phase.LINGER:
+            self._begin_body()
+        return True
+
     def on_message_complete(self) -> None:
         """Tell the application that its request is whole."""
-        if self.parser.should_upgrade():
+        if self.parser.should_upgrade() or self._phase is _Phase.LINGER:
             return
         self._deliver_body()
         super().on_message_complete()
@@ -378,7 +424,7 @@ class Connection(HttpToolsProtocol):
             task.add_done_callback(self.tasks.discard)
             self.tasks.add(task)
         elif self._last_word is not None:
-            self._answer(self._last_word)
+            self._write_error(self._last_word, last=True)
         elif self._phase is _Phase.BODY:
             self._deadline = now + self._limits.body_timeout_s
         elif self._phase is _Phase.HEAD:  # of a request that came before this answer was ready
@@ -413,14 +459,14 @@ class Connection(HttpToolsProtocol):
             self._phase = _Phase.BROKEN
             self._last_word = error
         else:
-            self._answer(error)
+            self._write_error(error, last=True)
 
     @property
     def _answering(self) -> bool:
         # Of several requests the newest is answered last.
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _answer(self, error: ServiceError) -> None:
+    def _write_error(self, error: ServiceError, *, last: bool) -> None:
         state, status = self.server_state, int(error.http_status)
         given = b""
         for name, value in self.headers or ():
@@ -429,13 +475,16 @@ class Connection(HttpToolsProtocol):
         identity = request_ids.choose(given.decode("latin-1"))
         body = _json(error, identity)
         headers = [*state.default_headers, *_headers(error, body)]
-        headers += [(request_ids.HEADER.encode(), identity.encode()), (b"connection", b"close")]
+        headers.append((request_ids.HEADER.encode(), identity.encode()))
+        if last:
+            headers.append((b"connection", b"close"))
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
         state.count_response(status)
         # No body would be expected after a HEAD.
         sent = b"" if self.parser.get_method() == b"HEAD" else body
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", sent]))
-        self._linger()
+        if last:
+            self._linger()
 
     def _end(self) -> None:
         """Close after an answer that was the last."""
@@ -557,6 +606,19 @@ class _Exchange:
             await send({"type": "http.response.body", "body": body})
 
 
+class _TurnedAway:
+    """In place of uvicorn's cycle of a request and its answer: all is said, nothing is read."""
+
+    response_complete = True
+    waiting_for_100_continue = False
+    keep_alive = True
+    disconnected = False
+    message_event = asyncio.Event()
+
+
+_TURNED_AWAY: Any = _TurnedAway()
+
+
 class _Answers(asyncio.Transport):
     """Where uvicorn writes the answers of a connection.
 
@@ -625,7 +687,7 @@ def _headers(error: ServiceError, body: bytes) -> list[tuple[bytes, bytes]]:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"x-content-type-options", b"nosniff"),
+        *SECURITY_HEADERS,
     ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, ceil(error.retry_after_s))).encode()))

@@ -1,7 +1,7 @@
 """HTTP: bytes to the cores and back, nothing else."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
@@ -30,6 +30,7 @@ from service.settings import Limits
 from service.transport import content_coding
 from service.transport import request_id as request_ids
 from service.transport.classify_schema import ClassifyAnswer, ClassifyJson, ClassifyOptionsBody
+from service.transport.connections import SECURITY_HEADERS
 from service.transport.detect_schema import DetectAnswer, DetectJson, DetectOptionsBody
 from service.transport.schema import (
     ErrorAnswer,
@@ -242,13 +243,6 @@ def request_id(request: Request) -> str:
     return str(request.state.request_id)
 
 
-# Answers are for the caller alone and for no page to show: OWASP's headers for an API.
-_SECURITY_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-]
 _EXPOSED_HEADERS = (request_ids.HEADER, "server-timing", "retry-after")
 _LONGEST_PATH = 200  # characters in the log
 
@@ -273,7 +267,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = int(message["status"])
                 identified = (request_ids.HEADER.encode(), identity.encode())
-                message["headers"] = [*message["headers"], identified, *_SECURITY_HEADERS]
+                message["headers"] = [*message["headers"], identified, *SECURITY_HEADERS]
             await send(message)
 
         # Whatever can be got has a head; the connection leaves the body out.
@@ -455,3 +449,8 @@ def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
     present = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
     return rest | present[0] if present else schema
+
+
+TASKS: Mapping[bytes, tuple[Task, type[Core[Any, Any, Any, Any, Any]]]] = {
+    f"/v1/{task.name}".encode(): (task.name, task.core) for task in (_CLASSIFY, _DETECT)
+}
