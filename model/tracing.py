@@ -5,7 +5,6 @@ what Python does between them is a tenth of the time. The numbers are the same t
 """
 
 import operator
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +13,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from model.interpreter import Program
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ def trace(work: Callable[[Tensor], Any], example: Tensor) -> Callable[[Tensor], 
         Untraceable: what `work` does depends on values, or it writes to a constant, or reads a
             part of its input that does not start where the input does.
     """
-    return _compile(record(work, example))
+    return Program(record(work, example))
 
 
 def record(work: Callable[[Tensor], Any], example: Tensor) -> fx.Graph:
@@ -154,83 +155,6 @@ class _Recorder(TorchDispatchMode):
                 where += (layout.offset,)
             nodes[layout] = self.graph.call_function(torch.as_strided, (whole, *where))
         return nodes[layout]
-
-
-class _Source:
-    """Python source of a graph, in as few local variables as values are needed at a time.
-
-    A variable for each node, as of `fx.GraphModule`, makes a frame of ten kilobytes. Python keeps
-    frames in chunks of 16, and where the next one begins a new chunk, every call gets that from
-    the system and gives it back. For the same reason operations are called without the Python
-    function around them.
-
-    Attributes:
-        lines: of the body.
-        constants: by the names that they have in the lines.
-    """
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self.lines: list[str] = []
-        self.constants: dict[str, Any] = {}
-        self._variables: dict[fx.Node, str] = {}
-        self._free: list[str] = []
-        last_used_by = {used: node for node in graph.nodes for used in node.all_input_nodes}
-        self._last_used_by = defaultdict[fx.Node, list[fx.Node]](list)
-        for used, node in last_used_by.items():
-            self._last_used_by[node].append(used)
-        for node in graph.nodes:
-            self._write(node)
-
-    def _write(self, node: fx.Node) -> None:
-        if node.op == "placeholder":
-            self._variables[node] = "given"
-        elif node.op == "output":
-            self.lines.append(f"return {self._written(node.args[0])}")
-        else:
-            call = self._call(node)
-            dead = [self._variables[used] for used in self._last_used_by[node]]
-            self._free += dead
-            variable = self._free.pop() if self._free else f"v{len(self._variables)}"
-            self._variables[node] = variable
-            self.lines.append(f"{variable} = {call}")
-            self.lines += [f"{other} = None" for other in dead if other != variable]
-            if not node.users:  # it was called for what it writes
-                self._free.append(variable)
-
-    def _call(self, node: fx.Node) -> str:
-        assert callable(node.target)
-        positional = [self._written(argument) for argument in node.args]
-        if node.target is operator.getitem:
-            return "{}[{}]".format(*positional)
-        named = [f"{name}={self._written(argument)}" for name, argument in node.kwargs.items()]
-        function = getattr(node.target, "_op", node.target)
-        return f"{self._constant(function)}({', '.join(positional + named)})"
-
-    def _written(self, argument: Any) -> str:
-        if isinstance(argument, fx.Node):
-            return self._variables[argument]
-        if not _leaves(argument, fx.Node):
-            return self._constant(argument)
-        elements = ", ".join(map(self._written, argument))
-        if isinstance(argument, list):
-            return f"[{elements}]"
-        kind = "" if type(argument) is tuple else self._constant(type(argument))
-        return f"{kind}({elements},)"
-
-    def _constant(self, value: Any) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants[name] = value
-        return name
-
-
-def _compile(graph: fx.Graph) -> Callable[[Tensor], Any]:
-    source = _Source(graph)
-    body = "\n    ".join(source.lines)
-    namespace = source.constants
-    # Nothing is in the source but the names made above.
-    exec(f"def traced(given):\n    {body}\n", namespace)  # noqa: S102
-    function: Callable[[Tensor], Any] = namespace["traced"]
-    return function
 
 
 def _depends_on_values(func: torch._ops.OpOverload[..., Any], inputs: Sequence[Tensor]) -> bool:
