@@ -16,6 +16,8 @@ class Catalogue:
     def __init__(self) -> None:
         self._cores: tuple[Core[Any, Any, Any, Any, Any], ...] = ()
         self._default: str | None = None
+        # Asked for at every request, and a look at the kind of a core is not free.
+        self._by_task: dict[type, Sequence[Any]] = {}
 
     def fill(
         self, cores: Sequence[Core[Any, Any, Any, Any, Any]], default: str | None = None
@@ -28,6 +30,7 @@ class Catalogue:
         """
         self._cores = tuple(cores)
         self._default = default
+        self._by_task = {}
 
     @property
     def cores(self) -> tuple[Core[Any, Any, Any, Any, Any], ...]:
@@ -71,6 +74,7 @@ class Catalogue:
         *,
         only: TaskCore | None = None,
         timeout_s: float | None = None,
+        places: int = 1,
     ) -> None:
         """Refuse a request before it is read, if no model that may answer it could admit it.
 
@@ -79,6 +83,7 @@ class Catalogue:
             counted: is told the model, where no other may answer.
             only: the model that answers, where the request can name no other any more.
             timeout_s: after which an answer is of no use, seconds, where that is known.
+            places: that it needs, as far as is known.
 
         Raises:
             UnknownModel: there is no model of that task.
@@ -89,26 +94,35 @@ class Catalogue:
         cores = self._candidates(kind, only)
         if len(cores) == 1:
             counted.model = cores[0].card.name
-        if not self.has_room(kind, only=only, timeout_s=timeout_s):
-            cores[0].check_room(timeout_s)
+        if not self.has_room(kind, only=only, timeout_s=timeout_s, places=places):
+            cores[0].check_room(timeout_s, places)
 
     def has_room(
-        self, kind: type[TaskCore], *, only: TaskCore | None = None, timeout_s: float | None = None
+        self,
+        kind: type[TaskCore],
+        *,
+        only: TaskCore | None = None,
+        timeout_s: float | None = None,
+        places: int = 1,
     ) -> bool:
-        """Whether `check_room` would let a request pass; asking counts nowhere.
+        """Whether `check_room` would let a request of so many images pass; this counts nowhere.
 
         Raises:
             UnknownModel: there is no model of that task.
             NotReady: the models are still being read.
         """
         cores = self._candidates(kind, only)
-        return not all(core.refusal(timeout_s) for core in cores)
+        return not all(core.refusal(timeout_s, places) for core in cores)
 
     def _candidates(self, kind: type[TaskCore], only: TaskCore | None) -> Sequence[TaskCore]:
         """The models that may answer a request."""
         if only is not None:
             return [only]
-        return [core for core in self.cores if isinstance(core, kind)] or [self.find(kind, None)]
+        if kind not in self._by_task:
+            of_task = [core for core in self.cores if isinstance(core, kind)]
+            self._by_task[kind] = of_task or [self.find(kind, None)]
+        cores: Sequence[TaskCore] = self._by_task[kind]
+        return cores
 
     def describe(self, name: str | None) -> Core[Any, Any, Any, Any, Any]:
         """The model of any task by its name, or the first default.

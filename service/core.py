@@ -189,22 +189,23 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             EngineFailed: the device gave no numbers.
         """
 
-    def refusal(self, timeout_s: float | None = None) -> Refusal | None:
-        """Why one more image could not be admitted now, if so; asking counts nowhere."""
-        return self._batcher.refusal(timeout_s=timeout_s)
+    def refusal(self, timeout_s: float | None = None, places: int = 1) -> Refusal | None:
+        """Why so many images could not be admitted now, if so; asking counts nowhere."""
+        return self._batcher.refusal(places, timeout_s)
 
-    def check_room(self, timeout_s: float | None = None) -> None:
+    def check_room(self, timeout_s: float | None = None, places: int = 1) -> None:
         """Refuse, before a request is read, what could not be admitted.
 
         Args:
             timeout_s: after which the answer is of no use, seconds; `None` where that is not known.
+            places: that are needed, as far as is known.
 
         Raises:
             NotReady: the replica does not admit yet, or no longer.
             EngineUnavailable: nothing can be computed.
             Overloaded: the queue is full, or the answer would come too late.
         """
-        self._batcher.check_room(timeout_s=timeout_s)
+        self._batcher.check_room(places, timeout_s)
 
     async def answer(
         self, uploads: Sequence[Upload], options: TaskOptions
