@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
+from service import process
 from service.catalogue import Catalogue
 from service.engine.device import Device, compute_alone, open_devices
 from service.leaving import await_threads, end, end_stuck, leave_on_signal
@@ -86,6 +87,7 @@ async def serve(settings: Settings, lineup: Lineup, ports: Ports, lines: LineWri
                 background.append(tasks.create_task(_measure_lag(metrics)))
                 background.append(tasks.create_task(give_back_when_quiet()))
                 keep_freed()
+                process.loaded()
                 for model in models:
                     model.batcher.open()
                 await lifecycle.start()
