@@ -431,6 +431,8 @@ def _differences(given: State, expected: Shapes) -> Iterator[str]:
             yield f"{key} has shape {tuple(given[key].shape)}, expected {shape}"
         elif given[key].layout != torch.strided or given[key].is_quantized:
             yield f"{key} is a sparse or quantized tensor, expected a plain one"
+        elif given[key].is_meta:
+            yield f"{key} is a tensor without values"
         elif given[key].dtype not in _PRECISIONS:
             yield f"{key} is of type {given[key].dtype}, expected floating point of 16 bits or more"
     yield from (f"unexpected {key}" for key in given if key not in expected)

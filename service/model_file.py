@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from service.settings import PREFIX, Batching, Dtype, ModelChoice, Settings
+from service.text_file import read_text
 
 
 class ModelFileError(Exception):
@@ -95,17 +96,17 @@ def choose_models(settings: Settings) -> Lineup:
         return Lineup(models=(ModelEntry(**choice),))
     require_file(path, f"{PREFIX}MODEL__FILE: ")
     try:
-        lineup = Lineup.model_validate(tomllib.loads(path.read_text("utf-8-sig")))
+        lineup = Lineup.model_validate(tomllib.loads(read_text(path)))
         for entry in lineup.models:
             if entry.batching(settings.batching).queue_limit < settings.limits.max_images:
                 raise ModelFileError(
                     f"{path}: {entry.name}: queue_limit must not be under DAT_LIMITS__MAX_IMAGES "
                     f"({settings.limits.max_images}), or a full request could never be admitted"
                 )
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
-        raise ModelFileError(f"{path}: {fault}") from fault
     except ValidationError as faults:
         raise ModelFileError(f"{path}: {_first(faults)}") from faults
+    except (OSError, ValueError) as fault:
+        raise ModelFileError(f"{path}: {fault}") from fault
     return lineup.model_copy(
         update={"models": tuple(_beside(path, entry) for entry in lineup.models)}
     )

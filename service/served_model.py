@@ -1,7 +1,7 @@
 """What is served: a model with its name, its version and the names of its classes."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from model.detection import DETECTORS, Detector, load_detector
 from model.detection.official import is_detector
 from service.metrics import Task
 from service.settings import ModelChoice, ResizeMode
+from service.text_file import read_text
 
 _DEMO = Path(__file__).parent.parent / "demo"
 BUNDLED = {
@@ -204,7 +205,7 @@ def load_served_detector(
     loaded = load_detector(checkpoint, variant)
     config = loaded.detector.config
     if chosen.labels is None and loaded.labels is not None:
-        labels = tuple(map(Label, loaded.labels))
+        labels = _unmarked(tuple(map(Label, loaded.labels)))
     else:
         labels = _labels(chosen.labels, checkpoint, config.num_classes, _COCO)
     name = chosen.name or config.name
@@ -260,8 +261,8 @@ def read_labels(path: Path, classes: int) -> tuple[Label, ...]:
         CheckpointError: the file is unreadable, or names another number of classes.
     """
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
+        text = read_text(path)
+    except (OSError, ValueError) as fault:
         raise CheckpointError(f"{path}: not a readable label file: {fault}") from fault
     if path.suffix == ".json":
         return _expect(_parse_labels(text, path), classes, path)
@@ -276,13 +277,18 @@ def _expect(labels: tuple[Label, ...], classes: int, path: Path) -> tuple[Label,
         raise CheckpointError(
             f"{path}: names {len(labels)} classes, expected the {classes} that the model has"
         )
-    return labels
+    return _unmarked(labels)
+
+
+def _unmarked(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+    """Labels without the byte order mark of a file that somebody once read them from."""
+    return tuple(replace(label, name=label.name.removeprefix("\ufeff")) for label in labels)
 
 
 def _parse_labels(text: str, path: Path) -> tuple[Label, ...]:
     """A JSON list of names, or of objects with a `name` and perhaps a `wnid`."""
     try:
-        entries = json.loads(text)
+        entries = json.loads(text.removeprefix("\ufeff"))
     except ValueError as fault:
         raise CheckpointError(f"{path}: not a JSON list of class names: {fault}") from fault
     if not isinstance(entries, list):

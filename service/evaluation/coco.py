@@ -3,23 +3,167 @@
 import contextlib
 import io
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import structlog
+from pydantic import (
+    BaseModel,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from service.detector import DetectedImage, DetectOptions, DetectorCore
 from service.evaluation.run import Answers, AnyCore, Evaluation, EvaluationError
 from service.masks import RunLengths
 from service.settings import ResizeMode
+from service.text_file import read_text
+
+log = structlog.get_logger(__name__)
 
 # The first numbers of pycocotools' summary.
 _SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+_Length = Annotated[FiniteFloat, Field(ge=0)]
+_LEAST_POLYGON = 6  # numbers; pycocotools takes four for a box
+
+
+class _Image(BaseModel):
+    id: int
+    file_name: str
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
+
+
+class _Category(BaseModel):
+    id: int
+    name: str
+
+
+class _Runs(BaseModel):
+    """Runs of pixels, as numbers or compressed."""
+
+    size: tuple[PositiveInt, PositiveInt]
+    counts: list[NonNegativeInt] | str
+
+
+class _Annotation(BaseModel):
+    """One object; a file that comes from elsewhere than COCO may have boxes alone."""
+
+    image_id: int
+    category_id: int
+    bbox: tuple[FiniteFloat, FiniteFloat, _Length, _Length]
+    area: _Length | None = None
+    iscrowd: bool = False
+    segmentation: _Runs | list[list[FiniteFloat]] | None = Field(None, union_mode="left_to_right")
+
+    @field_validator("segmentation")
+    @classmethod
+    def _drawable(cls, value: Any) -> Any:
+        if isinstance(value, _Runs) and isinstance(value.counts, list):
+            pixels = value.size[0] * value.size[1]
+            if sum(value.counts) != pixels:
+                raise ValueError(f"runs of {sum(value.counts)} pixels, expected {pixels}")
+        if isinstance(value, list):
+            for polygon in value:
+                if len(polygon) < _LEAST_POLYGON or len(polygon) % 2:
+                    raise ValueError(f"a polygon of {len(polygon)} numbers, expected pairs from 6")
+        return value or None
+
+
+class _Truth(BaseModel):
+    """What is used of an annotation file (https://cocodataset.org/#format-data)."""
+
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+    def faults(self) -> Iterator[str]:
+        """What contradicts itself."""
+        if not self.images:
+            yield "images: there is none"
+        for name, keys in (
+            ("images: the id", [image.id for image in self.images]),
+            ("images: the file_name", [image.file_name for image in self.images]),
+            ("categories: the id", [category.id for category in self.categories]),
+            ("categories: the name", [category.name for category in self.categories]),
+        ):
+            yield from (f"{name} {key!r} is there twice" for key in _twice(keys))
+        images = {image.id: image for image in self.images}
+        categories = {category.id for category in self.categories}
+        for index, annotation in enumerate(self.annotations):
+            if annotation.image_id not in images:
+                yield f"annotations.{index}: there is no image {annotation.image_id}"
+                continue
+            if annotation.category_id not in categories:
+                yield f"annotations.{index}: there is no category {annotation.category_id}"
+            image, drawn = images[annotation.image_id], annotation.segmentation
+            size = image.height, image.width
+            if isinstance(drawn, _Runs) and None not in size and drawn.size != size:
+                yield (
+                    f"annotations.{index}: a segmentation of {drawn.size} pixels, expected {size} "
+                    "as its image has"
+                )
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every object has a mask, and its image the size that it is drawn in."""
+        sized = {image.id for image in self.images if image.height and image.width}
+        return all(one.segmentation and one.image_id in sized for one in self.annotations)
+
+    def dataset(self) -> dict[str, Any]:
+        """The file for pycocotools, with what may be left out put in."""
+        annotations = [
+            {
+                **annotation.model_dump(mode="json", exclude_none=True),
+                "id": index,  # pycocotools takes 0 for a detection without a match
+                "area": annotation.bbox[2] * annotation.bbox[3]
+                if annotation.area is None
+                else annotation.area,
+                "iscrowd": int(annotation.iscrowd),
+            }
+            for index, annotation in enumerate(self.annotations, 1)
+        ]
+        return {
+            "images": [image.model_dump() for image in self.images],
+            "annotations": annotations,
+            "categories": [category.model_dump() for category in self.categories],
+        }
+
+
+def _twice(keys: Iterable[object]) -> list[object]:
+    return [key for key, count in Counter(keys).items() if count > 1]
+
+
+def _read(path: Path) -> _Truth:
+    """Raises: EvaluationError: the annotations cannot be used."""
+    try:
+        truth = _Truth.model_validate_json(read_text(path))
+    except ValidationError as faults:
+        first, *others = faults.errors(include_url=False, include_input=False)
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        more = f", and {len(others)} more" if others else ""
+        fault = f"{where}: {message}{more}" if where else message
+        raise EvaluationError(f"{path}: not COCO annotations: {fault}") from faults
+    except (OSError, ValueError) as cause:
+        raise EvaluationError(f"{path}: not COCO annotations: {cause}") from cause
+    if (contradiction := next(truth.faults(), None)) is not None:
+        raise EvaluationError(f"{path}: {contradiction}")
+    return truth
 
 
 class CocoPrecision(Evaluation[DetectedImage]):
     """Average precision on the images of a COCO annotation file.
 
     Images that cannot be decoded count as images without detections. Without a resize mode, it is
-    that of the model.
+    that of the model. Without a segmentation of every object boxes are measured alone; the area of
+    an object is that of its box where there is none, and it is no crowd where nothing says so.
 
     Raises:
         EvaluationError: pycocotools is not installed, or the annotations cannot be used.
@@ -35,12 +179,13 @@ class CocoPrecision(Evaluation[DetectedImage]):
             raise EvaluationError("pip install pycocotools, which measures the precision") from (
                 missing
             )
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._truth = COCO(str(annotations))
-            self._ids = {image["file_name"]: image["id"] for image in self._truth.imgs.values()}
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as fault:
-            raise EvaluationError(f"{annotations}: not COCO annotations: {fault!r}") from fault
+        given = _read(annotations)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._truth = COCO()
+            self._truth.dataset = given.dataset()  # type: ignore[assignment]
+            self._truth.createIndex()
+        self._given = given
+        self._ids = {image.file_name: image.id for image in given.images}
         self._annotations = annotations
         self._resize_mode = resize_mode
 
@@ -51,7 +196,7 @@ class CocoPrecision(Evaluation[DetectedImage]):
     def files(self, core: AnyCore) -> list[str]:  # noqa: D102
         if not isinstance(core, DetectorCore):
             raise EvaluationError(f"{core.card.name} is no detector")
-        by_name = {one["name"]: one["id"] for one in self._truth.cats.values()}
+        by_name = {category.name: category.id for category in self._given.categories}
         missing = [label.name for label in core.labels if label.name not in by_name]
         if missing:
             raise EvaluationError(
@@ -59,7 +204,20 @@ class CocoPrecision(Evaluation[DetectedImage]):
                 f"{len(core.labels)} classes of {core.card.name}"
             )
         self._categories = [by_name[label.name] for label in core.labels]
-        self._has_masks = core.has_masks
+        if not any(one.category_id in self._categories for one in self._given.annotations):
+            raise EvaluationError(f"{self._annotations}: annotates no object of these classes")
+        try:
+            absent = [file for file in self._ids if not (self.folder / file).is_file()]
+        except OSError as fault:
+            raise EvaluationError(f"{self.folder}: {fault}") from fault
+        if absent:
+            raise EvaluationError(
+                f"{self.folder / absent[0]}: no such file; {len(absent)} of the {len(self._ids)} "
+                f"images of {self._annotations} are not there"
+            )
+        self._has_masks = core.has_masks and self._given.has_masks
+        if core.has_masks and not self._has_masks:
+            log.warning("masks_are_not_measured", reason="objects without a segmentation")
         return sorted(self._ids)
 
     def options(self, timeout_s: float) -> DetectOptions:  # noqa: D102

@@ -26,6 +26,7 @@ from service.metrics import Metrics
 from service.model_file import ModelEntry
 from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.settings import Settings
+from service.text_file import read_text
 
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
 AnyCore = Core[Any, Any, Any, Any, Any]
@@ -156,7 +157,7 @@ def _read_journal(path: Path, subject: dict[str, Any]) -> Answers:
         EvaluationError: it is not a journal, or one of another model or other data.
     """
     try:
-        text = path.read_text("utf-8") if path.exists() else ""
+        text = read_text(path) if path.exists() else ""
         # The line that was being written when the run was cut off is not whole.
         lines = text[: text.rfind("\n") + 1].splitlines()
         head, *rest = [json.loads(line) for line in lines] or [subject]

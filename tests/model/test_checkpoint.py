@@ -518,6 +518,7 @@ def test_any_bytes_are_refused_in_one_line(tmp_path, content, pickled):
     [
         (lambda tensor: tensor.to_sparse(), "a sparse or quantized tensor"),
         (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantized"),
+        (lambda tensor: tensor.to("meta"), "a tensor without values"),
         (lambda tensor: tensor.to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),
         (lambda tensor: tensor.to(torch.complex64), r"torch\.complex64"),
         (lambda tensor: tensor > 0, r"torch\.bool"),

@@ -180,6 +180,24 @@ def test_eighty_objects_are_those_of_coco(tmp_path):
     assert [labels[0]["name"], labels[79]["name"]] == ["person", "toothbrush"]
 
 
+def test_the_moving_average_of_a_detector_is_converted(tmp_path):
+    """As mmcv keeps it, in the file of a distributed and compiled model."""
+    weights, out = tmp_path / "w.pth", tmp_path / "ema.safetensors"
+    state = detector_state(DETECTOR)
+    buffers = {f"ema_{key.replace('.', '_')}": value / 2 for key, value in state.items()}
+    wrapped = {f"module._orig_mod.{key}": value for key, value in (state | buffers).items()}
+    torch.save({"meta": {"CLASSES": OBJECTS}, "state_dict": wrapped}, weights)
+    ended = run("convert", "--checkpoint", weights, "--out", out, "--weights", "ema")
+    assert ended.returncode == 0, ended.stderr
+    assert '"weights": "ema"' in ended.stdout
+    for weights_of in ("model", "ema"):
+        bias = (
+            load(Model(checkpoint=out, weights=weights_of)).detector.head.box_heads[0].classes.bias
+        )
+        expected = state["roi_head.bbox_head.fc_cls.bias"] / 2
+        torch.testing.assert_close(bias.data, expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -309,17 +309,132 @@ def test_a_detector_is_measured_in_a_letterbox(tmp_path, detector):
     assert "--resize-mode is for detectors" in classifier.stderr
 
 
+def edited(folder, edit):
+    """The annotations after an edit of them."""
+    path = annotated(folder, OBJECTS)
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def without(*fields):
+    def edit(content):
+        for annotation in content["annotations"]:
+            for field in fields:
+                del annotation[field]
+
+    return edit
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools under NumPy 2
+@pytest.mark.parametrize("left_out", ["segmentation", "iscrowd", "area", "id"])
+def test_what_annotations_may_leave_out_changes_no_precision_of_boxes(tmp_path, left_out):
+    evaluation = CocoPrecision(tmp_path, edited(tmp_path, without(left_out)))
+    evaluation._categories, evaluation._has_masks = [100 + n for n in range(12)], False
+    answers = {f"{image}.png": [] for image in range(3)}
+    for image, name, box, score in OBJECTS:
+        record = {"category_id": 100 + CLASSES.index(name), "score": score, "bbox": list(box)}
+        answers[f"{image}.png"].append(record)
+    figures = evaluation.measure(answers)
+    assert figures.keys() == {"box"}
+    assert figures["box"]["ap"] == pytest.approx(1, abs=1e-3)
+    # 200, 360 and 2400 pixels: all are small and medium ones.
+    assert figures["box"]["ap_small"] == pytest.approx(1, abs=1e-3)
+    assert figures["box"]["ap_large"] == -1
+
+
+def test_boxes_are_measured_alone_where_annotations_have_no_segmentations(tmp_path, detector):
+    annotations = edited(tmp_path, without("segmentation", "iscrowd", "area"))
+    annotations.write_bytes(b"\xef\xbb\xbf" + annotations.read_bytes())
+    arguments = ("--data", tmp_path, "--coco", annotations, "--journal", tmp_path / "j.jsonl")
+    ended = run("evaluate", *arguments, DAT_MODEL__CHECKPOINT=detector)
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(ended.stdout)
+    assert figures["images"] == 3
+    assert 0 <= figures["box"]["ap"] <= 1
+    assert "mask" not in figures
+    assert "masks_are_not_measured" in ended.stderr
+
+
+def first(field, value):
+    def edit(content):
+        content["annotations"][0][field] = value
+
+    return edit
+
+
+UNUSABLE = {
+    "no annotations": (lambda content: content.pop("annotations"), "annotations: Field required"),
+    "no images": (lambda content: content.update(images=[], annotations=[]), "images: there is"),
+    "no name": (lambda content: content["categories"][3].pop("name"), r"categories\.3\.name"),
+    "no file": (lambda content: content["images"][1].pop("file_name"), r"images\.1\.file_name"),
+    "no box": (without("bbox"), r"annotations\.0\.bbox: Field required, and 2 more"),
+    "three numbers": (first("bbox", [1, 2, 3]), r"annotations\.0\.bbox\.3"),
+    "no number": (first("bbox", [1, 2, 3, "x"]), r"annotations\.0\.bbox\.3"),
+    "not finite": (first("bbox", [1, 2, 3, float("inf")]), r"annotations\.0\.bbox\.3"),
+    "a negative width": (first("bbox", [1, 2, -3, 4]), r"annotations\.0\.bbox\.2"),
+    "a negative area": (first("area", -1), r"annotations\.0\.area"),
+    "half a crowd": (first("iscrowd", 0.5), r"annotations\.0\.iscrowd"),
+    "an unknown image": (first("image_id", 99), r"annotations\.0: there is no image 99"),
+    "an unknown category": (first("category_id", 9), r"annotations\.0: there is no category 9"),
+    "two numbers": (first("segmentation", [[1, 2]]), r"annotations\.0\.segmentation: a polygon"),
+    "half a point": (first("segmentation", [[1] * 7]), r"annotations\.0\.segmentation: a polygon"),
+    "short runs": (
+        first("segmentation", {"size": [40, 60], "counts": [1, 2]}),
+        r"annotations\.0\.segmentation: runs of 3 pixels, expected 2400",
+    ),
+    "another size": (
+        first("segmentation", {"size": [4, 6], "counts": [24]}),
+        r"annotations\.0: a segmentation of \(4, 6\) pixels, expected \(40, 60\)",
+    ),
+    "an image twice": (
+        lambda content: content["images"].append(content["images"][0]),
+        "images: the id 7 is there twice",
+    ),
+    "a category twice": (
+        lambda content: content["categories"].append({"id": 99, "name": "star"}),
+        "categories: the name 'star' is there twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_annotations_that_cannot_be_used_are_refused_by_place(tmp_path, kind):
+    edit, message = UNUSABLE[kind]
+    path = edited(tmp_path, edit)
+    with pytest.raises(EvaluationError, match=message) as refusal:
+        CocoPrecision(tmp_path, path)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"[]", b"3", "{}".encode("utf-16"), b"\x89PNG\0"])
+def test_other_files_than_annotations_are_refused(tmp_path, content):
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+    with pytest.raises(EvaluationError, match=r"other\.json: not COCO annotations: [^\n]+$"):
+        CocoPrecision(tmp_path, path)
+
+
 def test_annotations_that_do_not_fit_are_refused(tmp_path, detector):
     annotations = annotated(tmp_path, [], names=["star"])
     broken = tmp_path / "broken.json"
     broken.write_text("[")
+    for folder in ("unlabelled", "gone"):
+        (tmp_path / folder).mkdir()
+    unlabelled = annotated(tmp_path / "unlabelled", [])
+    gone = annotated(tmp_path / "gone", OBJECTS)
     asked = (
+        (unlabelled, {"DAT_MODEL__CHECKPOINT": detector}, "annotates no object of these classes"),
+        (gone, {"DAT_MODEL__CHECKPOINT": detector}, "gone/1.png: no such file; 1 of the 3 images"),
         (annotations, {"DAT_MODEL__CHECKPOINT": detector}, "has no category 'arrow'"),
         (annotations, {}, "dat_nano is no detector"),
         (broken, {"DAT_MODEL__CHECKPOINT": detector}, "broken.json: not COCO annotations"),
     )
+    (gone.parent / "1.png").unlink()
     refusals = run_all(
-        (("evaluate", "--data", tmp_path, "--coco", path), checkpoint)
+        (("evaluate", "--data", path.parent, "--coco", path), checkpoint)
         for path, checkpoint, _ in asked
     )
     for ended, (_, _, message) in zip(refusals, asked, strict=True):

@@ -37,6 +37,7 @@ def test_a_file_names_several_and_files_lie_beside_it(write, tmp_path):
         image_size = 384
         dtype = "bfloat16"
         version = "7"
+        weights = "ema"
 
         [[models]]
         name = "b"
@@ -51,6 +52,7 @@ def test_a_file_names_several_and_files_lie_beside_it(write, tmp_path):
     assert a.checkpoint == tmp_path / "weights" / "a.pth"
     assert str(a.labels) == "/elsewhere/labels.txt"
     assert (a.variant, a.image_size, a.dtype, a.version) == ("dat_tiny_224", 384, "bfloat16", "7")
+    assert (a.weights, b.weights) == ("ema", "model")
     general = Batching(max_batch=16, queue_limit=100)
     assert a.batching(general) == general
     assert b.batching(general) == Batching(buckets=(1, 4), queue_limit=32)
@@ -98,6 +100,14 @@ def test_a_file_that_makes_no_sense_is_refused_by_file_and_field(write, text, me
     with pytest.raises(ModelFileError, match=message) as refusal:
         choose_models(Settings())
     assert str(refusal.value).startswith(f"{path}: ")
+
+
+def test_a_byte_order_mark_before_a_file_does_no_harm(write):
+    path = write("\ufeff[[models]]\r\nname = 'a'\r\n")
+    assert [entry.name for entry in choose_models(Settings()).models] == ["a"]
+    path.write_text("[[models]]\nname = 'a'", "utf-16")
+    with pytest.raises(ModelFileError, match=r"models\.toml: the text is in UTF-16, save it as"):
+        choose_models(Settings())
 
 
 def test_a_missing_file_is_refused(monkeypatch):

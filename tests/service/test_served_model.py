@@ -5,9 +5,11 @@ import torch
 
 from model import create_model
 from model.checkpoint import CheckpointError, sha256, write
+from model.detection import DETECTORS
 from service.served_model import Label, load
 from service.settings import Model
 from tests.conftest import official_state
+from tests.model.detection.conftest import detector_state
 
 NAMES = [f"class {n}" for n in range(12)]
 
@@ -143,6 +145,71 @@ def test_label_lines_without_a_name_are_refused(checkpoint, tmp_path):
     lines.write_text("a\n\nb\n")
     with pytest.raises(CheckpointError, match=r"labels\.txt: line 2 is empty"):
         load(Model(checkpoint=checkpoint, labels=lines))
+
+
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.txt", MARK + "\r\n".join(NAMES)),
+        ("labels.json", MARK + json.dumps(NAMES)),
+        ("labels.json", json.dumps([MARK + NAMES[0], *NAMES[1:]])),
+        ("labels.json", MARK + json.dumps([{"name": name} for name in NAMES])),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_a_label(checkpoint, tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content, "utf-8")
+    assert names(load(Model(checkpoint=checkpoint, labels=path))) == NAMES
+
+
+@pytest.mark.parametrize(
+    "stored", [MARK + json.dumps(NAMES), json.dumps([MARK + "class 0", *NAMES[1:]])]
+)
+def test_a_byte_order_mark_is_no_part_of_a_stored_label(tmp_path, stored):
+    model = create_model("dat_nano")
+    path = tmp_path / "own.safetensors"
+    write(path, model.state_dict(), {"variant": "dat_nano", "labels": stored})
+    assert names(load(Model(checkpoint=path))) == NAMES
+
+
+def test_a_byte_order_mark_is_no_part_of_a_label_of_a_detector(tmp_path):
+    config = DETECTORS["mask_rcnn_dat_nano"]
+    path = tmp_path / "detector.pth"
+    classes = [MARK + NAMES[0], *NAMES[1:]]
+    torch.save({"meta": {"CLASSES": classes}, "state_dict": detector_state(config)}, path)
+    assert names(load(Model(checkpoint=path))) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("\n".join(NAMES).encode("utf-16"), "the text is in UTF-16, save it as UTF-8"),
+        ("\n".join(NAMES).encode("utf-32"), "the text is in UTF-32"),
+        ("\n".join(NAMES).encode("utf-16-le"), "zero bytes, as text in UTF-16"),
+        ("crêpe\ncafé".encode("latin-1"), r"line 1 is not in UTF-8 \(byte 0xea\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["labels.txt", "labels.json"])
+def test_labels_in_another_encoding_are_refused_by_its_name(
+    checkpoint, tmp_path, name, content, message
+):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name}: not a readable label file: .*{message}"):
+        load(Model(checkpoint=checkpoint, labels=path))
+
+
+def test_the_moving_average_of_the_weights_is_served_by_a_setting(tmp_path, labels):
+    state = official_state("dat_nano")
+    averages = official_state("dat_nano", seed=1)
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": state, "state_dict_ema": averages}, path)
+    for weights, expected in (("model", state), ("ema", averages)):
+        network = load(Model(checkpoint=path, labels=labels, weights=weights)).network
+        torch.testing.assert_close(network.head.bias.data, expected["cls_head.bias"])
 
 
 def test_weights_of_another_variant_are_refused_with_file_and_key(tiny_checkpoint, labels):

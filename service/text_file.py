@@ -1,0 +1,36 @@
+"""Text that is read from disk: labels, model files, annotations."""
+
+import codecs
+from pathlib import Path
+
+# The marks of UTF-32 begin with those of UTF-16.
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, without the byte order mark that some editors put before it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no text in UTF-8; the message says what it is, without naming it.
+    """
+    data = path.read_bytes()
+    for mark, encoding in _OTHER_MARKS.items():
+        if data.startswith(mark):
+            raise ValueError(f"the text is in {encoding}, save it as UTF-8")
+    if b"\0" in data:
+        raise ValueError(
+            "holds zero bytes, as text in UTF-16 or a binary file does; expected UTF-8"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        line = data.count(b"\n", 0, fault.start) + 1
+        raise ValueError(
+            f"line {line} is not in UTF-8 (byte 0x{data[fault.start]:02x}), save the text as UTF-8"
+        ) from fault
