@@ -216,9 +216,9 @@ def test_a_reader_that_left_costs_its_lines_alone(tmp_path):
         assert writer.dropped == 3
         with fifo.open() as reader:
             writer.put({"event": "back"})
-            assert json.loads(reader.readline()) == {"event": "back"}
             told = json.loads(reader.readline())
             assert (told["event"], told["lines"]) == ("log lines dropped", 3)
+            assert json.loads(reader.readline()) == {"event": "back"}
 
 
 def test_an_event_that_cannot_be_shown_does_not_end_the_log():
