@@ -244,6 +244,30 @@ async def test_what_comes_often_is_said_once_and_then_once_a_second_with_its_num
     assert said.empty()
 
 
+def test_libraries_do_not_wait_for_who_reads_standard_error():
+    fill = """
+import os
+from service import logs
+logs.never_wait_for_errors()
+try:
+    while True:
+        os.write(2, bytes(4096))
+except BlockingIOError:
+    print("went on")
+"""
+    with Pipe() as pipe:
+        ended = subprocess.run(
+            [sys.executable, "-c", fill],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=pipe.stream,
+            text=True,
+            timeout=60,
+        )
+        assert ended.stdout == "went on\n"
+        assert os.get_blocking(pipe.stream.fileno())  # others that write there still wait
+
+
 def test_a_server_whose_output_nobody_reads_answers_and_ends():
     """Standard output and standard error are one full pipe."""
     with Pipe() as pipe:
