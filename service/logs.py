@@ -101,26 +101,34 @@ class LineWriter:
             self._count(lines)
 
     def _run(self) -> None:
+        taken = True
         while True:
             lines, told = 0, 0
             text: list[str] = []
-            for item in self._take():
+            flushed: Event | None = None
+            for item in self._take(gap=not taken):
                 if isinstance(item, Event):
-                    self._write_lines(text, lines, told)
-                    item.set()
-                    text, lines, told = [], 0, 0
-                elif isinstance(item, _Gap):
+                    flushed = item
+                    break
+                if isinstance(item, _Gap):
                     if missing := self._untold - told:
                         text.append(self._line(_warning("log lines dropped", lines=missing)))
                         told += missing
                 else:
                     lines += 1
                     text.append(self._line(item))
-            if self._write_lines(text, lines, told) and self._untold and self._queue.empty():
+            taken = self._write_lines(text, lines, told)
+            if flushed is not None:
+                flushed.set()
+            if taken and self._untold and self._queue.empty():
                 self._queue.put(_Gap())
 
-    def _take(self) -> Iterator[EventDict | _Gap | Event]:
-        yield self._queue.get()
+    def _take(self, *, gap: bool) -> Iterator[EventDict | _Gap | Event]:
+        """What waits, as soon as something does; behind a gap where the last was not taken."""
+        first = self._queue.get()
+        if gap:
+            yield _Gap()
+        yield first
         for _ in range(min(self._queue.qsize(), _AT_ONCE)):
             yield self._queue.get()
 

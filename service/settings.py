@@ -60,7 +60,7 @@ Sizes = Annotated[
     Field(max_length=64),
     BeforeValidator(_one_or_more),
 ]
-Side = Annotated[int, Field(ge=32, le=_LARGEST_SIDE)]
+Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
 PaddedSide = Annotated[int, Field(ge=64, le=_LARGEST_SIDE, multiple_of=32)]
 PaddedSizes = Annotated[
     tuple[tuple[PaddedSide, PaddedSide], ...],

@@ -216,9 +216,9 @@ def test_a_reader_that_left_costs_its_lines_alone(tmp_path):
         assert writer.dropped == 3
         with fifo.open() as reader:
             writer.put({"event": "back"})
-            assert json.loads(reader.readline()) == {"event": "back"}
             told = json.loads(reader.readline())
             assert (told["event"], told["lines"]) == ("log lines dropped", 3)
+            assert json.loads(reader.readline()) == {"event": "back"}
 
 
 def test_an_event_that_cannot_be_shown_does_not_end_the_log():
@@ -242,6 +242,30 @@ async def test_what_comes_often_is_said_once_and_then_once_a_second_with_its_num
     ]
     assert await asyncio.wait_for(said.get(), 10) == ("refused", {"status": 429, "times": 999})
     assert said.empty()
+
+
+def test_libraries_do_not_wait_for_who_reads_standard_error():
+    fill = """
+import os
+from service import logs
+logs.never_wait_for_errors()
+try:
+    while True:
+        os.write(2, bytes(4096))
+except BlockingIOError:
+    print("went on")
+"""
+    with Pipe() as pipe:
+        ended = subprocess.run(
+            [sys.executable, "-c", fill],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=pipe.stream,
+            text=True,
+            timeout=60,
+        )
+        assert ended.stdout == "went on\n"
+        assert os.get_blocking(pipe.stream.fileno())  # others that write there still wait
 
 
 def test_a_server_whose_output_nobody_reads_answers_and_ends():
