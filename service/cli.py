@@ -13,7 +13,8 @@ from urllib.request import urlopen
 import uvloop
 from pydantic import ValidationError
 
-from service import logs, settings
+from service import logs, machine, settings
+from service.errors import ServiceError
 
 _HEALTHCHECK_TIMEOUT_S = 3.0
 
@@ -93,6 +94,16 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _serve(_: Namespace) -> int:
     chosen = settings.Settings()
     logs.configure(chosen.log)
+    try:
+        return _run_replica(chosen)
+    except (ImportError, MemoryError, OSError, RuntimeError, ServiceError) as error:
+        missing = machine.shortage(error)
+        if missing is None:
+            raise
+        return _fail(missing)
+
+
+def _run_replica(chosen: settings.Settings) -> int:
     # Loading torch takes seconds; a wrong setting should not wait for it.
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.engine.device import DeviceUnavailable  # noqa: PLC0415

@@ -27,7 +27,7 @@ from service.metrics import Metrics
 from service.model_file import choose_models
 from service.open_model import OpenModel, Shared, open_model, open_workers
 from service.settings import Server, Settings
-from service.threads import open_pool
+from service.threads import need_spare, open_pool
 from service.transport import rest, rpc
 
 log = structlog.get_logger(__name__)
@@ -65,6 +65,7 @@ async def serve(settings: Settings) -> None:
     compute_alone()
     of_loop, workers = open_pool(_LOOP_THREADS, "loop"), open_workers(settings.limits.decoders)
     asyncio.get_running_loop().set_default_executor(of_loop)
+    need_spare(sum(device.threads for device in devices))
     shared = Shared(settings, devices, workers, metrics)
     models = [open_model(entry, shared) for entry in lineup.models]
     catalogue = Catalogue([model.core for model in models], lineup.default)
