@@ -618,7 +618,7 @@ async def test_only_the_item_that_makes_its_batch_fail_fails():
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 16))
 @settings(max_examples=60, deadline=None)
 def test_a_batch_that_does_not_fit_is_answered_in_parts_that_do(sizes, memory, max_batch):
-    """An item that alone takes more memory than there is fails; nothing runs more than is needed."""
+    """An item that takes more memory than there is fails alone, in a bounded number of runs."""
 
     async def scenario():
         runs: list[int] = []
