@@ -98,9 +98,11 @@ def _serve(_: Namespace) -> int:
         return _run_replica(chosen)
     except (ImportError, MemoryError, OSError, RuntimeError, ServiceError) as error:
         missing = machine.shortage(error)
-        if missing is None:
-            raise
-        return _fail(missing)
+        if missing is not None:
+            return _fail(missing)
+        if isinstance(error, ServiceError):  # a device that is lost before it is ready
+            return _fail(str(error))
+        raise
 
 
 def _run_replica(chosen: settings.Settings) -> int:
