@@ -13,7 +13,8 @@ from typing import get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from service import healthcheck, logs, preconditions, process, settings
+from service import healthcheck, logs, machine, preconditions, process, settings
+from service.errors import ServiceError
 from service.healthcheck import HealthcheckError
 from service.model_file import Lineup, ModelFileError, choose_models, require_files
 from service.ports import Ports, StartupError, open_ports
@@ -138,13 +139,20 @@ def _serve(_: Namespace) -> int:
         preconditions.require(chosen)
     except (ModelFileError, PreconditionError) as error:
         return _fail(str(error))
-    lines = logs.configure(chosen.log)
-    logs.never_wait_for_errors()
     try:
+        lines = logs.configure(chosen.log)
+        logs.never_wait_for_errors()
         with open_ports(chosen.server) as ports:
             return _serve_on(ports, chosen, lineup, lines)
     except StartupError as error:
         return _fail(str(error))
+    except (ImportError, MemoryError, OSError, RuntimeError, ServiceError) as error:
+        missing = machine.shortage(error)
+        if missing is not None:
+            return _fail(missing)
+        if isinstance(error, ServiceError):  # a device that is lost before it is ready
+            return _fail(str(error))
+        raise
 
 
 def _serve_on(

@@ -18,7 +18,15 @@ log = structlog.get_logger(__name__)
 STUCK_EXIT_CODE = os.EX_SOFTWARE  # 70
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _REPORT_S = 1.0  # nobody may be reading the log
-_IDLE = ("threading.py", "queue.py", "thread.py", "selectors.py", "socketserver.py", "leaving.py")
+# Where a thread waits, and for what it does so when it is idle.
+_WAITS = ("/threading.py", "/queue.py", "/selectors.py")
+_IDLE = (
+    "/concurrent/futures/thread.py",
+    "/engine/worker.py",
+    "/socketserver.py",
+    "/threading.py",
+    "/leaving.py",
+)
 
 
 def leave_on_signal(within_s: float) -> asyncio.Event:
@@ -98,15 +106,18 @@ def await_threads(timeout_s: float) -> bool:
 
 
 def busy_threads() -> list[str]:
-    """What every thread that does not wait for work is doing: its name and its innermost line."""
+    """What every thread that does not wait for work is doing: its name, and the line it is at."""
     frames, here = sys._current_frames(), threading.get_ident()
-    return [
-        f"{thread.name}: {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-        for thread in threading.enumerate()
-        if thread.ident != here
-        and (frame := frames.get(thread.ident or 0)) is not None
-        and not frame.f_code.co_filename.endswith(_IDLE)
-    ]
+    lines = []
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident or 0)
+        while frame is not None and frame.f_back and frame.f_code.co_filename.endswith(_WAITS):
+            frame = frame.f_back
+        if frame is None or thread.ident == here or frame.f_code.co_filename.endswith(_IDLE):
+            continue
+        code = frame.f_code
+        lines.append(f"{thread.name}: {code.co_filename}:{frame.f_lineno} in {code.co_name}")
+    return lines
 
 
 def _await_signal(reader: socket.socket) -> int:

@@ -7,12 +7,25 @@ its memory; both are in the files of its control group (cgroups(7), versions 1 a
 import os
 import resource
 from collections.abc import Iterator
+from errno import ENOMEM
 from math import ceil
 from pathlib import Path
 
 _PROCESS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 _MOST_FILES = 65536
+# What libraries say, each in an error of its own, when they get no memory.
+_NO_MEMORY = (
+    "ALLOC_FAILED",
+    "annot allocate memory",
+    "can't allocate memory",
+    "could not create a memory object",
+    "could not create a primitive",
+    "failed to map segment",
+    "not enough memory",
+    "out of memory",
+    "std::bad_alloc",
+)
 
 
 def cores(process: Path = _PROCESS, groups: Path = _GROUPS) -> int:
@@ -54,6 +67,37 @@ def raise_open_files() -> None:
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for in vain, by Python, the system, torch or a library of its."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == ENOMEM:
+        return True
+    return any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def shortage(error: BaseException) -> str | None:
+    """What this process has too little of, if that is why an error came up at its start.
+
+    Returns:
+        One line that says which limit to raise; `None` where the error is another one.
+    """
+    text = str(error)
+    memory = (
+        f"{memory_bytes() >> 20} MiB, by the memory of the machine, the control group (memory.max) "
+        "and the address space (ulimit -v)"
+    )
+    if "can't start new thread" in text:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        allowed = "any number of" if soft == resource.RLIM_INFINITY else str(soft)
+        return (
+            f"no more threads can be started: the user may have {allowed} processes and threads "
+            f"(ulimit -u), the control group may allow fewer (pids.max), and each takes memory, of "
+            f"which the process may have {memory}"
+        )
+    if is_out_of_memory(error):
+        return f"there is not enough memory to start: the process may have {memory}"
+    return None
 
 
 def _cpu_shares(process: Path, groups: Path) -> Iterator[float]:

@@ -26,7 +26,7 @@ from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.ports import Ports
 from service.servers import Servers, open_servers
 from service.settings import Settings
-from service.threads import open_pool
+from service.threads import need_spare, open_pool
 from service.transport import rpc
 
 log = structlog.get_logger(__name__)
@@ -68,6 +68,7 @@ async def serve(settings: Settings, lineup: Lineup, ports: Ports, lines: LineWri
     of_loop = open_pool(_LOOP_THREADS, "loop")
     asyncio.get_running_loop().set_default_executor(of_loop)
     decoders = open_decoders(settings.limits, metrics)
+    need_spare(sum(device.threads for device in devices))
     shared = Shared(settings, devices, decoders, metrics)
     models: list[OpenModel] = []
     catalogue = Catalogue()

@@ -8,6 +8,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, BrokenBarrierError
 
+from service.machine import cores
+
+
+def need_spare(others: int) -> None:
+    """Check that threads can still be started for those who do not say so when they cannot.
+
+    gRPC ends the process then, in the middle of its start, and OpenMP does.
+
+    Args:
+        others: beside those of gRPC and of a reader of the metrics.
+
+    Raises:
+        RuntimeError: the system gives no more threads.
+    """
+    of_grpc = max(4, min(cores(), 16)) + 3
+    open_pool(of_grpc + 1 + others, "spare").shutdown()
+
 
 def open_pool(
     threads: int, name: str, begin: Callable[[], None] = lambda: None

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,15 @@ class RunningServer:
 
 
 @contextmanager
-def start_server(**settings: object) -> Iterator[RunningServer]:
-    """Start a server with settings such as `DAT_BATCHING__MAX_BATCH=1`, and wait for it."""
+def start_server(
+    program: Sequence[object] = ("service",), **settings: object
+) -> Iterator[RunningServer]:
+    """Start a server with settings such as `DAT_BATCHING__MAX_BATCH=1`, and wait for it.
+
+    Args:
+        program: a module that is a server, with its arguments.
+        settings: from the environment.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DAT_")}
     environment |= {
         "DAT_SERVER__HOST": "127.0.0.1",
@@ -68,7 +75,7 @@ def start_server(**settings: object) -> Iterator[RunningServer]:
         "DAT_LOG__FORMAT": "json",
     } | {name: str(value) for name, value in settings.items()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "service"],
+        [sys.executable, "-m", *map(str, program)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

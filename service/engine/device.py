@@ -15,7 +15,7 @@ import torch
 from service.engine.lanes import Lanes
 from service.engine.worker import Worker, WorkerDied
 from service.errors import BatchFailure, EngineUnavailable, OutOfMemory
-from service.machine import cores
+from service.machine import cores, is_out_of_memory
 from service.memory import reach_heap
 
 T = TypeVar("T")
@@ -29,14 +29,6 @@ _HANG_FLOOR_S = {"cpu": 30.0, "cuda": 60.0}
 LOAD_LIMIT_S = 3600.0  # torch.compile takes many minutes
 CAPTURE_LIMIT_S = 300.0
 _LOOK_PERIOD_S = 0.25
-
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "std::bad_alloc",
-    "ALLOC_FAILED",
-)
 
 
 def compute_alone() -> None:
@@ -240,7 +232,7 @@ class Device:
         try:
             return work()
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 # The frames hold what was computed so far.
                 traceback.clear_frames(error.__traceback__)
                 shortage = OutOfMemory("there is not enough memory for this image")
@@ -275,12 +267,6 @@ class Device:
 
 class _Lost(Exception):
     """The context of the device is broken."""
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def open_devices(names: str, threads: int = 0, hang_timeout_s: float = 0) -> list[Device]:

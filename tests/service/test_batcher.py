@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.batcher import Batcher
+from service.breaker import SUSPECT_AFTER, Fit
 from service.dispatch import Dispatch
-from service.errors import DeadlineExceeded, Draining, EngineFailed, NotReady, Overloaded
+from service.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    EngineUnavailable,
+    NotReady,
+    OutOfMemory,
+    Overloaded,
+)
 from service.metrics import Metrics
 
 FAR = 1e9  # loop time, seconds
@@ -586,4 +595,125 @@ async def test_the_wait_estimate_does_not_count_idle_time():
     await submit(batcher, 1)
     with batcher.admit(10):
         assert batcher.wait_estimate_s < 10 * 0.02
+    run.cancel()
+
+
+async def test_only_the_item_that_makes_its_batch_fail_fails():
+    async def picky(items):
+        if any(item % 5 == 0 for item in items):
+            raise ValueError("a multiple of five")
+        return [2 * item for item in items]
+
+    batcher, metrics = opened(picky, max_batch=16)
+    run = asyncio.create_task(batcher.run())
+    answers = await asyncio.gather(
+        *(submit(batcher, n) for n in range(1, 33)), return_exceptions=True
+    )
+    for n, answer in enumerate(answers, 1):
+        assert isinstance(answer, EngineFailed) if n % 5 == 0 else answer == 2 * n
+    assert metrics.running._value.get() == metrics.waiting._value.get() == 0
+    run.cancel()
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 16))
+@settings(max_examples=60, deadline=None)
+def test_a_batch_that_does_not_fit_is_answered_in_parts_that_do(sizes, memory, max_batch):
+    """An item that takes more memory than there is fails alone, in a bounded number of runs."""
+
+    async def scenario():
+        runs: list[int] = []
+
+        async def device(items):
+            runs.append(len(items))
+            assert len(runs) <= 2 * len(sizes) + 20
+            if sum(items) > memory:
+                raise OutOfMemory("too many")
+            return list(items)
+
+        batcher, _ = opened(device, max_batch=max_batch)
+        run = asyncio.create_task(batcher.run())
+        answers = await asyncio.gather(
+            *(submit(batcher, size) for size in sizes), return_exceptions=True
+        )
+        for size, answer in zip(sizes, answers, strict=True):
+            assert isinstance(answer, OutOfMemory) if size > memory else answer == size
+        run.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_size_that_fits_is_kept_for_a_while_and_grows_again():
+    fit = Fit(8)
+    fit.failed("group", 8)
+    assert (fit.limit("group"), fit.limit("other")) == (4, 8)
+    fit.failed("group", 4)
+    for limit in (2, 4, 8):
+        assert fit.limit("group") == limit
+        for _ in range(1000):
+            fit.worked("group", limit - 1)  # says nothing of more
+        for _ in range(64):
+            fit.worked("group", limit)
+
+
+async def test_a_lost_device_fails_its_batch_and_what_waits_and_what_comes():
+    async def lost(_):
+        seat.healthy = False
+        raise EngineUnavailable("lost")
+
+    seat = Seat()
+    batcher, metrics = opened(lost, max_batch=1, dispatch=Dispatch([seat]))
+    run = asyncio.create_task(batcher.run())
+    answers = await asyncio.gather(*(submit(batcher, n) for n in range(5)), return_exceptions=True)
+    assert all(isinstance(answer, EngineUnavailable) for answer in answers)
+    with pytest.raises(EngineUnavailable):
+        batcher.admit(1)
+    assert metrics.rejected["engine_unavailable"]._value.get() == 1
+    assert metrics.running._value.get() == metrics.waiting._value.get() == 0
+    batcher.begin_drain()
+    await run
+
+
+async def test_a_model_that_fails_on_a_blank_item_too_is_out_of_use_until_that_works():
+    class Broken(Runner):
+        async def probe(self) -> None:
+            if broken:
+                raise RuntimeError("device")
+
+    async def fails(items):
+        if broken:
+            raise RuntimeError("device")
+        return items
+
+    broken, told = True, []
+    batcher, metrics = opened(Broken(fails), max_batch=1)
+    batcher.on_change(lambda: told.append(batcher.trusted))
+    run = asyncio.create_task(batcher.run())
+    for _ in range(SUSPECT_AFTER):
+        with pytest.raises(EngineFailed):
+            await submit(batcher, 1)
+    await asyncio.sleep(0)
+    assert told == [False]
+    with pytest.raises(EngineUnavailable) as refused:
+        batcher.admit(1)
+    assert refused.value.retry_after_s
+    assert metrics.failing._value.get() == 1
+    broken = False
+    async with asyncio.timeout(10):
+        while not batcher.trusted:
+            await asyncio.sleep(0.01)
+    assert told == [False, True]
+    assert await submit(batcher, 1) == 1
+    run.cancel()
+
+
+async def test_callers_whose_items_fail_do_not_put_the_model_out_of_use():
+    async def fails(_):
+        raise RuntimeError("item")
+
+    batcher, _ = opened(fails, max_batch=1)
+    run = asyncio.create_task(batcher.run())
+    for _ in range(3 * SUSPECT_AFTER):
+        with pytest.raises(EngineFailed):
+            await submit(batcher, 1)
+    assert batcher.trusted
     run.cancel()

@@ -1,11 +1,14 @@
 """What a container allows, read from control groups that look like those of both versions."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from service.machine import cores, memory_bytes
+from tests.server import ROOT
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -60,3 +63,28 @@ def test_without_limits_the_machine_counts(tmp_path, process):
     group(tmp_path / "memory", memory__limit_in_bytes=str(2**63 - 4096))
     assert cores(process, tmp_path) == CORES
     assert memory_bytes(process, tmp_path) == memory_bytes(process, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [("ulimit -u 16", "more threads"), ("ulimit -v 700000", "enough memory")],
+)
+def test_a_machine_that_is_too_small_is_named_in_one_line_at_the_start(limit, says):
+    start = ["bash", "-c", f"{limit}; exec {sys.executable} -m service"]
+    if os.getuid() == 0:  # nobody counts the threads of that user
+        kept = "-all,+dac_override"  # to read files that are its own
+        other = ("--reuid=54321", "--clear-groups", f"--inh-caps={kept}", f"--ambient-caps={kept}")
+        start = ["setpriv", *other, *start]
+    ended = subprocess.run(
+        start,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "DAT_MODEL__NAME": "dat_nano"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    *_, line = ended.stderr.splitlines()
+    assert line.startswith("dat-serve: ")
+    assert says in line
+    assert "Traceback" not in ended.stderr

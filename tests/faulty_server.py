@@ -1,0 +1,103 @@
+"""The server with a device that fails when it is told to: `python -m tests.faulty_server FOLDER`.
+
+A file in the folder names the fault of every batch; a picture of one colour carries a fault of
+its own:
+
+    hang     the thread of the device waits for ever
+    wait     it waits as long as the file is there
+    exit     the thread ends
+    lost     the context of the device breaks
+    memory   the batch takes more memory than there is; `memory-N`, with more than N images
+    error    the batch fails
+
+Green pictures hang, red ones fail, blue ones take more memory than there is, and the answers of
+white ones cannot be made. The file `decode` lets the threads that decode wait for ever, and `load`
+what loads a model.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+import uvloop
+
+from service import logs
+from service.classifier import Classifier
+from service.core import Timing
+from service.engine.engine import Engine
+from service.replica import serve
+from service.settings import Settings
+
+folder = Path(sys.argv[1])
+launch, load, finish, prepare = Engine.launch, Engine._load, Classifier.finish, Classifier.prepare
+COLOURS = {"hang": (0, 255, 0), "error": (255, 0, 0), "memory": (0, 0, 255)}
+UNSHOWABLE = (255, 255, 255)
+
+
+def is_colour(pixels: Any, colour: tuple[int, int, int]) -> bool:
+    return bool((pixels == colour).all())
+
+
+def fail(fault: str) -> None:
+    match fault:
+        case "hang":
+            Event().wait()
+        case "wait":
+            while (folder / "wait").exists():
+                time.sleep(0.01)
+        case "exit":
+            raise SystemExit
+        case "lost":
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        case "memory":
+            torch.empty(1 << 60, dtype=torch.uint8)  # what torch says then on this device
+        case "error":
+            raise RuntimeError("told to fail")
+
+
+def faulty_launch(self: Engine, batch: Sequence[Any]) -> Any:
+    for file in folder.iterdir():
+        fault, _, most = file.name.partition("-")
+        if not most or len(batch) > int(most):
+            fail(fault)
+    for item in batch:
+        for fault, colour in COLOURS.items():
+            if is_colour(item.pixels, colour):
+                fail(fault)
+    return launch(self, batch)
+
+
+def faulty_load(self: Engine) -> None:
+    if (folder / "load").exists():
+        fail("hang")
+    load(self)
+
+
+def faulty_prepare(self: Classifier, upload: bytes, options: Any) -> Any:
+    if (folder / "decode").exists():
+        fail("hang")
+    return prepare(self, upload, options)
+
+
+async def faulty_finish(
+    self: Classifier, prepared: Any, served: Any, options: Any, timing: Timing
+) -> Any:
+    if is_colour(prepared.pixels, UNSHOWABLE):
+        raise ValueError("told to fail")
+    return await finish(self, prepared, served, options, timing)
+
+
+if __name__ == "__main__":
+    Engine.launch = faulty_launch  # type: ignore[method-assign]
+    Engine._load = faulty_load  # type: ignore[method-assign]
+    Classifier.prepare = faulty_prepare  # type: ignore[method-assign, assignment]
+    Classifier.finish = faulty_finish  # type: ignore[method-assign]
+    chosen = Settings()
+    logs.configure(chosen.log)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(chosen))
