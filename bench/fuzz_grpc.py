@@ -151,8 +151,6 @@ async def _send(channel: grpc.aio.Channel, method: str, messages: list[bytes]) -
                 call.cancel()
                 return "OK"
     except grpc.aio.AioRpcError as error:
-
-            print(method, [m[:40] for m in messages], error.details(), error.debug_error_string())
         return str(error.code().name)
     return "OK"
 
