@@ -34,7 +34,7 @@ _STREAMS = {
 }
 _WATCH = "/grpc.health.v1.Health/Watch"  # has no end
 # What mutation alone would seldom hit upon.
-_MALFORMED = (
+MALFORMED = (
     b"",
     b"\x0a",  # a field without a length
     b"\x0a\xff\xff\xff\xff\x0f",  # a length of 4 GiB
@@ -119,7 +119,7 @@ def _changed(message: bytes, generator: random.Random) -> bytes:
             case 3:
                 changed[where:where] = changed[where : where + 20] * generator.randint(1, 50)
             case 4:
-                changed[where:where] = generator.choice(_MALFORMED)
+                changed[where:where] = generator.choice(MALFORMED)
     return bytes(changed)
 
 
@@ -128,7 +128,7 @@ def _make_input(valid: list[bytes], others: list[bytes], generator: random.Rando
         case 0:
             return generator.randbytes(generator.choice((1, 5, 50, 2000)))
         case 1:
-            return generator.choice(_MALFORMED)
+            return generator.choice(MALFORMED)
         case 2:
             return generator.choice(others)
         case _:
