@@ -34,6 +34,7 @@ def small_server() -> Iterator[RunningServer]:
         DAT_LIMITS__MAX_STREAMS=2,
         DAT_SERVER__GRPC_MIN_PING_INTERVAL_S=PING_INTERVAL_S,
         DAT_SERVER__GRPC_MAX_CONNECTION_AGE_S=3,
+        DAT_SERVER__GRPC_CONNECTION_GRACE_S=120,
     ) as running:
         yield running
 
@@ -242,7 +243,7 @@ def connect(server: RunningServer) -> socket.socket:
 
 def kinds_until_closed(connection: socket.socket, most: int) -> list[int]:
     """Kinds of the frames that come, until the server closes or so many have come."""
-    kinds = []
+    kinds: list[int] = []
     with suppress(ConnectionError), connection.makefile("rb") as incoming:
         while len(kinds) < most and len(head := incoming.read(9)) == 9:
             incoming.read(int.from_bytes(head[:3], "big"))
