@@ -57,6 +57,7 @@ _RECEIVED = 2
 _LARGE_MESSAGE_BYTES = 2**20
 # While others wait, a message may take this long to come, seconds.
 _PATIENCE_S = 2.0
+_HEAR_OUT_S = 1.0
 _CONNECTIONS = 1000
 _STREAMS_OF_A_CONNECTION = 128
 _METADATA_BYTES = 16 * 1024
@@ -101,7 +102,7 @@ def create_server(
         stream = f"{task.method}Stream"
         methods = {
             task.method: _one_answer(calls.counted(task.method, requests.one)),
-            stream: _many_answers(calls.counted(stream, requests.many)),
+            stream: _many_answers(calls.counted(stream, _heard_out(requests.many))),
         }
         rpc_server.add_registered_method_handlers(task.service, methods)
     _add_models(rpc_server, catalogue, calls, small)
@@ -155,6 +156,25 @@ def _many_answers(
         await answer(context)
 
     return grpc.stream_stream_rpc_method_handler(serve, response_serializer=serializer)
+
+
+def _heard_out(answer: Answer) -> Answer:
+    """Answer a stream; if it fails, read on for a while what its caller still sends.
+
+    A client whose sending fails may take that for the end of the call, and not see its status.
+    """
+
+    async def serve(context: Context) -> None:
+        try:
+            await answer(context)
+        except ServiceError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEAR_OUT_S):
+                    while await context.read() is not grpc.aio.EOF:
+                        pass
+            raise
+
+    return serve
 
 
 async def _refuse(
@@ -436,7 +456,7 @@ def _add_reflection(server: grpc.aio.Server, reading: Reading) -> None:
             await context.write(response)
 
     serializer = reflection_pb2.ServerReflectionResponse.SerializeToString
-    methods = {"ServerReflectionInfo": _many_answers(_uncounted(reflect), serializer)}
+    methods = {"ServerReflectionInfo": _many_answers(_uncounted(_heard_out(reflect)), serializer)}
     server.add_registered_method_handlers(reflection.SERVICE_NAME, methods)
 
 

@@ -18,9 +18,11 @@ Span = tuple[int, int]
 # Beside images a message holds options and the names of classes.
 MOST_FIELDS = 10_000
 MOST_OTHER_BYTES = 2**20
+_MOST_FIELD_NUMBER = 2**29
 
 _VARINT, _FIXED64, _LENGTH, _GROUP, _END_OF_GROUP, _FIXED32 = range(6)
-_LONGEST_VARINT = 10  # bytes
+# Of the numbers of protocol buffers, bytes; those of 32 bits are tags and lengths.
+_LONGEST_VARINT, _LONGEST_VARINT_32 = 10, 5
 
 
 def parse(kind: type[AnyMessage], message: bytes) -> AnyMessage:
@@ -120,14 +122,16 @@ class Received:
         depth = 0
         while position < end:
             start = position
-            tag, position = self._varint(position, end)
-            kind = tag & 7
+            tag, position = self._varint(position, end, _LONGEST_VARINT_32)
+            field, kind = tag >> 3, tag & 7
+            if not 0 < field < _MOST_FIELD_NUMBER:
+                raise InvalidRequest("the message is malformed: a field has no number")
             content = position
             if kind == _LENGTH:
-                length, content = self._varint(position, end)
+                length, content = self._varint(position, end, _LONGEST_VARINT_32)
                 position = content + length
             elif kind == _VARINT:
-                _, position = self._varint(position, end)
+                _, position = self._varint(position, end, _LONGEST_VARINT)
             elif kind == _FIXED64:
                 position += 8
             elif kind == _FIXED32:
@@ -140,16 +144,14 @@ class Received:
                 raise InvalidRequest("the message is malformed: a field is of no known type")
             if position > end:
                 raise InvalidRequest("the message is malformed: a field ends behind its end")
-            yield (tag >> 3 if kind == _LENGTH and not depth else 0), start, content, position
+            yield (field if kind == _LENGTH and not depth else 0), start, content, position
         if depth:
             raise InvalidRequest("the message is malformed: a group has no end")
 
-    def _varint(self, position: int, end: int) -> tuple[int, int]:
+    def _varint(self, position: int, end: int, longest: int) -> tuple[int, int]:
         """A number, and where it ends."""
         value = 0
-        for index, byte in enumerate(
-            self._message[position : min(end, position + _LONGEST_VARINT)]
-        ):
+        for index, byte in enumerate(self._message[position : min(end, position + longest)]):
             value |= (byte & 0x7F) << 7 * index
             if byte < 0x80:
                 return value, position + index + 1
