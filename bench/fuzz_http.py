@@ -251,7 +251,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     times = ("HEADER_TIMEOUT_S", "BODY_TIMEOUT_S", "WRITE_TIMEOUT_S", "KEEP_ALIVE_S")
-    with start_server(**{f"DAT_SERVER__{name}": _TIMES_S for name in times}) as server:
+    limits: dict[str, object] = {f"DAT_SERVER__{name}": _TIMES_S for name in times}
+    with start_server(("service",), **limits) as server:
         fuzz(server.http_url, server.metrics_url, inputs=200, seed=-1)  # every thread has begun
         time.sleep(4 * _TIMES_S)
         before, start = _State.of(server), time.monotonic()

@@ -15,7 +15,6 @@ white ones cannot be made. The file `decode` lets the threads that decode wait f
 what loads a model.
 """
 
-import asyncio
 import sys
 import time
 from collections.abc import Sequence
@@ -24,14 +23,11 @@ from threading import Event
 from typing import Any
 
 import torch
-import uvloop
 
-from service import logs
 from service.classifier import Classifier
+from service.cli import main
 from service.core import Timing
 from service.engine.engine import Engine
-from service.replica import serve
-from service.settings import Settings
 
 folder = Path(sys.argv[1])
 launch, load, finish, prepare = Engine.launch, Engine._load, Classifier.finish, Classifier.prepare
@@ -97,7 +93,5 @@ if __name__ == "__main__":
     Engine._load = faulty_load  # type: ignore[method-assign]
     Classifier.prepare = faulty_prepare  # type: ignore[method-assign, assignment]
     Classifier.finish = faulty_finish  # type: ignore[method-assign]
-    chosen = Settings()
-    logs.configure(chosen.log)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(chosen))
+    sys.argv = ["dat-serve"]
+    main()
