@@ -1,11 +1,14 @@
 """What a container allows, read from control groups that look like those of both versions."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from service.machine import cores, memory_bytes
+from tests.server import ROOT
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -60,3 +63,17 @@ def test_without_limits_the_machine_counts(tmp_path, process):
     group(tmp_path / "memory", memory__limit_in_bytes=str(2**63 - 4096))
     assert cores(process, tmp_path) == CORES
     assert memory_bytes(process, tmp_path) == memory_bytes(process, tmp_path / "none")
+
+
+def test_a_process_may_open_as_many_files_as_its_hard_limit_says():
+    program = """
+import resource
+from service.machine import open_files, raise_open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
+raise_open_files()
+print(open_files())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "128\n"
