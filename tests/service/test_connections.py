@@ -26,7 +26,7 @@ from tests.service.commands import command, run
 MIB = 1 << 20
 PATIENCE_S = 8.0  # tells a connection that hangs from one that is slow on a busy machine
 SHORT_S = 1.0
-KEEP_ALIVE_S = 4.0
+KEEP_ALIVE_S = 2.5
 MOST = 24
 GET = b"GET /health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
 CLOSE = b"GET /health/ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -321,7 +321,7 @@ def test_a_client_that_dribbles_is_cut(server, start, more, reason):
 def test_a_slow_upload_that_comes_on_is_answered(server):
     with connect(server.http_url) as connection:
         connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(JPEG))
-        step = len(JPEG) // 8
+        step = len(JPEG) // 6
         assert step > 1024
         for start in range(0, len(JPEG), step):
             connection.sendall(JPEG[start : start + step])
