@@ -516,8 +516,7 @@ def test_a_port_that_is_taken_ends_the_command_before_torch_is_read():
 def test_probes_are_answered_while_the_models_are_read():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ports = {f"DAT_SERVER__{name}_PORT": 0 for name in ("GRPC", "METRICS")}
-    starting = command(DAT_SERVER__HOST="127.0.0.1", DAT_SERVER__HTTP_PORT=port, **ports)
+    starting = command(DAT_SERVER__HOST="127.0.0.1", DAT_SERVER__HTTP_PORT=port)
     try:
         # It listens from the first moment on, so that who asks too early waits.
         asking = httpx.HTTPTransport(retries=8)

@@ -72,7 +72,7 @@ def test_the_command_refuses_to_start_and_says_why():
         ("DAT_MODEL__CHECKPOINT", "/nowhere.pth"): "/nowhere.pth",
         ("DAT_ENGINE__DEVICE", "cuda:9"): "cuda:9",
     }
-    refusals = run_all(((), {"DAT_SERVER__HTTP_PORT": "0"} | dict([bad])) for bad in messages)
+    refusals = run_all(((), dict([bad])) for bad in messages)
     for ended, message in zip(refusals, messages.values(), strict=True):
         assert ended.returncode == 1
         assert message in ended.stderr
