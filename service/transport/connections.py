@@ -205,12 +205,11 @@ class Connection(HttpToolsProtocol):
         self._exchange: _Exchange
         self._answers: _Answers
         self._last_word: ServiceError | None = None
-        # Bytes of the head so far; of a body beside its content; and of it since a moment.
-        self._head_bytes = 0
-        self._framing_bytes = 0
-        self._body_bytes = 0
-        self._unsent = 0
-        self._write_deadline = 0.0
+        self._head_bytes = 0  # of the one that is coming
+        self._framing_bytes = 0  # of a body beside its content
+        self._body_bytes = 0  # since its time began anew
+        self._unsent = 0  # bytes of answers, when last looked
+        self._taken_at = 0.0  # when the client last took something of them, loop time
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Find a place for the connection, and wait for its first request."""
@@ -540,13 +539,13 @@ class Connection(HttpToolsProtocol):
     def _is_stuck(self, now: float) -> bool:
         """Whether the client has taken nothing of its answers for too long."""
         unsent = self.transport.get_write_buffer_size()
-        if unsent and (unsent < self._unsent or not self._unsent):
-            limit = self._limits.write_timeout_s
-            if self.server_state.draining:
-                limit = min(limit, _DRAINING_WRITE_TIMEOUT_S)
-            self._write_deadline = now + limit
+        if not unsent or not self._unsent or unsent < self._unsent:
+            self._taken_at = now
         self._unsent = unsent
-        return unsent > 0 and now >= self._write_deadline
+        limit = self._limits.write_timeout_s
+        if self.server_state.draining:
+            limit = min(limit, _DRAINING_WRITE_TIMEOUT_S)
+        return now - self._taken_at >= limit
 
     def _check_body(self, now: float) -> None:
         if self.cycle.response_complete:  # what comes is thrown away, but not for ever

@@ -12,6 +12,7 @@ from tests.server import ROOT
 def command(*arguments: object, **settings: object) -> "subprocess.Popen[str]":
     """Start `dat-serve` with settings such as `DAT_MODEL__NAME="dat_nano"`."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DAT_")}
+    environment |= {f"DAT_SERVER__{name}_PORT": "0" for name in ("HTTP", "GRPC", "METRICS")}
     return subprocess.Popen(
         [sys.executable, "-m", "service", *map(str, arguments)],
         cwd=ROOT,

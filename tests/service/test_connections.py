@@ -20,13 +20,13 @@ from bench.fuzz_http import fuzz
 from service.ports import StartupError, open_ports
 from service.settings import Server
 from tests.clients import JPEG, eventually, over_http
-from tests.server import RunningServer, start_server
-from tests.service.commands import run
+from tests.server import START_TIMEOUT_S, RunningServer, start_server
+from tests.service.commands import command, run
 
 MIB = 1 << 20
 PATIENCE_S = 8.0  # tells a connection that hangs from one that is slow on a busy machine
 SHORT_S = 1.0
-KEEP_ALIVE_S = 4.0
+KEEP_ALIVE_S = 2.5
 MOST = 24
 GET = b"GET /health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
 CLOSE = b"GET /health/ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -321,7 +321,7 @@ def test_a_client_that_dribbles_is_cut(server, start, more, reason):
 def test_a_slow_upload_that_comes_on_is_answered(server):
     with connect(server.http_url) as connection:
         connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(JPEG))
-        step = len(JPEG) // 8
+        step = len(JPEG) // 6
         assert step > 1024
         for start in range(0, len(JPEG), step):
             connection.sendall(JPEG[start : start + step])
@@ -513,9 +513,26 @@ def test_a_port_that_is_taken_ends_the_command_before_torch_is_read():
     assert str(other) not in ended.stderr
 
 
+def test_probes_are_answered_while_the_models_are_read():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    starting = command(DAT_SERVER__HOST="127.0.0.1", DAT_SERVER__HTTP_PORT=port)
+    try:
+        # It listens from the first moment on, so that who asks too early waits.
+        asking = httpx.HTTPTransport(retries=8)
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=START_TIMEOUT_S, transport=asking) as client:
+            answers = {p: client.get(p) for p in ("/health/live", "/health/ready", "/v1/models")}
+    finally:
+        starting.kill()
+        starting.communicate()
+    assert [answer.status_code for answer in answers.values()] == [200, 503, 503]
+    assert answers["/v1/models"].json()["error"]["code"] == "not_ready"
+
+
 def test_strange_bytes_find_nothing(server):
     found = fuzz(server.http_url, server.metrics_url, inputs=300, seed=0)
-    assert found.hung == 0
+    assert not found.hung
     assert not [status for status in found.statuses if status >= 500]
     assert is_ready(server)
     wait_until(lambda: server.metrics()["dat_connections,port=http"] == 0)

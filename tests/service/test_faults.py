@@ -203,7 +203,7 @@ async def test_a_batch_that_does_not_fit_runs_in_parts_and_the_size_is_remembere
             assert failures(server)["out_of_memory"] == tried <= before + 2
         for result in (*first.results, *second.results):
             assert result.error is None
-        assert max(result.batch_size for result in second.results) == 2
+        assert max(result.batch_size for result in second.results) <= 2
         await answers_again(server)
 
 

@@ -88,3 +88,17 @@ def test_a_machine_that_is_too_small_is_named_in_one_line_at_the_start(limit, sa
     assert line.startswith("dat-serve: ")
     assert says in line
     assert "Traceback" not in ended.stderr
+
+
+def test_a_process_may_open_as_many_files_as_its_hard_limit_says():
+    program = """
+import resource
+from service.machine import open_files, raise_open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
+raise_open_files()
+print(open_files())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "128\n"

@@ -197,7 +197,7 @@ def test_the_command_refuses_what_only_the_models_and_devices_tell():
         ("DAT_MODEL__NAME", "dat_tiny_224"): "DAT_MODEL__CHECKPOINT",
         ("DAT_ENGINE__DEVICE", "cuda:9"): "cuda:9",
     }
-    refusals = run_all(((), {"DAT_SERVER__HTTP_PORT": "0"} | dict([bad])) for bad in messages)
+    refusals = run_all(((), dict([bad])) for bad in messages)
     for ended, message in zip(refusals, messages.values(), strict=True):
         assert ended.returncode == 1
         assert message in ended.stderr
