@@ -58,8 +58,10 @@ class DetectOptionsBody(OptionsBody):
 
     @classmethod
     def of_text(cls, given: dict[str, str]) -> Self:  # noqa: D102
-        classes = {"classes": given["classes"].split(",")} if "classes" in given else {}
-        return cls.model_validate(given | classes)
+        if "classes" not in given:
+            return cls.model_validate(given)
+        written = given["classes"]
+        return cls.model_validate(given | {"classes": written.split(",") if written else []})
 
     def options(self) -> DetectOptions:
         """The same for the core."""

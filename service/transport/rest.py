@@ -90,7 +90,7 @@ def create_app(
     @app.get(
         "/v1/models",
         response_model_exclude_none=True,
-        responses=_only(200, 500),
+        responses=_OK | _only(500),
         tags=["models"],
         summary="The models that are served",
     )
@@ -101,13 +101,15 @@ def create_app(
     @app.get(
         "/v1/models/{name}",
         response_model_exclude_none=True,
-        responses=_only(200, 404, 500),
+        responses=_OK | _only(404, 500),
+        openapi_extra={"parameters": [_NAME]},
         tags=["models"],
         summary="One model, with the names of its classes",
     )
-    async def model(name: str) -> LabelledModelBody:
+    async def model(request: Request) -> LabelledModelBody:
         """The names are in order of the class index."""
-        return LabelledModelBody.of(catalogue.describe(name), catalogue)
+        # Not an argument: FastAPI would document a 422 that never comes.
+        return LabelledModelBody.of(catalogue.describe(request.path_params["name"]), catalogue)
 
     @app.get("/health/live", **_HEALTH, summary="Whether the process should go on")
     async def live() -> JSONResponse:
@@ -160,6 +162,11 @@ class _Task(Generic[TaskOptions, TaskAnswer]):
     example: dict[str, Any]
 
 
+# A PNG of 8x8 pixels. An example names no option: the query of its request may give it.
+_RED_SQUARE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlE"
+    "QVR42mM8ISfHgA0wMeAAg1MCANDKARQfGKMRAAAAAElFTkSuQmCC"
+)
 _CLASSIFY = _Task(
     "classify",
     Classifier,
@@ -167,7 +174,7 @@ _CLASSIFY = _Task(
     ClassifyAnswer,
     ClassifyAnswer.of,
     "Classify the images of one request",
-    {"images": ["/9j/4AAQSkZJRg...", "iVBORw0KGgo..."], "top_k": 3, "explain": "points"},
+    {"images": [_RED_SQUARE, _RED_SQUARE]},
 )
 _DETECT = _Task(
     "detect",
@@ -176,7 +183,7 @@ _DETECT = _Task(
     DetectAnswer,
     DetectAnswer.of,
     "Detect the objects in the images of one request",
-    {"image": "/9j/4AAQSkZJRg...", "score_threshold": 0.3, "classes": ["person"], "masks": "rle"},
+    {"image": _RED_SQUARE},
 )
 
 
@@ -395,7 +402,10 @@ def _only(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: _RESPONSES[status] for status in statuses}
 
 
-# The text is the same in both states.
+_OK: dict[int | str, dict[str, Any]] = {
+    200: {"description": "They are these.", "headers": _REQUEST_ID}
+}
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 _HEALTH: dict[str, Any] = {
     "tags": ["health"],
     "response_model": HealthAnswer,
