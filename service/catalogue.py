@@ -91,6 +91,7 @@ class Catalogue:
             EngineUnavailable: nothing can be computed.
             Overloaded: all queues are full, or the answer would come too late.
         """
+        counted.images = 1  # at least, of a request that nobody reads
         cores = self._candidates(kind, only)
         if len(cores) == 1:
             counted.model = cores[0].card.name

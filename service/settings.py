@@ -22,7 +22,6 @@ _FEWEST_CONNECTIONS = 8
 _MOST_CONNECTIONS = 4096
 
 
-Origin = Annotated[str, Field(pattern=r"^https?://[^/?#\s]+$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ResizeMode = Literal["official", "letterbox"]
 Decode = Literal["exact", "fast"]
@@ -58,6 +57,10 @@ def _one_or_more(value: object) -> object:
 Sizes = Annotated[
     tuple[Annotated[int, Field(ge=1, le=1024)], ...],
     Field(max_length=64),
+    BeforeValidator(_one_or_more),
+]
+Origins = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/?#\s]+)$")], ...],
     BeforeValidator(_one_or_more),
 ]
 Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
@@ -336,7 +339,7 @@ class Server(_Group):
         gt=0,
         description="How long the calls of such a connection may go on, seconds.",
     )
-    cors_origins: Literal["*"] | tuple[Origin, ...] = Field(
+    cors_origins: Origins = Field(
         (),
         description="Origins of the web pages whose scripts may use the HTTP interface, as a JSON "
         'list such as `["https://example.com"]`, or `*` for all.',

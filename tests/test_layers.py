@@ -62,8 +62,8 @@ ALLOWED = {
 }  # fmt: skip
 TRANSPORT = {
     "service.byte_budget", "service.catalogue", "service.classifier", "service.core",
-    "service.detector", "service.lifecycle", "service.masks", "service.pb", "service.points",
-    "service.served_model", "service.transport",
+    "service.detector", "service.lifecycle", "service.logs", "service.masks", "service.pb",
+    "service.points", "service.served_model", "service.transport",
 }  # fmt: skip
 
 
