@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from service import healthcheck, logs, machine, preconditions, process, settings
-from service.errors import ServiceError
 from service.healthcheck import HealthcheckError
 from service.model_file import Lineup, ModelFileError, choose_models, require_files
 from service.ports import Ports, StartupError, open_ports
@@ -146,13 +145,11 @@ def _serve(_: Namespace) -> int:
             return _serve_on(ports, chosen, lineup, lines)
     except StartupError as error:
         return _fail(str(error))
-    except (ImportError, MemoryError, OSError, RuntimeError, ServiceError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, SystemError) as error:
         missing = machine.shortage(error)
-        if missing is not None:
-            return _fail(missing)
-        if isinstance(error, ServiceError):  # a device that is lost before it is ready
-            return _fail(str(error))
-        raise
+        if missing is None:
+            raise
+        return _fail(missing)
 
 
 def _serve_on(
@@ -165,6 +162,7 @@ def _serve_on(
 
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.engine.device import DeviceUnavailable  # noqa: PLC0415
+    from service.errors import ServiceError  # noqa: PLC0415
     from service.replica import serve  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -172,6 +170,8 @@ def _serve_on(
             runner.run(serve(chosen, lineup, ports, lines))
         except (CheckpointError, DeviceUnavailable, ModelFileError) as error:
             return _fail(str(error))
+        except ServiceError as error:  # a device that is lost before it is ready
+            return _fail(machine.shortage(error) or str(error))
     return 0
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
 from time import monotonic
@@ -17,7 +18,6 @@ log = structlog.get_logger(__name__)
 
 STUCK_EXIT_CODE = os.EX_SOFTWARE  # 70
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_REPORT_S = 1.0  # nobody may be reading the log
 # Where a thread waits, and for what it does so when it is idle.
 _WAITS = ("/threading.py", "/queue.py", "/selectors.py")
 _IDLE = (
@@ -29,7 +29,7 @@ _IDLE = (
 )
 
 
-def leave_on_signal(within_s: float) -> asyncio.Event:
+def leave_on_signal(within_s: float, flush: Callable[[], None]) -> asyncio.Event:
     """An event that the first SIGTERM or SIGINT sets; a second one ends the process at once.
 
     A thread of its own reads the signals: the event loop may be busy with a checkpoint, and the
@@ -37,6 +37,7 @@ def leave_on_signal(within_s: float) -> asyncio.Event:
 
     Args:
         within_s: after the first signal the process ends with `STUCK_EXIT_CODE`, seconds.
+        flush: writes what waits to be logged.
     """
     loop, leave = asyncio.get_running_loop(), asyncio.Event()
     reader, writer = socket.socketpair()
@@ -60,28 +61,22 @@ def leave_on_signal(within_s: float) -> asyncio.Event:
             try:
                 number = _await_signal(reader)
             except TimeoutError:
-                end_stuck()
+                end_stuck(flush)
             os._exit(128 + number)
 
     Thread(target=watch, name="signals", daemon=True).start()
     return leave
 
 
-def end_stuck() -> None:
+def end_stuck(flush: Callable[[], None]) -> None:
     """End the process with `STUCK_EXIT_CODE`, and say in the log what it could not wait for."""
-    end(STUCK_EXIT_CODE, "stuck", threads=busy_threads())
+    end(STUCK_EXIT_CODE, "stuck", flush, threads=busy_threads())
 
 
-def end(code: int, event: str, **fields: object) -> None:
+def end(code: int, event: str, flush: Callable[[], None], **fields: object) -> None:
     """End the process at once, after one line in the log."""
-
-    def report() -> None:
-        log.log(40 if code else 20, event, **fields)
-        sys.stdout.flush()
-
-    reporting = Thread(target=report, name="last words", daemon=True)
-    reporting.start()
-    reporting.join(_REPORT_S)
+    log.log(40 if code else 20, event, **fields)
+    flush()
     os._exit(code)
 
 

@@ -50,10 +50,14 @@ def memory_bytes(process: Path = _PROCESS, groups: Path = _GROUPS) -> int:
     """
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [physical, *_memory_limits(process, groups)]
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
+    if (space := _address_space()) is not None:
+        limits.append(space)
     return min(limits)
+
+
+def _address_space() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def open_files() -> int:
@@ -95,7 +99,9 @@ def shortage(error: BaseException) -> str | None:
             f"(ulimit -u), the control group may allow fewer (pids.max), and each takes memory, of "
             f"which the process may have {memory}"
         )
-    if is_out_of_memory(error):
+    # A module that gets no memory while it is imported may say nothing at all.
+    speechless = isinstance(error, SystemError) and _address_space() is not None
+    if is_out_of_memory(error) or speechless:
         return f"there is not enough memory to start: the process may have {memory}"
     return None
 

@@ -54,7 +54,7 @@ async def serve(settings: Settings, lineup: Lineup, ports: Ports, lines: LineWri
         RuntimeError: a device cannot be used, or the system gives no more threads.
     """
     leave = leave_on_signal(
-        settings.server.drain_delay_s + settings.server.drain_grace_s + _CLOSE_S
+        settings.server.drain_delay_s + settings.server.drain_grace_s + _CLOSE_S, lines.flush
     )
     raise_open_files()
     disable_created_metrics()  # a second series for each counter and histogram, read by nobody
@@ -110,12 +110,12 @@ async def serve(settings: Settings, lineup: Lineup, ports: Ports, lines: LineWri
                 for task in background:
                     task.cancel()
     if not loaded:
-        end(0, "stopped", loading=True)  # nothing waits for an answer
+        end(0, "stopped", lines.flush, loading=True)  # nothing waits for an answer
     for pool in (of_loop, decoders.pool):
         pool.shutdown(wait=False, cancel_futures=True)
     closed = [device.close(_CLOSE_S / 4) for device in devices]
     if not all(closed) or not await_threads(_CLOSE_S / 2):
-        end_stuck()
+        end_stuck(lines.flush)
     log.info("stopped")
 
 

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import grpc
 import httpx
 import pytest
 from hypothesis import given, settings
@@ -524,21 +525,32 @@ def test_the_time_of_the_upload_counts_for_the_deadline_in_the_body(server):
 
 
 async def test_a_full_queue_refuses_before_a_body_is_read(slow_server):
-    async with channel(slow_server) as open_channel:
+    async with channel(slow_server) as open_channel, asyncio.TaskGroup() as tasks:
         stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
-        calls = [stub.Classify(message([JPEG])) for _ in range(8)]
-        for kind in ("image/jpeg", JSON, FORM):
-            waiting = "dat_requests_waiting,model=dat_tiny_224"
-            while slow_server.metrics()[waiting] < 8:
-                calls.append(stub.Classify(message([JPEG])))
-                await asyncio.sleep(0)
+
+        async def ask_for_ever():
+            while True:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await stub.Classify(message([JPEG]))
+
+        def ask(kind):
             with begun(slow_server, announced(10_000, kind)) as connection:
-                status, head = answered(connection)
+                return answered(connection)
+
+        crowd = [tasks.create_task(ask_for_ever()) for _ in range(32)]
+        await eventually(
+            lambda: slow_server.metrics()["dat_requests_waiting,model=dat_tiny_224"] == 8
+        )
+        for kind in ("image/jpeg", JSON, FORM):
+            for _ in range(5):  # a place can be free for a moment
+                status, head = await asyncio.to_thread(ask, kind)
+                if status == 429:
+                    break
             assert status == 429
             assert "retry-after" in head
             assert "access-control" not in head  # closed unless it is set
-        for call in calls:
-            call.cancel()
+        for one in crowd:
+            one.cancel()
 
 
 # What its answer has.
