@@ -1,13 +1,21 @@
 """The models that a replica serves, by task and name."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from service.batcher import Refusal
 from service.core import Core
 from service.errors import NotReady, UnknownModel, quoted
 from service.metrics import CountedRequest
 
 TaskCore = TypeVar("TaskCore", bound=Core[Any, Any, Any, Any, Any])
+
+
+class Refused(NamedTuple):
+    """A request that is not admitted: by which model, if only one may answer it, and why."""
+
+    model: str | None
+    refusal: Refusal
 
 
 class Catalogue:
@@ -95,25 +103,31 @@ class Catalogue:
         cores = self._candidates(kind, only)
         if len(cores) == 1:
             counted.model = cores[0].card.name
-        if not self.has_room(kind, only=only, timeout_s=timeout_s, places=places):
+        if self.refusal(kind, only=only, timeout_s=timeout_s, places=places) is not None:
             cores[0].check_room(timeout_s, places)
 
-    def has_room(
+    def refusal(
         self,
         kind: type[TaskCore],
         *,
         only: TaskCore | None = None,
         timeout_s: float | None = None,
         places: int = 1,
-    ) -> bool:
-        """Whether `check_room` would let a request of so many images pass; this counts nowhere.
+    ) -> Refused | None:
+        """Why `check_room` would refuse a request, if it would; asking counts nowhere.
 
         Raises:
             UnknownModel: there is no model of that task.
             NotReady: the models are still being read.
         """
         cores = self._candidates(kind, only)
-        return not all(core.refusal(timeout_s, places) for core in cores)
+        refusals = []
+        for core in cores:
+            refusal = core.refusal(timeout_s, places)
+            if refusal is None:
+                return None
+            refusals.append(refusal)
+        return Refused(cores[0].card.name if len(cores) == 1 else None, refusals[0])
 
     def _candidates(self, kind: type[TaskCore], only: TaskCore | None) -> Sequence[TaskCore]:
         """The models that may answer a request."""

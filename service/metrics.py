@@ -212,6 +212,23 @@ class Metrics:
                     model, model_version, task, protocol, outcome
                 )
 
+    def turned_away(
+        self, task: Task, model: str | None, reason: Rejection, error: ServiceError
+    ) -> None:
+        """Count a request of one image that came over HTTP and was refused by its head.
+
+        Args:
+            task: of the request.
+            model: that would have answered it; `None` where that is not known.
+            reason: that it is refused for.
+            error: that its caller is told.
+        """
+        name = model or _UNKNOWN
+        self.rejected[reason].inc()
+        self._requests[name, task, "http", error.outcome].inc()
+        self._images[name, task, error.code].inc()
+        self._duration[name, "http"].observe(0.0)
+
     @contextmanager
     def request(self, task: Task, protocol: Protocol) -> Iterator["CountedRequest"]:
         """Count one request, its time and what became of it and of its images, whatever that is."""

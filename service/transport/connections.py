@@ -11,12 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from enum import Enum
 from ipaddress import AddressValueError, IPv6Address
+from json import dumps
 from math import ceil
 from re import compile as pattern
 from typing import Any
 
 import httptools
 import structlog
+from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -65,6 +67,8 @@ SECURITY_HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 ]
+_ID_HEADER = request_ids.HEADER.encode()
+_ANY_ID = "0" * 32
 _PROBES = b"/health/"
 _HOST = pattern(rb"[A-Za-z0-9._~!$&'()*+,;=%-]*(:[0-9]{0,5})?")
 _IPV6_HOST = pattern(rb"\[([0-9A-Fa-f:.]+)\](:[0-9]{0,5})?")
@@ -126,6 +130,8 @@ class Connections(ServerState):
         self._reserve = reserve
         self._port = port
         self._responses = metrics.responses
+        self._answered: dict[int, Counter] = {}
+        self._last_said = _Said(InvalidRequest(""))
         # Those that wait for their client, longest first, and since when in loop time.
         self.waiting: OrderedDict[Connection, float] = OrderedDict()
         self.reserved: OrderedDict[Connection, None] = OrderedDict()
@@ -156,7 +162,15 @@ class Connections(ServerState):
 
     def count_response(self, status: int) -> None:
         """Count an answer that the application does not see."""
-        self._responses.labels(self._port, str(status)).inc()
+        if status not in self._answered:
+            self._answered[status] = self._responses.labels(self._port, str(status))
+        self._answered[status].inc()
+
+    def said(self, error: ServiceError) -> "_Said":
+        """The answer of an error, which may be that of a whole crowd."""
+        if self._last_said.error is not error:
+            self._last_said = _Said(error)
+        return self._last_said
 
     def forget(self, connection: "Connection") -> None:
         """Keep no place for a connection that ends."""
@@ -469,19 +483,14 @@ class Connection(HttpToolsProtocol):
         state, status = self.server_state, int(error.http_status)
         given = b""
         for name, value in self.headers or ():
-            if name == request_ids.HEADER.encode():
+            if name == _ID_HEADER:
                 given = value
-        identity = request_ids.choose(given.decode("latin-1"))
-        body = _json(error, identity)
-        headers = [*state.default_headers, *_headers(error, body)]
-        headers.append((request_ids.HEADER.encode(), identity.encode()))
-        if last:
-            headers.append((b"connection", b"close"))
-        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        identity = request_ids.choose(given.decode("latin-1")).encode()
         state.count_response(status)
         # No body would be expected after a HEAD.
-        sent = b"" if self.parser.get_method() == b"HEAD" else body
-        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", sent]))
+        whole = self.parser.get_method() != b"HEAD"
+        said = state.said(error)
+        self.transport.write(said.answer(state.default_headers, identity, last=last, whole=whole))
         if last:
             self._linger()
 
@@ -676,6 +685,50 @@ def _is_host(value: bytes) -> bool:
     except AddressValueError:
         return False
     return True
+
+
+class _Said:
+    """The answer of an error, all but what differs from request to request.
+
+    Attributes:
+        error: whose it is.
+    """
+
+    def __init__(self, error: ServiceError) -> None:
+        self.error = error
+        body = _json(error, _ANY_ID)
+        self._before, self._after = body.rsplit(_ANY_ID.encode(), 1)
+        headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS]
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", str(max(1, ceil(error.retry_after_s))).encode()))
+        self._head = STATUS_LINE[int(error.http_status)] + _lines(headers)
+
+    def answer(
+        self, headers: list[tuple[bytes, bytes]], identity: bytes, *, last: bool, whole: bool
+    ) -> bytes:
+        """All bytes of the answer to a request of that id.
+
+        Args:
+            headers: of all answers.
+            identity: of the request.
+            last: whether the connection ends with it.
+            whole: whether it has a body.
+        """
+        written = identity if identity.isalnum() else dumps(identity.decode())[1:-1].encode()
+        body = self._before + written + self._after
+        return b"".join(
+            (
+                self._head,
+                _lines(headers),
+                b"content-length: %d\r\n%s: %s\r\n" % (len(body), _ID_HEADER, identity),
+                b"connection: close\r\n\r\n" if last else b"\r\n",
+                body if whole else b"",
+            )
+        )
+
+
+def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(name + b": " + value + b"\r\n" for name, value in headers)
 
 
 def _json(error: ServiceError, identity: str) -> bytes:

@@ -8,12 +8,12 @@ same questions as there (`Catalogue.check_room`), at a fifth of the cost.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import structlog
 
-from service.catalogue import Catalogue
+from service.catalogue import Catalogue, Refused
 from service.core import Core
 from service.errors import ServiceError
 from service.logs import Summed
@@ -22,10 +22,20 @@ from service.metrics import Metrics, Task
 AnyCore = Core[Any, Any, Any, Any, Any]
 
 # What a small request takes from its head to its place in the queue, seconds. Without it all that
-# come in one turn of the event loop would be let pass by one free place.
+# come in one turn of the event loop would be let pass by one free place. What is shut stays so as
+# long: a queue that is full has more to do than that.
 _ON_THE_WAY_S = 0.005
+_MOST_SHUT = 64  # URLs, which are the callers' choice
 
 log = structlog.get_logger(__name__)
+
+
+class _Shut(NamedTuple):
+    """What everybody is told who asks for a URL before a time of the clock."""
+
+    until: float
+    task: Task
+    refused: Refused
 
 
 class Gate:
@@ -49,6 +59,7 @@ class Gate:
         self._turned_away = Summed(log.info, "requests turned away")
         # When requests were let pass that may not have reached the queue yet.
         self._passing = {path: deque[float]() for path in tasks}
+        self._shut: dict[bytes, _Shut] = {}
 
     def __call__(
         self, method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]
@@ -58,34 +69,42 @@ class Gate:
         What is not certain is left to the application: a query that cannot be read, and pages of
         other origins, which could not read the answer.
         """
+        if method != b"POST":
+            return None
+        now = monotonic()
+        shut = self._shut.get(url)
+        if shut is None or now >= shut.until:
+            shut = self._look(url, now)
+        if shut is None or any(name == b"origin" for name, _ in headers):
+            return None
+        error = shut.refused.refusal.error
+        self._metrics.turned_away(shut.task, shut.refused.model, shut.refused.refusal.reason, error)
+        self._turned_away.add(code=error.code)
+        return error
+
+    def _look(self, url: bytes, now: float) -> _Shut | None:
         path, _, query = url.partition(b"?")
-        if method != b"POST" or path not in self._tasks:
+        if path not in self._tasks:
             return None
         task, kind = self._tasks[path]
         try:
             model, timeout_s = _asked(query)
             only = None if model is None else self._catalogue.find(kind, model)
-            places = 1 + self._count_passing(path)
-            if self._catalogue.has_room(kind, only=only, timeout_s=timeout_s, places=places):
-                self._passing[path].append(monotonic())
-                return None
+            places = 1 + self._count_passing(path, now)
+            refused = self._catalogue.refusal(kind, only=only, timeout_s=timeout_s, places=places)
         except (ServiceError, ValueError):
             return None
-        if any(name == b"origin" for name, _ in headers):
+        if refused is None:
+            self._passing[path].append(now)
             return None
-        try:
-            with self._metrics.request(task, "http") as counted:
-                self._catalogue.check_room(
-                    kind, counted, only=only, timeout_s=timeout_s, places=places
-                )
-        except ServiceError as error:
-            self._turned_away.add(code=error.code)
-            return error.with_traceback(None)
-        return None
+        if len(self._shut) >= _MOST_SHUT:
+            self._shut.clear()
+        shut = self._shut[url] = _Shut(now + _ON_THE_WAY_S, task, refused)
+        return shut
 
-    def _count_passing(self, path: bytes) -> int:
+    def _count_passing(self, path: bytes, now: float) -> int:
         """How many requests are on their way from here to the queue."""
-        passing, now = self._passing[path], monotonic()
+        passing = self._passing[path]
         while passing and now - passing[0] > _ON_THE_WAY_S:
             passing.popleft()
         return len(passing)
