@@ -164,6 +164,7 @@ class Batcher(Generic[Item, Result]):
         metrics: of the model whose items these are.
         dispatch: of the devices; shared by the batchers of all models.
         group: what all items of a batch must have in common; all may share one by default.
+        goes_ahead: whether a full batch goes to a device that has not done another one.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class Batcher(Generic[Item, Result]):
         metrics: ModelMetrics,
         dispatch: Dispatch,
         group: Callable[[Item], Hashable] = lambda _: None,
+        goes_ahead: bool = True,
     ) -> None:
         self._runners = runners
         self._max_batch = max_batch
@@ -182,6 +184,7 @@ class Batcher(Generic[Item, Result]):
         self._metrics = metrics
         self._dispatch = dispatch
         self._group = group
+        self._goes_ahead = goes_ahead
         self._breaker = Breaker(metrics.failing)
         self._fit = Fit(max_batch)
         self._queue: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
@@ -405,7 +408,7 @@ class Batcher(Generic[Item, Result]):
         return wanted if loop_time + self.forecast.compute_s(1) <= wanted else inf
 
     def _full(self) -> bool:
-        if len(self._queue) < self._max_batch:
+        if not self._goes_ahead or len(self._queue) < self._max_batch:
             return False
         groups = [self._group(entry.item) for entry in self._queue]
         return groups.count(groups[0]) >= self._max_batch

@@ -12,8 +12,8 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from math import inf
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -48,20 +48,17 @@ class Decoders:
 
     Args:
         pool: of the threads.
-        threads: how many there are.
         max_pixels: most pixels of the images that wait or are being decoded.
         in_flight: shows those pixels.
     """
 
-    def __init__(
-        self, pool: ThreadPoolExecutor, threads: int, max_pixels: int, in_flight: Gauge
-    ) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, max_pixels: int, in_flight: Gauge) -> None:
         self.pool = pool
-        self._free = threads
         self._max_pixels = max_pixels
         self._gauge = in_flight
         self._pixels = 0
         self._numbers = itertools.count()
+        self._lock = Lock()
         self._line: list[_Job] = []
 
     def __enter__(self) -> Self:
@@ -100,34 +97,41 @@ class Decoders:
 
     async def run(self, due: float, work: Callable[[], T]) -> T:
         """Do work in a thread when nothing that is due earlier waits; loop time, seconds."""
-        job = _Job(due, next(self._numbers), work, asyncio.get_running_loop().create_future())
-        heapq.heappush(self._line, job)
-        self._give_turns()
+        loop = asyncio.get_running_loop()
+        job = _Job(due, next(self._numbers), work, loop.create_future())
+        with self._lock:
+            heapq.heappush(self._line, job)
+        # A thread that is done takes the next job itself: to wait for the event loop to hand it
+        # over would take longer, on a busy one, than to decode a small image.
+        self.pool.submit(self._do_next, loop)
         return cast("T", await job.result)
 
     async def run_now(self, work: Callable[[], T]) -> T:
         """Do work in the next thread that is free, before anything that is to be decoded."""
         return await self.run(-inf, work)
 
-    def _give_turns(self) -> None:
-        while self._free and self._line:
+    def _do_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Do the job that is due first, of those whose callers are still there."""
+        with self._lock:
             job = heapq.heappop(self._line)
-            if job.result.done():  # its caller left
-                continue
-            self._free -= 1
-            working = asyncio.get_running_loop().run_in_executor(self.pool, job.work)
-            working.add_done_callback(partial(self._end, job))
+            while job.result.done():  # its caller left
+                if not self._line:
+                    return
+                job = heapq.heappop(self._line)
+        try:
+            done, error = job.work(), None
+        except Exception as fault:  # whatever it is, it is told to whoever waits
+            done, error = None, fault
+        loop.call_soon_threadsafe(_tell, job.result, done, error)
 
-    def _end(self, job: _Job, done: "asyncio.Future[Any]") -> None:
-        self._free += 1
-        self._give_turns()
-        error = done.exception()
-        if job.result.done():
-            return
-        if error is None:
-            job.result.set_result(done.result())
-        else:
-            job.result.set_exception(error)
+
+def _tell(result: asyncio.Future[Any], done: object, error: Exception | None) -> None:
+    if result.done():
+        return
+    if error is None:
+        result.set_result(done)
+    else:
+        result.set_exception(error)
 
 
 class DecodingRequest:

@@ -76,7 +76,7 @@ def open_decoders(limits: Limits, metrics: Metrics) -> Decoders:
         RuntimeError: the system gives no more threads.
     """
     pool = open_workers(limits.decoders)
-    return Decoders(pool, limits.decoders, limits.pixels_in_flight, metrics.pixels_in_flight)
+    return Decoders(pool, limits.pixels_in_flight, metrics.pixels_in_flight)
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ def _open_classifier(
         queue_limit=batching.queue_limit,
         metrics=metrics,
         dispatch=shared.dispatch,
+        goes_ahead=_goes_ahead(shared.devices, engines[0].max_batch),
     )
     card = ModelCard.of(
         served,
@@ -194,6 +195,7 @@ def _open_detector(
         queue_limit=batching.queue_limit,
         metrics=metrics,
         dispatch=shared.dispatch,
+        goes_ahead=_goes_ahead(shared.devices, engines[0].max_batch),
         group=lambda item: item.padded_size,
     )
     card = ModelCard.of_detector(
@@ -217,6 +219,15 @@ def _on_each(devices: Sequence[Device], network: Network) -> Iterator[tuple[Devi
     """Each device with a network of its own."""
     for index, device in enumerate(devices):
         yield device, deepcopy(network) if index else network
+
+
+def _goes_ahead(devices: Sequence[Device], max_batch: int) -> bool:
+    """Whether a full batch leaves the queue before its device is free.
+
+    Single images are always full batches. On a CPU they take long, and one that its caller no
+    longer wants is best found in the queue.
+    """
+    return max_batch > 1 or devices[0].torch_device.type == "cuda"
 
 
 def _ready_sizes(served: ServedDetector, batching: Batching) -> tuple[tuple[int, int], ...]:

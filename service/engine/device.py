@@ -89,8 +89,8 @@ class Device:
     Attributes:
         torch_device: what torch calls it.
         name: that no other device of the replica has.
-        depth: batches that it takes at a time, see `Dispatchable`; on CUDA a second one, which is
-            copied in meanwhile.
+        depth: batches that it takes at a time, see `Dispatchable`: a second one is copied in
+            meanwhile on CUDA, and on a CPU begins without a turn of the event loop between the two.
         threads: of one forward pass on a CPU.
         lanes: that share a batch on a CPU.
 
@@ -109,7 +109,7 @@ class Device:
         if on_cuda:
             _check_gpu(self.torch_device)
         self.name = str(self.torch_device) if on_cuda else f"cpu:{index}"
-        self.depth = 2 if on_cuda else 1
+        self.depth = 2
         self.threads = threads or cores()
         self.lanes = Lanes(1 if on_cuda else self.threads)
         self._hang_timeout_s = hang_timeout_s
