@@ -186,11 +186,11 @@ def requests(arguments: argparse.Namespace) -> list[bytes]:
     ]
 
 
-async def probe(port: int, every_s: float, end: float, tally: Tally) -> None:
+async def probe(port: int, every_s: float, window: tuple[float, float], tally: Tally) -> None:
     """Ask for the health like a kubelet: one request after the other, each with a connection."""
     crowd = Crowd(port, [b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n"], None, 0)
-    crowd.tally = tally
-    while (due := time.perf_counter()) < end:
+    crowd.tally, crowd.window = tally, window
+    while (due := time.perf_counter()) < window[1]:
         await crowd.request(due)
         for connection in list(crowd.open):
             connection.leave()
@@ -218,7 +218,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
 
     async with asyncio.TaskGroup() as group:
         cpu = group.create_task(cpu_in_window())
-        group.create_task(probe(arguments.port, arguments.probe_every, end, probes))
+        group.create_task(probe(arguments.port, arguments.probe_every, (start, end), probes))
         if arguments.concurrency:
             for _ in range(arguments.concurrency):
                 group.create_task(caller())
@@ -233,7 +233,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
     for connection in list(crowd.open):
         connection.leave()
     return crowd.tally.figures(arguments.seconds) | {
-        "probes": probes.figures(arguments.seconds + arguments.warmup),
+        "probes": probes.figures(arguments.seconds),
         "client_cpus": client_cpu_s / arguments.seconds,
         "server_cpus": server_cpu_s / arguments.seconds,
     }

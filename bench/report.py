@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -280,6 +281,79 @@ def graphs_tables(result: dict[str, Any]) -> str:
     )
 
 
+def neighbour_table(result: dict[str, Any]) -> str:
+    """The table of `neighbour-cpu.json`."""
+    return _table(
+        "model|in flight|code|in quiet, answers/s|beside a busy neighbour|of the fair share"
+        "|in quiet / first code (range)",
+        [
+            [
+                row["model"],
+                str(row["in_flight"]),
+                row["code"],
+                _rate(row["quiet_per_s"]),
+                _rate(row["crowded_per_s"]),
+                f"**{row['share_of_fair']:.0%}**",
+                _ratio(row),
+            ]
+            for row in result["rows"]
+        ],
+    )
+
+
+def overload_tables(result: dict[str, Any]) -> str:
+    """The tables of `overload-cpu.json`."""
+    rows: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for row in result["overload"]:
+        rows.setdefault((row["clients"], row["times"]), []).append(row)
+    return "\n\n".join(
+        (
+            _table(
+                "clients have|asked for, of capacity|capacity, answers/s"
+                "|answered / capacity (range)|refused p50 / p99 ms|probes p50 / p99 ms|two seconds later, of capacity"
+                "|server CPUs|clients' CPUs",
+                [[clients, f"{times:g}", *_overload(of)] for (clients, times), of in rows.items()],
+            ),
+            _table(
+                "callers who leave after 50 ms|requests/s|answers/s|computed for nobody"
+                "|probes p50 / p99 ms|answers",
+                [
+                    [
+                        f"`{row['path']}`",
+                        f"{sum(row['statuses'].values()) / result['storm_seconds']:.0f}",
+                        _rate(row["answered_per_s"]),
+                        f"**{row['wasted']:.1%}**",
+                        _median_and_worst([row], "probes_ms"),
+                        _statuses(row["statuses"]),
+                    ]
+                    for row in result["storms"]
+                ],
+            ),
+        )
+    )
+
+
+def _overload(rounds: list[dict[str, Any]]) -> list[str]:
+    goodput = [row["goodput"] for row in rounds]
+    return [
+        _rate(median(row["capacity_per_s"] for row in rounds)),
+        f"**{median(goodput):.2f}** ({min(goodput):.2f}-{max(goodput):.2f})",
+        _median_and_worst(rounds, "refused_ms"),
+        _median_and_worst(rounds, "probes_ms"),
+        f"{median(row['recovered'] for row in rounds):.2f}",
+        f"{median(row['server_cpus'] for row in rounds):.2f}",
+        f"{median(row['client_cpus'] for row in rounds):.2f}",
+    ]
+
+
+def _median_and_worst(rounds: list[dict[str, Any]], key: str) -> str:
+    latencies = [row[key] for row in rounds if row[key]]
+    if not latencies:
+        return "none"
+    p50, p99 = (median(one[name] for one in latencies) for name in ("p50", "p99"))
+    return f"{p50:.1f} / {p99:.1f}"
+
+
 def thread_split_table(result: dict[str, Any]) -> str:
     """The table of one `thread_split-*.json`."""
     return _table(
@@ -396,7 +470,9 @@ _TABLES = {
     "graphs": graphs_tables,
     "growth": growth_tables,
     "kernels": kernels_table,
+    "neighbour": neighbour_table,
     "openvino": openvino_table,
+    "overload": overload_tables,
     "server": server_tables,
     "thread_split": thread_split_table,
 }

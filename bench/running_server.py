@@ -29,19 +29,28 @@ class RunningServer:
 
     def load(self, protocol: str, /, **options: object) -> Any:
         """Run the load generator in its own process and return its figures."""
-        options |= {"port": self.ports[protocol], "server_pid": self.pid}
-        command = [sys.executable, "-m", "bench.load", "--protocol", protocol]
+        return self._figures("bench.load", protocol=protocol, port=self.ports[protocol], **options)
+
+    def crowd(self, **options: object) -> Any:
+        """Let a crowd of HTTP clients come, from a process of its own, and return its figures."""
+        return self._figures("bench.crowd", port=self.ports["http"], **options)
+
+    def _figures(self, module: str, **options: object) -> Any:
+        command = [sys.executable, "-m", module, "--server-pid", str(self.pid)]
         for name, value in options.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 @contextmanager
-def running_server(checkpoint: dict[str, Any], **settings: object) -> Iterator[RunningServer]:
+def running_server(
+    checkpoint: dict[str, Any] | None, source: Path | None = None, /, **settings: object
+) -> Iterator[RunningServer]:
     """Start a server, wait until it is ready, and stop it at the end.
 
     Args:
-        checkpoint: content of the file that it loads its weights from.
+        checkpoint: content of the file that it loads its weights from; `None` needs none.
+        source: folder of the code; `None` means this one's.
         **settings: such as `DAT_MODEL__NAME="dat_tiny_224"`.
 
     Raises:
@@ -50,16 +59,20 @@ def running_server(checkpoint: dict[str, Any], **settings: object) -> Iterator[R
     ports = dict(zip(("http", "grpc", "metrics"), _free_ports(3), strict=True))
     with tempfile.TemporaryDirectory() as folder:
         weights, log = Path(folder) / "weights.pth", Path(folder) / "server.log"
-        torch.save(checkpoint, weights)
+        chosen = {"DAT_SERVER__HOST": "127.0.0.1"}
+        if checkpoint is not None:
+            torch.save(checkpoint, weights)
+            chosen["DAT_MODEL__CHECKPOINT"] = str(weights)
         environment = (
             os.environ
-            | {"DAT_SERVER__HOST": "127.0.0.1", "DAT_MODEL__CHECKPOINT": str(weights)}
+            | chosen
             | {f"DAT_SERVER__{name.upper()}_PORT": str(port) for name, port in ports.items()}
             | {name: str(value) for name, value in settings.items()}
         )
         with log.open("w") as output:
             server = subprocess.Popen(
                 [sys.executable, "-m", "service"],
+                cwd=source,
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,

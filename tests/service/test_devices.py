@@ -80,7 +80,7 @@ async def test_openvino_classifies_on_all_devices(server, tmp_path):
 
 
 def test_several_devices_share_the_cores(monkeypatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 6)
+    monkeypatch.setattr("service.engine.device.cores", lambda: 6)
     devices = open_devices("cpu,cpu,cpu")
     assert [device.name for device in devices] == ["cpu:0", "cpu:1", "cpu:2"]
     assert [device.threads for device in devices] == [2, 2, 2]
