@@ -310,7 +310,8 @@ def overload_tables(result: dict[str, Any]) -> str:
         (
             _table(
                 "clients have|asked for, of capacity|capacity, answers/s"
-                "|answered / capacity (range)|refused p50 / p99 ms|probes p50 / p99 ms|two seconds later, of capacity"
+                "|answered / capacity (range)|refused p50 / p99 ms|probes p50 / p99 ms"
+                "|two seconds later, of capacity"
                 "|server CPUs|clients' CPUs",
                 [[clients, f"{times:g}", *_overload(of)] for (clients, times), of in rows.items()],
             ),

@@ -10,7 +10,7 @@ ServiceError
 │   └── UnsupportedCoding     it is compressed in a way this server does not read
 ├── InvalidImage          the bytes are not a usable image
 │   └── ImageTooLarge         too many bytes or pixels
-├── Overloaded            the queue is full; retry later
+├── Overloaded            too much is asked for at a time; retry later
 ├── DeadlineExceeded      the answer would come too late
 ├── Cancelled             the caller left
 ├── HeadersTooLarge       too many headers, or too many bytes in them (HTTP)
@@ -152,7 +152,7 @@ class ImageTooLarge(InvalidImage):
 
 
 class Overloaded(ServiceError):
-    """The queue is at its limit.
+    """The queue is full, the answer would come too late, or too much is being received.
 
     Attributes:
         retry_after_s: the time in which the queue is expected to have room, in seconds.
