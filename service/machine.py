@@ -42,6 +42,11 @@ def memory_bytes(process: Path = _PROCESS, groups: Path = _GROUPS) -> int:
     return min(limits)
 
 
+def open_files() -> int:
+    """How many files and connections this process may have open at a time."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def _cpu_shares(process: Path, groups: Path) -> Iterator[float]:
     """Cores' worth of time that each control group above the process is given."""
     for folder in _folders(process, groups, "cpu"):
