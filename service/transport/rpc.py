@@ -142,7 +142,7 @@ def _options(limits: Limits, server: Server) -> list[tuple[str, int]]:
         "grpc.keepalive_time_ms": milliseconds(server.grpc_keepalive_s),
         "grpc.keepalive_timeout_ms": milliseconds(_KEEPALIVE_TIMEOUT_S),
         "grpc.keepalive_permit_without_calls": 1,
-        "grpc.http2.min_recv_ping_interval_without_data_ms": milliseconds(
+        "grpc.http2.min_ping_interval_without_data_ms": milliseconds(
             server.grpc_min_ping_interval_s
         ),
     }
