@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil
@@ -146,10 +146,17 @@ class _HttpServer(uvicorn.Server):
 
 def _add_port(rpc_server: grpc.aio.Server, server: Server) -> int:
     host = f"[{server.host}]" if ":" in server.host else server.host
-    try:
-        return rpc_server.add_insecure_port(f"{host}:{server.grpc_port}")
-    except RuntimeError as error:
-        raise StartupError(f"gRPC cannot use port {server.grpc_port}: {error}") from error
+    port = server.grpc_port
+    with ExitStack() as until_bound:
+        if server.host == "0.0.0.0":  # noqa: S104
+            # gRPC takes this for all addresses of IPv6 too, unless those are taken.
+            with suppress(OSError):  # without IPv6 there are none
+                taken = socket.create_server(("::", port), family=socket.AF_INET6)
+                port = until_bound.enter_context(taken).getsockname()[1]
+        try:
+            return rpc_server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise StartupError(f"gRPC cannot use port {server.grpc_port}: {error}") from error
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
+from service.machine import open_files
 from service.metrics import CountedRequest, Metrics, Protocol
 from service.pb import dat_pb2
 from service.settings import Limits, Server
@@ -58,7 +59,11 @@ _LARGE_MESSAGE_BYTES = 2**20
 # While others wait, a message may take this long to come, seconds.
 _PATIENCE_S = 2.0
 _HEAR_OUT_S = 1.0
-_CONNECTIONS = 1000
+# A part of the files that may be open, so that HTTP, the metrics and the models keep theirs.
+_CONNECTIONS_OF_FILES = 1 / 4
+_MOST_CONNECTIONS = 1000
+_HANDSHAKE_TIMEOUT_S = 10.0
+_IDLE_S = 300.0
 _STREAMS_OF_A_CONNECTION = 128
 _METADATA_BYTES = 16 * 1024
 _KEEPALIVE_TIMEOUT_S = 20.0
@@ -121,7 +126,12 @@ def _options(limits: Limits, server: Server) -> list[tuple[str, int]]:
         "grpc.max_send_message_length": -1,
         # Two servers on one port would share its connections silently.
         "grpc.so_reuseport": 0,
-        "grpc.max_allowed_incoming_connections": _CONNECTIONS,
+        "grpc.max_allowed_incoming_connections": min(
+            _MOST_CONNECTIONS, max(1, int(open_files() * _CONNECTIONS_OF_FILES))
+        ),
+        # Connections that say nothing, or have no calls for long, leave their place to others.
+        "grpc.server_handshake_timeout_ms": milliseconds(_HANDSHAKE_TIMEOUT_S),
+        "grpc.max_connection_idle_ms": milliseconds(_IDLE_S),
         "grpc.max_concurrent_streams": _STREAMS_OF_A_CONNECTION,
         # Between a soft limit and a hard one requests would be refused by chance.
         "grpc.max_metadata_size": _METADATA_BYTES,
@@ -132,7 +142,7 @@ def _options(limits: Limits, server: Server) -> list[tuple[str, int]]:
         "grpc.keepalive_time_ms": milliseconds(server.grpc_keepalive_s),
         "grpc.keepalive_timeout_ms": milliseconds(_KEEPALIVE_TIMEOUT_S),
         "grpc.keepalive_permit_without_calls": 1,
-        "grpc.http2.min_recv_ping_interval_without_data_ms": milliseconds(
+        "grpc.http2.min_ping_interval_without_data_ms": milliseconds(
             server.grpc_min_ping_interval_s
         ),
     }
