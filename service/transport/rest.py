@@ -253,7 +253,7 @@ def _ask_for_room(
         NotReady: as `Core.check_room`.
         Overloaded: likewise.
     """
-    core = catalogue.find(task.core, head.query.options().model)
+    core = catalogue.find(task.core, head.options.model)
     if head.names_model:
         core.check_room()
         return core

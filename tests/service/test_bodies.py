@@ -102,7 +102,8 @@ HOSTILE = {
 
 def memory(server: RunningServer, key: str) -> int:
     with open(f"/proc/{server.process.pid}/status") as lines:
-        return int(re.search(rf"{key}:\s+(\d+)", lines.read())[1]) * 1024
+        (kilobytes,) = re.findall(rf"{key}:\s+(\d+)", lines.read())
+    return int(kilobytes) * 1024
 
 
 @pytest.mark.parametrize(("kind", "body", "code"), HOSTILE.values(), ids=HOSTILE)
