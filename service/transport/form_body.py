@@ -52,7 +52,7 @@ def read_form(
         if is_image:
             if len(images) == max_images:
                 raise TooManyImages(f"the request holds more than {max_images} images")
-            images.append(bytes(body[content:end]))
+            images.append(bytes(memoryview(body)[content:end]))
             continue
         if name in options:
             raise InvalidOption(f"{quoted(name)} is given twice in the form")

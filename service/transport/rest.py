@@ -206,7 +206,7 @@ def _add_task(
         """
         with metrics.request(task.name, "http") as counted:
             head = read_head(request, limits, task.form)
-            asked = head.query.options()
+            asked = head.options
             named = catalogue.find(task.core, asked.model) if head.names_model else None
             catalogue.check_room(task.core, counted, only=named, timeout_s=asked.timeout_s)
             with budget.hold(head.length) as held:

@@ -87,6 +87,7 @@ class Head(Generic[TaskOptions]):
         length: of the body as announced, bytes; 0 where it is not.
         limit: of the body, bytes.
         query: the options that the query gives.
+        options: the same for the core.
         began: when the request was received, loop time, seconds.
     """
 
@@ -96,6 +97,7 @@ class Head(Generic[TaskOptions]):
     length: int
     limit: int
     query: TaskOptionsBody[TaskOptions]
+    options: TaskOptions
     began: float
 
     @property
@@ -138,7 +140,7 @@ def read_head(request: Request, limits: Limits, form: Form[TaskOptions]) -> Head
         raise _too_large(limit)
     query = _checked(form.options.of_text, _read_query(request.scope["query_string"]))
     began = asyncio.get_running_loop().time()
-    return Head(kind, boundary, coding, length, limit, query, began)
+    return Head(kind, boundary, coding, length, limit, query, query.options(), began)
 
 
 async def read_body(
@@ -167,13 +169,13 @@ async def read_body(
         InvalidOption: an option that cannot be used.
     """
     try:
-        async with asyncio.timeout_at(_deadline(head, head.query.options(), limits)):
+        async with asyncio.timeout_at(_deadline(head, head.options, limits)):
             data = await _receive(request, head, held)
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed before the request was received") from None
     except ClientDisconnect:
         raise Cancelled("the client left before the end of its request") from None
-    given, size = head.query, len(data)
+    options, size = head.options, len(data)
     uploads: Sequence[Upload]
     if head.kind in RAW_TYPES:
         uploads = [bytes(data)]
@@ -181,15 +183,15 @@ async def read_body(
         # Its images are decoded beside it. A request that is alone always has room for them.
         held.grow(min(size * 3 // 4, held.free))
         uploads, written = await _parse(lambda: read_json(data, limits.max_images), size)
-        given = _merge(given, _checked(form.options.model_validate_json, written, strict=True))
+        body = _checked(form.options.model_validate_json, written, strict=True)
+        options = _merge(head.query, body).options()
     else:
         uploads, fields = await _parse(
             lambda: read_form(data, head.boundary, limits.max_images), size
         )
-        given = _merge(given, _checked(form.options.of_text, fields))
+        options = _merge(head.query, _checked(form.options.of_text, fields)).options()
     decoded = sum(len(upload) for upload in uploads if isinstance(upload, bytes))
     held.give_back(max(0, held.size - decoded))
-    options = given.options()
     left_s = _deadline(head, options, limits) - asyncio.get_running_loop().time()
     if left_s <= 0:
         raise DeadlineExceeded("the deadline passed before the request was received")

@@ -12,7 +12,7 @@ class Clock:
     def __init__(self):
         self.now = 0.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now
 
 

@@ -21,11 +21,13 @@ def test_the_document_and_the_answers_agree(server):
     operations = [operation.ok() for operation in document.get_all_operations()]
     assert len(operations) == 7
     for operation in operations:
-        for mode in GenerationMode:
+        # What has neither options nor a body cannot be asked wrongly.
+        modes = list(GenerationMode) if operation.method == "post" else [GenerationMode.POSITIVE]
+        for mode in modes:
 
             @given(operation.as_strategy(generation_mode=mode))
             @settings(
-                max_examples=10, deadline=None, derandomize=True, suppress_health_check=HealthCheck
+                max_examples=8, deadline=None, derandomize=True, suppress_health_check=HealthCheck
             )
             def agree(case):
                 case.call_and_validate()
