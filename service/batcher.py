@@ -239,7 +239,7 @@ class Batcher(Generic[Item, Result]):
             full = f"the queue holds {self._held} of {self._queue_limit} images"
             return Refusal("queue_full", Overloaded(full, retry_after_s=self.wait_estimate_s))
         ahead = self._held + self._running
-        patience_s = self.forecast.patience_s if timeout_s is None else timeout_s
+        patience_s = min(self.forecast.patience_s, inf if timeout_s is None else timeout_s)
         # With nothing ahead the forecast is put to the test.
         if ahead and (answer_s := self.forecast.answer_s(ahead + places)) > patience_s:
             late = f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
