@@ -14,7 +14,7 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType({"GOMP_SPINCOUNT": "2000"})
 
 # How long a thread that wants the interpreter waits before it asks for it, seconds. A forward pass
 # on a CPU gives it up and wants it back at each of its hundreds of operations.
-_SWITCH_INTERVAL_S = 0.0005
+_SWITCH_INTERVAL_S = 0.0001
 
 
 def begin() -> None:

@@ -29,6 +29,7 @@ from service.transport.gate import Gate
 
 # As many connections beyond the limit may ask for the health of the replica.
 _RESERVE = 8
+_ACCEPTED_AT_ONCE = 16
 _METRICS_CONNECTIONS = 16
 _METRICS_RESERVE = 2
 _METRICS_GRACE_S = 1
@@ -94,7 +95,10 @@ async def open_servers(
     rpc_port = _add_port(rpc_server, server)
     with _metrics_server(ports.metrics, server, metrics):
         await rpc_server.start()
-        http_task = asyncio.create_task(http_server.serve(sockets=[ports.http]))
+        # libuv takes one connection of a socket in a turn of the event loop, and a busy loop has a
+        # hundred turns a second: behind a crowd of new clients a probe would wait for seconds.
+        listeners = [ports.http, *(ports.http.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))]
+        http_task = asyncio.create_task(http_server.serve(sockets=listeners))
         numbers = {
             "http_port": ports.http.getsockname()[1],
             "grpc_port": rpc_port,

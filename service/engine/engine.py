@@ -187,12 +187,13 @@ class Engine:
         self._metrics.captures["ok"].inc(len(self._pipeline))
         self._metrics.graphs.inc(len(self._pipeline))
 
-    def _on_cpu(self) -> Callable[[Tensor], Ranked]:
+    def _on_cpu(self) -> Callable[[Tensor], Sequence[Ranked]]:
         if self._backend == "openvino":
             threads = self._device.threads
-            return OpenVinoClassify(
+            compiled = OpenVinoClassify(
                 self._classify, self._image_size, self.buckets, threads, self._cache
             )
+            return lambda pixels: [compiled(pixels)]
         pack(self._classify.model)
         self._team = flops(self._model.config) >= TEAM_FLOPS
         sizes = {
@@ -205,47 +206,54 @@ class Engine:
         }
         return self._in_lanes
 
-    def _in_lanes(self, pixels: Tensor) -> Ranked:
+    def _in_lanes(self, pixels: Tensor) -> list[Ranked]:
         def compute(share: Tensor) -> Ranked:
             return self._graphs[len(share)](share)
 
-        parts = self._device.lanes.map(
+        return self._device.lanes.map(
             lambda rows: compute(pixels[rows]), len(pixels), team=self._team
         )
-        scores, classes, locations = zip(*parts, strict=True)
-        of_layers = zip(*locations, strict=True)
-        return Ranked(torch.cat(scores), torch.cat(classes), tuple(map(torch.cat, of_layers)))
 
     def launch(self, batch: Sequence[EngineInput]) -> Callable[[], list[EngineOutput]]:
         """Begin a batch, in the thread of the device; the function returned waits for its end."""
         explain = any(item.explain for item in batch)
-        ranked = self._begin([item.pixels for item in batch], explain=explain)
+        parts = self._begin([item.pixels for item in batch], explain=explain)
         self._metrics.real_rows.inc(len(batch))
         self._metrics.padding_rows.inc(pick_bucket(len(batch), self.buckets) - len(batch))
         self._metrics.replays["eager" if self._pipeline is None else "graph"].inc()
-        return lambda: _split(ranked(), batch)
+        return lambda: _split(parts(), batch)
 
-    def _begin(self, images: Sequence[NDArray[np.uint8]], *, explain: bool) -> Callable[[], Ranked]:
+    def _begin(
+        self, images: Sequence[NDArray[np.uint8]], *, explain: bool
+    ) -> Callable[[], Sequence[Ranked]]:
+        """The function that is returned gives the results in parts, each of some rows."""
         if self._pipeline is not None:
             with torch.inference_mode():
-                return self._pipeline.launch(images, explain=explain)
+                results = self._pipeline.launch(images, explain=explain)
+            return lambda: [results()]
         bucket = pick_bucket(len(images), self.buckets)
         # Rows past the batch keep what an earlier one left.
         rows = self._staging[:bucket]
         for row, image in zip(rows.numpy(), images, strict=False):
             row[...] = image
-        ranked = self._compute(rows)
-        return lambda: ranked
+        parts = self._compute(rows)
+        return lambda: parts
 
 
-def _split(ranked: Ranked, batch: Sequence[EngineInput]) -> list[EngineOutput]:
-    scores, classes = ranked.scores.numpy(), ranked.classes.numpy()
-    locations = [layer.numpy() for layer in ranked.sampling_locations]
-    return [
-        EngineOutput(
-            scores[row],
-            classes[row],
-            tuple(layer[row] for layer in locations) if item.explain else (),
-        )
-        for row, item in enumerate(batch)
-    ]
+def _split(parts: Sequence[Ranked], batch: Sequence[EngineInput]) -> list[EngineOutput]:
+    """The output of each item; the parts have at least as many rows, in their order."""
+    outputs: list[EngineOutput] = []
+    for part in parts:
+        scores, classes = part.scores.numpy(), part.classes.numpy()
+        items = batch[len(outputs) : len(outputs) + len(scores)]
+        explained = any(item.explain for item in items)
+        locations = [layer.numpy() for layer in part.sampling_locations] if explained else []
+        outputs += [
+            EngineOutput(
+                scores[row],
+                classes[row],
+                tuple(layer[row] for layer in locations) if item.explain else (),
+            )
+            for row, item in enumerate(items)
+        ]
+    return outputs
