@@ -21,10 +21,11 @@ from service.metrics import Metrics, Task
 
 AnyCore = Core[Any, Any, Any, Any, Any]
 
-# What a small request takes from its head to its place in the queue, seconds. Without it all that
-# come in one turn of the event loop would be let pass by one free place. What is shut stays so as
-# long: a queue that is full has more to do than that.
-_ON_THE_WAY_S = 0.005
+# What a small request takes on a busy loop from its head to its place in the queue, seconds. Without
+# it all that come in one turn of the loop would be let pass by one free place.
+_ON_THE_WAY_S = 0.02
+# How long everybody is told the same, seconds: a queue that is full has more to do than that.
+_SHUT_S = 0.005
 _MOST_SHUT = 64  # URLs, which are the callers' choice
 
 log = structlog.get_logger(__name__)
@@ -99,7 +100,7 @@ class Gate:
             return None
         if len(self._shut) >= _MOST_SHUT:
             self._shut.clear()
-        shut = self._shut[url] = _Shut(now + _ON_THE_WAY_S, task, refused)
+        shut = self._shut[url] = _Shut(now + _SHUT_S, task, refused)
         return shut
 
     def _count_passing(self, path: bytes, now: float) -> int:
