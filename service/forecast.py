@@ -16,8 +16,8 @@ _MARGIN = 1.2
 _CALLERS = 64  # whose end is remembered
 _IMPATIENT = 0.1  # share of callers that left, from which on they say something of the next ones
 _EARLY = 0.2  # quantile of the times after which they left
-_RELAXED_PER_S = 1.02  # by which the patience grows while nobody leaves
-_FORGOTTEN_S = 60.0
+_RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
+_FORGOTTEN_S = 20.0
 
 
 class Forecast:
