@@ -50,8 +50,8 @@ _REQUEST_IN_STREAM = 2  # in the messages of both streams
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Requests of one stream that are worked on at a time; more wait in the flow control of HTTP/2.
 _STREAM_CONCURRENCY = 64
-# Of a message that is not being read, gRPC keeps no more than this, bytes.
-_UNREAD_BYTES = 64 * 1024
+# Of a message that is not being read, gRPC keeps no more than this, bytes; most images fit in it.
+_UNREAD_BYTES = 256 * 1024
 # gRPC itself refuses a message without a word of ours, so it may be larger by this factor.
 _RECEIVED = 2
 # The images of a larger message are copied where the event loop does not wait for it.
