@@ -1,6 +1,7 @@
 """Base64 as clients write it: either alphabet, with or without padding, line breaks, a data URL."""
 
 import binascii
+import io
 import re
 
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -14,10 +15,16 @@ class Base64Decoder:
 
     RFC 4648, sections 4 and 5. A `data:` URL must say that it is base64. A space is an error: it
     is what a form makes of a plus.
+
+    Args:
+        length: of the text, at most; what it says is in memory once.
     """
 
-    def __init__(self) -> None:
-        self._decoded: list[bytes] = []
+    def __init__(self, length: int) -> None:
+        self._decoded = io.BytesIO()
+        self._decoded.seek(length * 3 // 4)
+        self._decoded.write(b"\0")  # takes all the memory at once, and never moves it
+        self._decoded.seek(0)
         self._rest = b""  # characters that are no group of four yet
         self._padding = 0
         self._begun = False
@@ -41,7 +48,7 @@ class Base64Decoder:
         self._padding += len(characters) - len(unpadded)
         unpadded = self._rest + unpadded
         whole = len(unpadded) // 4 * 4
-        self._decoded.append(_decode(unpadded[:whole]))
+        self._decoded.write(_decode(unpadded[:whole]))
         self._rest = unpadded[whole:]
 
     def finish(self) -> bytes:
@@ -53,8 +60,9 @@ class Base64Decoder:
         missing = -len(self._rest) % 4
         if missing == 3 or self._padding not in (0, missing):
             raise ValueError("it ends too early or with the wrong padding")
-        self._decoded.append(_decode(self._rest + b"=" * missing))
-        return b"".join(self._decoded)
+        self._decoded.write(_decode(self._rest + b"=" * missing))
+        self._decoded.truncate()
+        return self._decoded.getvalue()
 
 
 def _ascii(text: str) -> bytes:

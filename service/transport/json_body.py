@@ -114,35 +114,43 @@ class _Reader:
     def _image(self, name: str) -> Upload:
         if not self._take(b'"'):
             raise InvalidRequest(f"{name}: an image is a string of base64")
+        start = self._at
+        while not self._take_part():
+            pass
+        end, self._at = self._at, start
+        try:
+            return self._decode(end)
+        except ValueError as error:
+            return InvalidImage("bad_base64", f"the image is not base64: {error}")
+        finally:
+            self._at = end + 1
+
+    def _decode(self, end: int) -> bytes:
+        """The image of a string, up to its end."""
         utf8 = codecs.getincrementaldecoder("utf-8")()
-        decoder, fault = Base64Decoder(), ""
-        while True:
+        decoder = Base64Decoder(end - self._at)
+        while self._at < end:
             start = self._at
-            part = _PART_OF_STRING.match(self._body, start, start + _WINDOW_BYTES)
-            assert part, "an empty part is one: this is a bug"
-            self._at = part.end()
-            ended = self._body[self._at : self._at + 1] == b'"'
-            if self._at == start and not ended:
-                self._malformed("a string has no end, or a control character")
+            ended = self._take_part()
             try:
                 text = utf8.decode(self._body[start : self._at], ended)
                 if "\\" in text:
                     text = json.loads(f'"{text}"')
             except ValueError:  # also what a faulty encoding raises
                 self._malformed("a string is not UTF-8, or has a faulty escape")
-            if not fault:
-                try:
-                    decoder.feed(text)
-                except ValueError as error:
-                    fault = str(error)
-            if ended:
-                break
-        self._at += 1
-        try:
-            image = b"" if fault else decoder.finish()
-        except ValueError as error:
-            fault = str(error)
-        return InvalidImage("bad_base64", f"the image is not base64: {fault}") if fault else image
+            decoder.feed(text)
+        return decoder.finish()
+
+    def _take_part(self) -> bool:
+        """Go on within a string, and say whether its end stands next."""
+        start = self._at
+        part = _PART_OF_STRING.match(self._body, start, start + _WINDOW_BYTES)
+        assert part, "an empty part is one: this is a bug"
+        self._at = part.end()
+        ended = self._body.startswith(b'"', self._at)
+        if self._at == start and not ended:
+            self._malformed("a string has no end, or a control character")
+        return ended
 
     def _option(self, written: bytes) -> None:
         self._options.append(b"%b:%b" % (written, self._short(_VALUE)))
