@@ -26,7 +26,7 @@ run: $(VENV)/.runtime ## install what is needed and serve the demo models
 	@exec $(BIN)/dat-serve
 
 test: $(VENV)/.dev ## install what is needed and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 convert: $(VENV)/.runtime ## CHECKPOINT=… OUT=….safetensors [OPTIONS=…]: one file with all that is known of a model
 	@$(BIN)/dat-serve convert --checkpoint '$(CHECKPOINT)' --out '$(OUT)' $(OPTIONS)

@@ -99,12 +99,13 @@ class Catalogue:
             EngineUnavailable: nothing can be computed.
             Overloaded: all queues are full, or the answer would come too late.
         """
+        refused = self.refusal(kind, only=only, timeout_s=timeout_s, places=places)
+        if refused is None:
+            return
         counted.images = 1  # at least, of a request that nobody reads
-        cores = self._candidates(kind, only)
-        if len(cores) == 1:
-            counted.model = cores[0].card.name
-        if self.refusal(kind, only=only, timeout_s=timeout_s, places=places) is not None:
-            cores[0].check_room(timeout_s, places)
+        if refused.model is not None:
+            counted.model = refused.model
+        self._candidates(kind, only)[0].check_room(timeout_s, places)
 
     def refusal(
         self,

@@ -2,6 +2,7 @@
 
 import http.client
 import ssl
+from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread
@@ -87,9 +88,9 @@ def _ask_http(where: SplitResult, timeout_s: float, authorities: Path | None) ->
     else:
         connection = http.client.HTTPConnection(where.hostname, where.port or 80, timeout=timeout_s)
     path = where.path if where.path not in ("", "/") else "/health/ready"
-    connection.request("GET", f"{path}?{where.query}" if where.query else path)
-    status = connection.getresponse().status
-    connection.close()
+    with closing(connection):
+        connection.request("GET", f"{path}?{where.query}" if where.query else path)
+        status = connection.getresponse().status
     if status != http.client.OK:
         raise HealthcheckError(f"not ready: {path} answers {status}")
 

@@ -6,6 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from service import process
+
+# Before torch is imported: several processes of tests share the cores.
+os.environ |= process.ENVIRONMENT
+
 import torch
 
 from model import VARIANTS, DatConfig
