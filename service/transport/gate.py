@@ -21,8 +21,8 @@ from service.metrics import Metrics, Task
 
 AnyCore = Core[Any, Any, Any, Any, Any]
 
-# What a small request takes on a busy loop from its head to its place in the queue, seconds. Without
-# it all that come in one turn of the loop would be let pass by one free place.
+# What a small request takes on a busy loop from its head to its place in the queue, seconds.
+# Without it all that come in one turn of the loop would be let pass by one free place.
 _ON_THE_WAY_S = 0.02
 # How long everybody is told the same, seconds: a queue that is full has more to do than that.
 _SHUT_S = 0.005
