@@ -7,6 +7,8 @@ wait for each other at the end of an image, not of every operation.
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
+from math import inf
+from time import monotonic, perf_counter, thread_time
 from typing import TypeVar
 
 import torch
@@ -17,6 +19,10 @@ from service.threads import open_pool
 T = TypeVar("T")
 
 
+# Of the time of a team's first thread, from when on its cores are wanted by others, or by nobody.
+_CROWDED, _QUIET = 0.8, 0.9
+_SMOOTHING = 0.3
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 _FEW = 2  # images of a lane that are not worth dealing out one by one
 
 
@@ -31,8 +37,8 @@ class Share:
 def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
     """Rounds of shares that lanes take one after the other, each when it is done with the last.
 
-    The last shares of a round are single images, so that a lane whose core has another process on
-    it as well takes fewer of them.
+    The second half of a round is single images, so that a lane whose core has another process on it
+    as well takes fewer of them.
 
     Args:
         images: of the batch.
@@ -45,7 +51,7 @@ def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
         lanes = min(images - start, threads)
         each = (images - start) // lanes
         count = lanes * each if team else images - start
-        large = each - 1 if each > _FEW else each
+        large = each // 2 if each > _FEW else each
         sizes = [large] * lanes + [1] * (count - lanes * large)
         ends = accumulate(sizes, initial=start)
         rounds.append(
@@ -56,6 +62,39 @@ def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
         )
         start += count
     return rounds
+
+
+class Crowd:
+    """Whether others want the cores too, so that a team of threads does not pay.
+
+    The threads of a team wait for each other after every operation. Where one of them has to share
+    its core they all sleep, and several compute an image no faster than one does. That is told by
+    how little of its time the first of them computes; a while later it is tried again.
+
+    Args:
+        clock: seconds; any start.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._computing = 1.0  # share of the time
+        self._alone_until = -inf
+        self._pause_s = _SHORTEST_PAUSE_S
+
+    @property
+    def team_pays(self) -> bool:
+        """Whether several threads should compute an image."""
+        return self._clock() >= self._alone_until
+
+    def computed(self, cpu_s: float, wall_s: float) -> None:
+        """Learn from an image of a team: what its first thread computed, and how long it took."""
+        self._computing += _SMOOTHING * (cpu_s / wall_s - self._computing)
+        if self._computing < _CROWDED:
+            self._computing = 1.0
+            self._alone_until = self._clock() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        elif self._computing > _QUIET:
+            self._pause_s = _SHORTEST_PAUSE_S
 
 
 class Lanes:
@@ -70,27 +109,38 @@ class Lanes:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        self._crowd = Crowd()
         self._pool = open_pool(threads, "lane", reach_heap)
 
     def share_sizes(self, images: int, *, team: bool) -> set[int]:
-        """Numbers of rows that `map` gives at a time."""
-        shares = chain.from_iterable(plan(images, self._threads, team=team))
+        """Numbers of rows that `map` may give at a time."""
+        plans = [plan(images, self._threads, team=one) for one in {team, False}]
+        shares = chain.from_iterable(chain.from_iterable(plans))
         return {share.rows.stop - share.rows.start for share in shares}
 
     def map(self, work: Callable[[slice], T], images: int, *, team: bool) -> list[T]:
         """Call `work` with the rows of every share, in inference mode; results in order of rows.
 
         A single share is computed in the calling thread.
+
+        Args:
+            work: on rows of the batch.
+            images: of the batch.
+            team: whether several threads compute an image faster than one, in quiet.
         """
 
         def compute(share: Share) -> T:
             # A setting of the calling thread, like the mode.
             torch.set_num_threads(share.threads)
+            began, computed = perf_counter(), thread_time()
             with torch.inference_mode():
-                return work(share.rows)
+                result = work(share.rows)
+            if share.threads > 1:
+                self._crowd.computed(thread_time() - computed, perf_counter() - began)
+            return result
 
         results: list[T] = []
-        for shares in plan(images, self._threads, team=team):
+        for shares in plan(images, self._threads, team=team and self._crowd.team_pays):
             if len(shares) == 1:
                 results.append(compute(shares[0]))
             else:
