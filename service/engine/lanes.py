@@ -37,8 +37,9 @@ class Share:
 def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
     """Rounds of shares that lanes take one after the other, each when it is done with the last.
 
-    The second half of a round is single images, so that a lane whose core has another process on it
-    as well takes fewer of them.
+    The end of a round is single images, so that a lane whose core has another process on it as well
+    takes fewer of them: half of the round, or of a small model, whose images take no longer than to
+    hand them out, one for each lane.
 
     Args:
         images: of the batch.
@@ -51,7 +52,7 @@ def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
         lanes = min(images - start, threads)
         each = (images - start) // lanes
         count = lanes * each if team else images - start
-        large = each // 2 if each > _FEW else each
+        large = (each // 2 if team else each - 1) if each > _FEW else each
         sizes = [large] * lanes + [1] * (count - lanes * large)
         ends = accumulate(sizes, initial=start)
         rounds.append(

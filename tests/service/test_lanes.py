@@ -33,7 +33,8 @@ def test_a_lane_that_is_done_takes_single_images():
 
 def test_what_is_left_over_has_all_threads_where_these_are_faster_together():
     assert shares(7, 2, team=True) == [[(1, 1)] * 6, [(1, 2)]]
-    assert shares(7, 2, team=False) == [[(1, 1)] * 7]
+    assert shares(7, 2, team=False) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1)]]
+    assert shares(8, 2, team=False) == [[(3, 1), (3, 1), (1, 1), (1, 1)]]
     assert shares(1, 2, team=True) == [[(1, 2)]]
     assert shares(1, 2, team=False) == [[(1, 1)]]
 
