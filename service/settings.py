@@ -248,7 +248,7 @@ class Limits(_Group):
         "process may have.",
     )
     max_pixels: int = Field(
-        50_000_000,
+        25_000_000,
         gt=0,
         le=10**9,
         description="Most pixels of an image, read from its header before decoding.",
