@@ -38,8 +38,8 @@ def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
     """Rounds of shares that lanes take one after the other, each when it is done with the last.
 
     The end of a round is single images, so that a lane whose core has another process on it as well
-    takes fewer of them: half of the round, or of a small model, whose images take little longer than
-    to be handed out, one for each lane.
+    takes fewer of them: half of the round, or of a small model, whose images take little longer
+    than to be handed out, one for each lane.
 
     Args:
         images: of the batch.
