@@ -27,15 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from bench.machine import describe
+from bench.machine import RESULTS, describe
 from bench.report import attention_tables
 from model import VARIANTS, DatConfig, create_model
 from model.attention import DeformableAttention, sample_features
 from model.cost import attention_flops, cost
 from model.dat import make_attention
 from model.official import official_shapes
-
-RESULTS = Path(__file__).parent / "results"
 
 LAYERS = {"dat_tiny_224": (2, 3), "dat_pp_tiny_224": (0, 1, 2, 3)}
 MODELS = ("dat_tiny_224", "dat_tiny_224_ddetr", "dat_tiny_224_ddetr_equal")

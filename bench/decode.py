@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.machine import describe
+from bench.machine import RESULTS, describe
 from bench.report import decode_table
 from model import VARIANTS
 from model.transforms import Preprocessing, to_model_pixels
@@ -37,8 +36,6 @@ from service.engine.device import compute_alone
 from service.images import decode, prepare
 from service.open_model import open_workers
 from service.settings import Limits
-
-RESULTS = Path(__file__).parent / "results"
 
 PICTURES = 2  # of a case
 EXACT, FAST = Limits(), Limits(decode="fast")

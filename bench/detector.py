@@ -23,9 +23,8 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from bench.closed_loop import EngineAlone, measure_closed_loop
-from bench.engine import RESULTS
 from bench.load import CLIENTS, PICTURES, make_jpeg
-from bench.machine import describe
+from bench.machine import RESULTS, describe
 from bench.report import detector_tables
 from bench.running_server import running_server
 from bench.stages import POST_PROCESSING, STAGES, time_stages

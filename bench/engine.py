@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from bench.baseline import CONFIGS, create_baseline
-from bench.machine import describe
+from bench.machine import RESULTS, describe
 from bench.memory import ALL_KEPT
 from bench.report import engine_table
 from bench.rival import Pixels, Rival, Run, Timed
@@ -36,8 +36,6 @@ from service.engine.device import Device
 from service.engine.engine import Engine, EngineInput, EngineOutput
 from service.memory import keep_freed
 from service.metrics import Metrics
-
-RESULTS = Path(__file__).parent / "results"
 
 PRODUCT_SIDE = 4096  # of both matrices
 
@@ -97,7 +95,8 @@ def open_baseline(name: str, device: str, threads: int, *, dtype: str) -> Run:
     """Load the baseline; below float32 it runs under autocast, as the official code trains."""
     torch.set_num_threads(threads)
     model = create_baseline(name)
-    model.load_state_dict(recipe_state(name))
+    # Its geometry is in its state too.
+    model.load_state_dict(model.state_dict() | recipe_state(name))
     model.to(device)
     normalise = Normalise().to(device)
     precision: torch.dtype = getattr(torch, dtype)

@@ -1,179 +1,227 @@
-"""Time the CUDA engine against its own parts: without graphs, kernels, compilation or overlap.
+"""Device time of classifiers as the service runs them, and in the ways that it does not.
 
-All ways run the same network on the same pixels, from bytes on the host to ranked classes there,
-in alternating rounds.
+A forward pass, from bytes on the device to ranked classes there: as a captured graph and eagerly,
+with the kernels of `model.kernels` and in plain torch, compiled, and with the algorithms that
+cuDNN finds by trying. Then whole engines, from bytes on the host to results there. Each figure is
+printed as one JSON object as soon as it is known, the most telling ways first. On a CPU, where
+nothing is captured and code is traced but not generated, this is a rehearsal.
 """
 
 import argparse
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache, partial
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
+from torch import Tensor
 
 from bench.closed_loop import time_calls
-from bench.machine import describe
+from bench.findings import find, note
 from bench.rival import make_pixels
 from bench.weights import recipe_state
-from model import create_model, kernels
+from model import VARIANTS, create_model, kernels
+from model.cost import flops
 from service.engine.classify import Classify
 from service.engine.device import Device
 from service.engine.engine import Engine, EngineInput
-from service.engine.graphs import Capture
+from service.engine.graphs import Capture, CudaCapture
 from service.metrics import Metrics
+from tests.service.recorded import recorded
 
-RESULTS = Path(__file__).parent / "results"
-BASIS = "eager"
-IN_FLIGHT = 8  # batches of a call of the ways that keep two in flight
-
-Run = Callable[[Sequence[EngineInput]], Awaitable[object]]
+DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+BATCHES_A_CALL = 8  # of an engine
+ENGINE = "engine"
 
 
+@dataclass(frozen=True)
 class Way:
-    """One way to run a network.
+    """One way to run a forward pass.
 
     Attributes:
-        batches: of one call.
+        captured: as a CUDA graph, else eagerly.
+        fused: with the kernels.
+        compiled: by `torch.compile`.
+        tried: whether cuDNN tries its algorithms.
     """
 
-    def __init__(self, device: Device, run: Run, *, batches: int = 1) -> None:
-        self._device, self._run, self.batches = device, run, batches
+    captured: bool = True
+    fused: bool = False
+    compiled: bool = False
+    tried: bool = False
 
-    async def __call__(self, batch: Sequence[EngineInput]) -> None:
-        """Run the batches of one call, as many at a time as the device takes."""
-        left = iter(range(self.batches))
-
-        async def in_turn() -> None:
-            for _ in left:
-                await self._run(batch)
-
-        await asyncio.gather(*(in_turn() for _ in range(self._device.depth)))
-
-
-async def open_ways(
-    name: str, device: Device, dtype: str, buckets: Sequence[int], capture: Capture | None = None
-) -> tuple[dict[str, Way], dict[str, float]]:
-    """The ways to run a network, and the memory of the device that each took to open, MB."""
-    memory: dict[str, float] = {}
-
-    async def engine(way: str, *, fused: bool, compiled: bool) -> Engine:
-        kernels.enabled = fused  # what a graph captures is what was enabled then
-        model = create_model(name)
-        model.load_state_dict(recipe_state(name))
-        metrics = Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1)
-        opened = Engine(
-            model, device, metrics, dtype=dtype, buckets=buckets, compiled=compiled, capture=capture
-        )
-        before = _memory_mb(device)
-        await opened.load()
-        memory[way] = _memory_mb(device) - before
-        return opened
-
-    plain = await engine("graph, plain torch", fused=False, compiled=False)
-    compiled = await engine("graph, compiled", fused=False, compiled=True)
-    fused = await engine("graph, kernels", fused=True, compiled=False)
-    return {
-        BASIS: Way(device, _eagerly(name, device, dtype)),
-        "graph, plain torch": Way(device, plain.run_batch),
-        "graph, compiled": Way(device, compiled.run_batch),
-        "graph, kernels": Way(device, fused.run_batch),
-        "graph, kernels, overlapping": Way(device, fused.run_batch, batches=IN_FLIGHT),
-    }, memory
+    @contextmanager
+    def switched(self) -> Iterator[None]:
+        """What is captured, or runs eagerly, in here runs in this way."""
+        before = kernels.enabled, torch.backends.cudnn.benchmark
+        kernels.enabled, torch.backends.cudnn.benchmark = self.fused, self.tried
+        try:
+            yield
+        finally:
+            kernels.enabled, torch.backends.cudnn.benchmark = before
 
 
-def _eagerly(name: str, device: Device, dtype: str) -> Run:
+SERVED, BASIS = "graph, kernels", "eager"
+WAYS = {
+    SERVED: Way(fused=True),
+    BASIS: Way(captured=False),
+    "graph": Way(),
+    "eager, kernels": Way(captured=False, fused=True),
+    "graph, kernels, cuDNN tries": Way(fused=True, tried=True),
+    "graph, compiled kernels": Way(fused=True, compiled=True),
+    "graph, compiled": Way(compiled=True),
+}
+# What is timed unless asked otherwise, the most telling first; compilation takes minutes.
+TIMED = [SERVED, ENGINE, BASIS, "graph", "eager, kernels", "graph, kernels, cuDNN tries"]
+# Of one H100 in bfloat16: what a batch of one may take, ms, and images a second of some batch.
+TARGETS = {"dat_tiny_224": (0.6, 18_000), "dat_pp_tiny_224": (1.3, 12_000)}
+LEAST_GAIN = 3.0  # of a graph over running eagerly, at a batch of one
+
+
+@cache
+def network(name: str, kind: str) -> Classify:
+    """A classifier on its device, with random weights."""
     model = create_model(name)
     model.load_state_dict(recipe_state(name))
-    classify = Classify(model, getattr(torch, dtype)).to(device.torch_device).eval()
-
-    def forward(batch: Sequence[EngineInput]) -> list[torch.Tensor]:
-        with torch.inference_mode():
-            pixels = torch.from_numpy(np.stack([item.pixels for item in batch]))
-            scores, classes, _ = classify(pixels.to(device.torch_device))
-            return [scores.cpu(), classes.cpu()]
-
-    async def run(batch: Sequence[EngineInput]) -> object:
-        return await device.run(lambda: forward(batch))
-
-    return run
+    return Classify(model, DTYPE[kind]).to(kind).eval()
 
 
-def _memory_mb(device: Device) -> float:
-    if device.torch_device.type != "cuda":
-        return 0.0
-    return torch.cuda.memory_reserved(device.torch_device) / 2**20
+@torch.inference_mode()
+def time_way(name: str, way: Way, batch: int, kind: str, seconds: float) -> float:
+    """Seconds of a forward pass."""
+    work: Callable[[Tensor], Any] = network(name, kind)
+    if way.compiled:
+        # A limit on recompilations counts for all networks together.
+        torch._dynamo.reset()
+        backend = "inductor" if kind == "cuda" else "eager"
+        work = torch.compile(work, dynamic=False, backend=backend)
+    pixels = torch.from_numpy(make_pixels(name, batch)).to(kind)
+    with way.switched():
+        if not way.captured:
+            return device_seconds(lambda: work(pixels), kind, seconds)
+        capture: Capture = CudaCapture(torch.device("cuda:0")) if kind == "cuda" else recorded
+        return device_seconds(capture(work, (pixels,)).replay, kind, seconds)
 
 
-def compare(
-    ways: dict[str, Way],
-    batch: Sequence[EngineInput],
-    *,
-    rounds: int,
-    seconds: float,
-    loop: asyncio.AbstractEventLoop,
-) -> list[dict[str, Any]]:
-    """Time all ways on one batch in alternating rounds, after one that is thrown away."""
+def device_seconds(call: Callable[[], object], kind: str, seconds: float) -> float:
+    """Median duration of consecutive calls, by the clock of the device."""
+    if kind == "cpu":
+        call()
+        return median(time_calls(call, seconds))
+    for _ in range(3):
+        call()
+    groups: list[float] = []
 
-    def seconds_per_batch(way: Way) -> float:
-        calls = time_calls(lambda: loop.run_until_complete(way(batch)), seconds)
-        return float(np.mean(calls)) / way.batches
+    def timed() -> None:
+        # Several between two events, so that the host is ahead of the device.
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(5):
+            call()
+        end.record()
+        end.synchronize()
+        groups.append(1e-3 * start.elapsed_time(end) / 5)
 
-    timed = [{key: seconds_per_batch(way) for key, way in ways.items()} for _ in range(rounds + 1)]
-    rows = []
-    for key in ways:
-        ratios = [one[BASIS] / one[key] for one in timed[1:]]
-        taken = median(one[key] for one in timed[1:])
-        rows.append(
-            {
-                "way": key,
-                "batch": len(batch),
-                "ms": 1e3 * taken,
-                "images_per_s": len(batch) / taken,
-                "ratio": median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
-            }
+    time_calls(timed, seconds)
+    return median(groups)
+
+
+class Times:
+    """Prints the time of each way, and what of it was aimed at."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, str, int], float] = {}
+
+    def add(self, name: str, way: str, batch: int, taken: float) -> None:
+        """Print one time, seconds."""
+        self._seconds[name, way, batch] = taken
+        note(
+            model=name,
+            way=way,
+            batch=batch,
+            ms=round(1e3 * taken, 4),
+            images_per_s=round(batch / taken, 1),
+            tflops=round(2e-12 * batch * flops(VARIANTS[name]) / taken, 2),
         )
-    return rows
+
+    def judge(self, name: str, way: str) -> None:
+        """Print how the times of a way, at all batches, compare with the targets."""
+        of_way = {batch: s for (n, w, batch), s in self._seconds.items() if (n, w) == (name, way)}
+        alone_ms, rate = TARGETS.get(name, (None, None))
+        best = max(batch / seconds for batch, seconds in of_way.items())
+        if way == SERVED or way.startswith(ENGINE):
+            find(name, f"{way}: images/s, best batch", best, at_least=rate)
+        if 1 in of_way and way == SERVED:
+            find(name, f"{way}: ms of one image", 1e3 * of_way[1], at_most=alone_ms)
+        if 1 in of_way and way == BASIS and (name, SERVED, 1) in self._seconds:
+            gain = of_way[1] / self._seconds[name, SERVED, 1]
+            find(name, f"{way} / {SERVED}, batch 1", gain, at_least=LEAST_GAIN)
+
+
+def time_engine(name: str, arguments: argparse.Namespace, times: Times) -> None:
+    """Time an engine, one batch at a time and with as many as its device takes."""
+    kind, loop = arguments.device, asyncio.new_event_loop()
+    device = Device(kind)
+    engine = Engine(
+        deepcopy(network(name, kind).model),  # which an engine on a CPU packs
+        device,
+        Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1),
+        dtype=str(DTYPE[kind]).removeprefix("torch."),
+        buckets=arguments.batches,
+    )
+    loop.run_until_complete(engine.load())
+
+    for title, together in ((ENGINE, 1), (f"{ENGINE}, overlapping", device.depth)):
+        for size in arguments.batches:
+            batch = [EngineInput(image) for image in make_pixels(name, size)]
+            call = partial(_batches, loop, engine, batch, together)
+            taken = median(time_calls(call, arguments.seconds))
+            times.add(name, title, size, taken / BATCHES_A_CALL)
+        times.judge(name, title)
+    device.close()
+    loop.close()
+
+
+def _batches(
+    loop: asyncio.AbstractEventLoop, engine: Engine, batch: Sequence[EngineInput], together: int
+) -> None:
+    """Run a call's batches, so many at a time."""
+    left = iter(range(BATCHES_A_CALL))
+
+    async def in_turn() -> None:
+        for _ in left:
+            await engine.run_batch(batch)
+
+    async def all_turns() -> None:
+        await asyncio.gather(*(in_turn() for _ in range(together)))
+
+    loop.run_until_complete(all_turns())
 
 
 def main() -> None:
-    """Time the models of the command line, one after another."""
+    """Time the ways of the command line, one after another."""
     parser = argparse.ArgumentParser(prog="python -m bench.graphs", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["dat_tiny_224", "dat_pp_tiny_224"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128])
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5, help="per way and round")
+    parser.add_argument("device", choices=DTYPE, nargs="?", default="cuda")
+    parser.add_argument("--models", nargs="+", default=list(TARGETS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 64, 128])
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, ENGINE], default=TIMED)
+    parser.add_argument("--seconds", type=float, default=0.4, help="of one way and batch")
     arguments = parser.parse_args()
-    device, loop = Device("cuda"), asyncio.new_event_loop()
-    for name in arguments.models:
-        ways, memory = loop.run_until_complete(
-            open_ways(name, device, arguments.dtype, sorted(arguments.batches))
-        )
-        result = {
-            "model": name,
-            "machine": describe("bench.graphs", "cuda"),
-            "memory_mb": memory,
-            "rows": [
-                row
-                for size in arguments.batches
-                for row in compare(
-                    ways,
-                    [EngineInput(image) for image in make_pixels(name, size)],
-                    rounds=arguments.rounds,
-                    seconds=arguments.seconds,
-                    loop=loop,
-                )
-            ],
-        }
-        path = RESULTS / f"graphs-{name}-cuda-{arguments.dtype}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"{path.name} written")
+    times = Times()
+    for title in arguments.ways:
+        for name in arguments.models:
+            if title == ENGINE:
+                time_engine(name, arguments, times)
+                continue
+            for batch in arguments.batches:
+                taken = time_way(name, WAYS[title], batch, arguments.device, arguments.seconds)
+                times.add(name, title, batch, taken)
+            times.judge(name, title)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ import torch
 
 from bench.baseline import CONFIGS
 from bench.closed_loop import time_calls
-from bench.engine import RESULTS, OpenEngine, load_engine, recipe_checkpoint
+from bench.engine import OpenEngine, load_engine, recipe_checkpoint
 from bench.load import HttpClient, make_jpeg
-from bench.machine import describe
+from bench.machine import RESULTS, describe
 from bench.memory import IN_USE_ALONE, METERS, in_own_process, peak, reset_peak, resident
 from bench.report import growth_tables
 from bench.running_server import RunningServer, running_server

@@ -13,7 +13,7 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
-from bench.engine import RESULTS
+from bench.machine import RESULTS
 
 OUT = Path(__file__).parent.parent / "docs" / "growth.svg"
 COLOURS = ("#3b82f6", "#e8590c")

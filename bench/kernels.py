@@ -9,17 +9,17 @@ the cache of the device can be faster. The plain side attends in one piece, what
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.machine import describe
+from bench.closed_loop import time_calls
+from bench.machine import RESULTS, describe
 from model import VARIANTS, DatConfig
 from model.attention import DeformableAttention, sample_features
 from model.dat import make_attention
@@ -27,11 +27,11 @@ from model.kernels.deformable_attention import attend
 from model.kernels.offsets import sample_keys
 from model.local_attention import LocalAttention, NeighborhoodAttention, WindowAttention
 
-RESULTS = Path(__file__).parent / "results"
-
 # Classifiers at a batch of the command line; the maps of a detector one image at a time.
 CLASSIFIERS = ("dat_tiny_224", "dat_pp_tiny_224")
 DETECTOR = VARIANTS["dat_pp_tiny_224"].resized((800, 1344))
+# For a rehearsal on a CPU, where Triton interprets the kernels.
+SMALL = VARIANTS["dat_nano"].resized((64, 64))
 
 
 @dataclass(frozen=True)
@@ -155,20 +155,23 @@ class Rates:
         return max(step.moved / self.bytes, step.flops / self.flops)
 
 
-def measure_rates(dtype: torch.dtype) -> Rates:
-    """Time a copy of 1 GiB and a product of matrices of 8192."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+def measure_rates(dtype: torch.dtype, device: str) -> Rates:
+    """Time a copy of 1 GiB and a product of matrices of 8192, of less on a CPU."""
+    bytes_copied, side = (1 << 30, 8192) if device == "cuda" else (1 << 20, 256)
+    source = torch.empty(bytes_copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+    a = torch.randn(side, side, device=device, dtype=dtype)
     product = torch.empty_like(a)
     return Rates(
         2 * source.nbytes / seconds(lambda: target.copy_(source)),
-        2 * 8192**3 / seconds(lambda: torch.matmul(a, a, out=product)),
+        2 * side**3 / seconds(lambda: torch.matmul(a, a, out=product)),
     )
 
 
 def seconds(call: Callable[[], Tensor]) -> float:
-    """Median duration of a call that is replayed as a CUDA graph."""
+    """Median duration of a call, on CUDA replayed as a graph."""
+    if not call().is_cuda:
+        return median(time_calls(call, 0))
     from triton.testing import do_bench_cudagraph  # noqa: PLC0415
 
     return 1e-3 * float(do_bench_cudagraph(call, return_mode="median"))
@@ -188,8 +191,8 @@ def compare(step: Step, rates: Rates) -> dict[str, Any]:
     }
 
 
-def _all_steps(
-    layouts: list[tuple[DatConfig, int]], dtype: torch.dtype
+def all_steps(
+    layouts: list[tuple[DatConfig, int]], dtype: torch.dtype, device: str
 ) -> Iterator[tuple[dict[str, Any], Step]]:
     """The steps of all stages of networks and batches, each with where it is."""
     for config, batch in layouts:
@@ -200,19 +203,18 @@ def _all_steps(
                 "batch": batch,
                 "stage": stage,
             }
-            for step in steps(config, stage, batch, dtype, "cuda"):
+            for step in steps(config, stage, batch, dtype, device):
                 yield where, step
 
 
 def main() -> None:
-    """Time all steps, and print them; or have each kernel run once, for a profiler."""
+    """Time all steps, and print them."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
+    parser.add_argument("device", choices=["cpu", "cuda"], nargs="?", default="cuda")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
-    parser.add_argument("--once", action="store_true", help="only run each kernel, for a profiler")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("bench.kernels: no CUDA device")
+    device = arguments.device
     torch.manual_seed(0)
     dtype: torch.dtype = getattr(torch, arguments.dtype)
     layouts = [
@@ -221,23 +223,19 @@ def main() -> None:
     ]
     rows = []
     with torch.inference_mode():
-        if arguments.once:
-            for _, step in _all_steps(layouts, dtype):
-                step.fused()
-            return
-        rates = measure_rates(dtype)
-        for where, step in _all_steps(layouts, dtype):
+        rates = measure_rates(dtype, device)
+        for where, step in all_steps([(SMALL, 1)] if device == "cpu" else layouts, dtype, device):
             rows.append(where | compare(step, rates))
-            print(json.dumps(rows[-1]))
+            print(json.dumps(rows[-1]), flush=True)
     result = {
-        "device": "cuda",
+        "device": device,
         "dtype": arguments.dtype,
-        "machine": describe("bench.kernels", "cuda"),
+        "machine": describe("bench.kernels", device),
         "copied_bytes_per_s": rates.bytes,
         "flops_per_s": rates.flops,
         "steps": rows,
     }
-    path = RESULTS / f"kernels-cuda-{arguments.dtype}.json"
+    path = RESULTS / f"kernels-{device}-{arguments.dtype}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 

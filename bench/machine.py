@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+# Where result files go.
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results"))
+
 
 def describe(module: str, device: str, threads: int | None = None) -> dict[str, str | int]:
     """Describe this run of `python -m <module>`; fields are plain strings and numbers.
@@ -40,6 +43,8 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
+    if carried := os.environ.get("BENCH_COMMIT"):
+        return carried  # a tree that was carried elsewhere has no history
     commit = _git("describe", "--always", "--abbrev=12", "--exclude=*").stdout.strip()
     if not commit:
         return "unknown"  # an unpacked archive has no history

@@ -19,8 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.engine import RESULTS
-from bench.machine import describe
+from bench.machine import RESULTS, describe
 from bench.report import neighbour_table
 from bench.running_server import RunningServer, running_server
 from bench.weights import recipe_state

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from bench.baseline import CONFIGS
-from bench.engine import RESULTS, open_engine
-from bench.machine import describe
+from bench.engine import open_engine
+from bench.machine import RESULTS, describe
 from bench.report import openvino_table
 from bench.rival import Pixels, Rival, Run
 from bench.weights import recipe_state

@@ -12,8 +12,7 @@ import urllib.request
 from statistics import median
 from typing import Any
 
-from bench.engine import RESULTS
-from bench.machine import describe
+from bench.machine import RESULTS, describe
 from bench.report import overload_tables
 from bench.running_server import RunningServer, running_server
 from service.machine import cores

@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from bench.findings import bound, verdict
+from bench.machine import RESULTS
 
 
 def engine_table(result: dict[str, Any]) -> str:
@@ -258,27 +258,40 @@ def openvino_table(result: dict[str, Any]) -> str:
     )
 
 
-def graphs_tables(result: dict[str, Any]) -> str:
-    """The tables of one `graphs-*.json`."""
-    memory = result["memory_mb"].items()
+def gpu_tables(result: dict[str, Any]) -> str:
+    """The tables of one `gpu-*.json`: what was found, times, and where the time goes."""
+    machine, steps = result["machine"], result["steps"]
+    ended = (f"{step['name']} {step['ended']} ({step['seconds']:.0f} s)" for step in steps)
+    rows = [row for step in steps for row in step["rows"]]
+    tables = (
+        ("model|what|figure|bound|kept", [_finding(row) for row in rows if "what" in row]),
+        ("model|way|batch|ms|img/s|TFLOP/s", [_way(row) for row in rows if "way" in row]),
+        ("model|kernel|us|of the pass", [_kernel(row) for row in rows if "kernel" in row]),
+        (
+            "model|case that failed|error",
+            [[row["model"], row["failed"], row["error"]] for row in rows if "failed" in row],
+        ),
+    )
+    versions = ", ".join(f"{key} {machine[key]}" for key in ("driver", "cuda", "cudnn", "triton"))
     return "\n\n".join(
         (
-            _table(
-                "batch|way|ms|img/s|eager / way (range)",
-                [
-                    [
-                        str(row["batch"]),
-                        row["way"],
-                        f"{row['ms']:.3f}",
-                        _rate(row["images_per_s"]),
-                        _ratio(row),
-                    ]
-                    for row in result["rows"]
-                ],
-            ),
-            _table("way|memory MB", [[way, f"{taken:.0f}"] for way, taken in memory]),
+            f"Versions: {versions}. Steps: {', '.join(ended)}.",
+            *(_table(header, lines) for header, lines in tables if lines),
         )
     )
+
+
+def _finding(row: dict[str, Any]) -> list[str]:
+    return [row["model"], row["what"], f"{row['figure']:.4g}", bound(row), verdict(row)]
+
+
+def _way(row: dict[str, Any]) -> list[str]:
+    rates = f"{row['ms']:.3f}", _rate(row["images_per_s"]), f"{row['tflops']:.1f}"
+    return [row["model"], row["way"], str(row["batch"]), *rates]
+
+
+def _kernel(row: dict[str, Any]) -> list[str]:
+    return [row["model"], f"`{row['kernel']}`", f"{row['us']:.1f}", f"{row['share']:.1%}"]
 
 
 def neighbour_table(result: dict[str, Any]) -> str:
@@ -468,7 +481,7 @@ _TABLES = {
     "decode": decode_table,
     "detector": detector_tables,
     "engine": engine_table,
-    "graphs": graphs_tables,
+    "gpu": gpu_tables,
     "growth": growth_tables,
     "kernels": kernels_table,
     "neighbour": neighbour_table,

@@ -17,8 +17,8 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.baseline import CONFIGS
 from bench.closed_loop import time_calls
+from model import VARIANTS
 from service.engine.device import compute_alone
 from tests import recipe
 
@@ -29,8 +29,8 @@ Run = Callable[..., NDArray[np.float32]]
 
 def make_pixels(name: str, batch: int) -> Pixels:
     """A batch of test pictures at the model's input size, `(B, H, W, 3)`."""
-    size = CONFIGS[name].image_size
-    return np.stack([recipe.image(0, index, size, size) for index in range(batch)])
+    height, width = VARIANTS[name].image_size
+    return np.stack([recipe.image(0, index, height, width) for index in range(batch)])
 
 
 class Timed(NamedTuple):

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from bench.baseline import CONFIGS
 from bench.closed_loop import EngineAlone, measure_closed_loop
-from bench.engine import RESULTS, open_engine
+from bench.engine import open_engine
 from bench.load import CLIENTS
-from bench.machine import describe
+from bench.machine import RESULTS, describe
 from bench.report import server_tables
 from bench.rival import make_pixels
 from bench.running_server import RunningServer, running_server
 from bench.weights import recipe_state
+from model import VARIANTS
 from service.engine.device import compute_alone
+from service.served_model import BUNDLED
 
 
 def measure_open_loop(
@@ -45,7 +46,7 @@ def measure_open_loop(
 def main() -> None:
     """Measure one model, write the result file and print its tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.server", description=__doc__)
-    parser.add_argument("--model", choices=CONFIGS, default="dat_tiny_224")
+    parser.add_argument("--model", choices=VARIANTS, default="dat_tiny_224")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--max-batch", type=int, default=8)
@@ -77,7 +78,7 @@ def main() -> None:
     closed: list[dict[str, Any]] = []
     opened: list[dict[str, Any]] = []
     with running_server(
-        {"model": recipe_state(name)},
+        None if name in BUNDLED else {"model": recipe_state(name)},
         DAT_MODEL__NAME=name,
         DAT_ENGINE__DEVICE=arguments.device,
         DAT_ENGINE__THREADS=arguments.threads,

@@ -14,8 +14,7 @@ from statistics import median
 from typing import Any
 
 from bench.baseline import CONFIGS
-from bench.engine import RESULTS
-from bench.machine import describe
+from bench.machine import RESULTS, describe
 from bench.report import thread_split_table
 from bench.running_server import RunningServer, running_server
 from bench.weights import recipe_state

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.baseline import create_baseline
+from model import VARIANTS
 from model.detection import DETECTORS
-from model.detection.official import official_shapes
+from model.detection import official as detector_official
+from model.official import official_shapes
 from tests import recipe
 from tests.model.detection import recipe as detector_recipe
 
@@ -26,13 +27,11 @@ DETECTOR_CASES = {
 
 
 def recipe_state(name: str) -> dict[str, Tensor]:
-    """The complete state dict of a published model, with official keys and random weights."""
-    model = create_baseline(name)
-    parameters = {
-        key: torch.from_numpy(recipe.tensor(key, tuple(parameter.shape), 0))
-        for key, parameter in model.named_parameters()
+    """Random weights of a variant, with official keys."""
+    return {
+        key: torch.from_numpy(recipe.tensor(key, shape, 0))
+        for key, shape in official_shapes(VARIANTS[name]).items()
     }
-    return dict(model.state_dict()) | parameters
 
 
 def detector_state(name: str) -> dict[str, Tensor]:
@@ -47,5 +46,5 @@ def detector_state(name: str) -> dict[str, Tensor]:
         key: torch.from_numpy(
             detector_recipe.tensor(key, shape, case["seed"], case["overrides"], golden)
         )
-        for key, shape in official_shapes(DETECTORS[name]).items()
+        for key, shape in detector_official.official_shapes(DETECTORS[name]).items()
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.report import RESULTS
+from bench.machine import RESULTS
 from model import DAT, VARIANTS
 from model.cost import cost
 from service.errors import ServiceError, all_errors

@@ -20,7 +20,7 @@ def test_baseline_reproduces_the_official_logits(name: str) -> None:
     meta = json.loads(str(golden["meta"]))
     images = recipe.batch(meta["input_seed"], meta["image_indices"], *meta["input_hw"])
     model = create_baseline(name)
-    model.load_state_dict(recipe_state(name))
+    model.load_state_dict(model.state_dict() | recipe_state(name))
 
     with torch.inference_mode():
         logits = model(torch.from_numpy(images))

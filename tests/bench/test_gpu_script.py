@@ -1,75 +1,128 @@
-"""`bench/gpu.sh` with an interpreter that only notes what it was asked for."""
+"""A rehearsal of `bench/gpu.sh` on a CPU: every step runs, on models as small as they get."""
 
-import shutil
+import json
+import os
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench.report import gpu_tables
 from tests.server import ROOT
 
-
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    """A copy of the script in a folder of its own, beside a profiler and an interpreter."""
-    (tmp_path / "bench" / "results").mkdir(parents=True)
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "$*" >> asked\ncase "$*" in *$FAILING*) exit 3; esac\n')
-    ncu = tmp_path / "ncu"
-    ncu.write_text('#!/bin/sh\necho "ncu ${*##*/}" >> asked\n')
-    python.chmod(0o755)
-    ncu.chmod(0o755)
-    copy = tmp_path / "bench" / "gpu.sh"
-    shutil.copy(ROOT / "bench" / "gpu.sh", copy)
-    return copy
+MODELS = ("dat_nano", "mask_rcnn_dat_nano", "no_such_model")
 
 
-def run(script: Path, *steps: str, failing: str = "nothing") -> subprocess.CompletedProcess[str]:
-    folder = script.parent.parent
+def start(part: str, folder: Path, *steps: str) -> "subprocess.Popen[str]":
     environment = {
-        "PATH": f"{folder}:/usr/bin:/bin",
-        "PYTHON": str(folder / "python"),
-        "FAILING": failing,
+        **os.environ,
+        "DEVICE": "cpu",
+        "OUT": str(folder),
+        "MODELS": " ".join(MODELS),
+        "PYTHON": sys.executable,
     }
-    return subprocess.run(
-        ["bash", script, *steps], env=environment, capture_output=True, text=True, timeout=30
+    return subprocess.Popen(
+        ["bash", "bench/gpu.sh", part, *steps],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
-def asked(script: Path) -> list[str]:
-    lines = (script.parent.parent / "asked").read_text("utf-8").splitlines()
-    return [line.removeprefix("-m ").partition(" ")[0] for line in lines]
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str, int]]:
+    """Of both parts: the folder with what came of it, what was printed, and the exit code."""
+    folders = {part: tmp_path_factory.mktemp(part) for part in ("first", "second")}
+    started = {part: start(part, folder) for part, folder in folders.items()}
+    printed = {part: process.communicate(timeout=300)[0] for part, process in started.items()}
+    return {
+        part: (folder, printed[part], started[part].returncode) for part, folder in folders.items()
+    }
 
 
-ALL = [
-    *("pytest", "bench.kernels", "ncu", "bench.graphs", *3 * ["bench.engine"]),
-    *("bench.growth", "bench.detector", "bench.server", "bench.report"),
-]
+def results(folder: Path, part: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"gpu-{part}-cpu.json").read_text("utf-8"))
+    return found
 
 
-def test_all_steps_run_one_after_the_other(script: Path) -> None:
-    ended = run(script)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert asked(script) == ALL
-
-
-def test_a_step_that_fails_is_named_and_does_not_stop_the_others(script: Path) -> None:
-    ended = run(script, failing="float16")
-    assert ended.returncode == 1
-    assert asked(script) == ALL
-    assert ended.stderr.splitlines()[-1] == (
-        "failed: engine-bfloat16 engine-float16 growth detector"
+@pytest.mark.timeout(300)
+def test_the_first_part_checks_and_times_and_names_what_failed(
+    rehearsed: dict[str, tuple[Path, str, int]],
+) -> None:
+    folder, printed, code = rehearsed["first"]
+    found = results(folder, "first")
+    ended = {step["name"]: step["ended"] for step in found["steps"]}
+    checks = [f"check-{model}" for model in MODELS]
+    assert list(ended) == ["environment", *checks, "tests", "times"], printed
+    assert {name for name, how in ended.items() if how != "ok"} == {"check-no_such_model"}, printed
+    assert code == 1
+    log = folder / "gpu-first.log"
+    assert printed.splitlines()[-1] == (
+        "check-no_such_model failed with exit code 2; "
+        f"see the lines 'check-no_such_model: ' of {log}"
     )
+    assert "invalid choice: 'no_such_model'" in log.read_text("utf-8")
+
+    rows = [row for step in found["steps"] for row in step["rows"]]
+    judged = {(row["model"], row["what"]): row["figure"] for row in rows if "what" in row}
+    for dtype, largest in (("float32", 1e-4), ("float16", 0.03), ("bfloat16", 0.25)):
+        error = judged["dat_nano", f"{dtype}, plain torch: largest error of the logits"]
+        assert 0 <= error < largest
+    for what in ("whole buckets", "padding", "two batches in flight"):
+        assert judged["dat_nano", f"graph and eager, {what}: probabilities"] < 1e-5
+    shares = [figure for (model, _), figure in judged.items() if model == "mask_rcnn_dat_nano"]
+    assert shares == [1] * 6
+    timed = {row["way"]: row for row in rows if "way" in row}
+    assert {"graph, kernels", "engine", "engine, overlapping", "eager", "graph"} <= set(timed)
+    assert all(row["ms"] > 0 and row["images_per_s"] > 0 for row in timed.values())
+    assert found["machine"]["command"] == "bash bench/gpu.sh first"
+    assert {"commit", "date", "torch", "triton", "driver"} <= found["machine"].keys()
 
 
-def test_steps_are_chosen_by_name(script: Path) -> None:
-    ended = run(script, "report", "engine-float16")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert asked(script) == ["bench.engine", "bench.report"]
+@pytest.mark.timeout(300)
+def test_the_second_part_leaves_a_result_of_every_step(
+    rehearsed: dict[str, tuple[Path, str, int]],
+) -> None:
+    folder, printed, code = rehearsed["second"]
+    found = results(folder, "second")
+    ended = {step["name"]: step["ended"] for step in found["steps"]}
+    assert ended == dict.fromkeys(
+        ("environment", "server", "kernels", "hottest", "compile"), "ok"
+    ), printed
+    assert code == 0
+    rows = {step["name"]: step["rows"] for step in found["steps"]}
+    assert [row["way"] for row in rows["compile"]] == ["graph, compiled kernels"]
+    assert (
+        len(rows["kernels"])
+        == len(json.loads((folder / "kernels-cpu-float32.json").read_text())["steps"])
+        > 0
+    )
+    assert rows["hottest"][0]["share"] >= rows["hottest"][-1]["share"] > 0
+    assert "Self CPU" in (folder / "profile.txt").read_text("utf-8")
+    server = json.loads((folder / "server-dat_nano-cpu.json").read_text("utf-8"))
+    assert {row["protocol"] for row in server["closed_loop"]} == {"http", "grpc"}
 
 
-def test_an_unknown_step_is_an_error(script: Path) -> None:
-    ended = run(script, "kernel")
-    assert ended.returncode == 1
-    assert "no such step: kernel; there are tests kernels profile " in ended.stderr
-    assert not (script.parent.parent / "asked").exists()
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", ["first", "second"])
+def test_what_comes_back_is_few_files_and_a_table(
+    rehearsed: dict[str, tuple[Path, str, int]], part: str
+) -> None:
+    folder, _, _ = rehearsed[part]
+    assert len(list(folder.iterdir())) <= 8
+    table = gpu_tables(results(folder, part))
+    for row in (row for step in results(folder, part)["steps"] for row in step["rows"]):
+        assert row.get("what", row.get("way", row.get("kernel", ""))) in table
+    assert not [line for line in table.splitlines() if line.count("|") == 1]
+
+
+def test_an_unknown_step_is_an_error(tmp_path: Path) -> None:
+    process = start("second", tmp_path, "kernel")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "no step is called kernel; there are environment, server, kernels, " in printed
+    assert not list(tmp_path.iterdir())

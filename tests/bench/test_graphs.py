@@ -1,52 +1,43 @@
-import asyncio
-from functools import partial
+"""Which switches a way is timed with."""
 
-import numpy as np
+import pytest
 import torch
 
 from bench import graphs
-from bench.report import graphs_tables
+from bench.graphs import BASIS, SERVED, WAYS, Times, network, time_way
 from model import kernels
-from service.engine.device import Device
-from service.engine.engine import EngineInput
-from tests.conftest import official_state
-from tests.service.recorded import recorded
 
 
-def test_every_way_is_timed_on_the_same_batch(monkeypatch):
-    """On the CPU with what stands for a graph; code is traced but not generated."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(kernels, "enabled", True)
-    monkeypatch.setattr(graphs, "recipe_state", official_state)
-    loop = asyncio.new_event_loop()
-    device = Device("cpu", 1)
-    ways, memory = loop.run_until_complete(
-        graphs.open_ways("dat_nano", device, "float32", (1,), capture=recorded)
+# To trace a network takes long; the rehearsal of `bench/gpu.sh` does it.
+@pytest.mark.parametrize("title", [title for title, way in WAYS.items() if not way.compiled])
+def test_every_way_runs_with_its_own_switches_alone(title):
+    before = kernels.enabled, torch.backends.cudnn.benchmark
+    seen = []
+    hook = network("dat_nano", "cpu").model.stem.register_forward_pre_hook(
+        lambda *_: seen.append((kernels.enabled, torch.backends.cudnn.benchmark))
     )
-    batch = [EngineInput(np.zeros((128, 128, 3), np.uint8))]
-    rows = graphs.compare(ways, batch, rounds=1, seconds=0, loop=loop)
-    loop.close()
-    device.close()
-    assert [row["way"] for row in rows] == list(ways)
-    assert rows[0]["way"] == graphs.BASIS
-    assert rows[0]["ratio"] == 1
-    assert set(memory) < set(ways)
-    table = graphs_tables({"memory_mb": memory, "rows": rows})
-    assert all(way in table for way in ways)
+    assert time_way("dat_nano", WAYS[title], 1, "cpu", 0) > 0
+    hook.remove()
+    way = WAYS[title]
+    assert set(seen) == {(way.fused, way.tried)}
+    assert (kernels.enabled, torch.backends.cudnn.benchmark) == before
 
 
-async def test_a_call_runs_its_batches_as_many_at_a_time_as_the_device_takes():
-    running = most = runs = 0
+def test_what_a_graph_is_compared_with_has_neither_graph_nor_kernels():
+    assert WAYS[BASIS] == graphs.Way(captured=False)
+    assert WAYS[SERVED].fused
+    assert any(way.compiled and way.fused for way in WAYS.values())
 
-    async def run(_):
-        nonlocal running, most, runs
-        running, runs = running + 1, runs + 1
-        most = max(most, running)
-        await asyncio.sleep(0)
-        running -= 1
 
-    device = Device("cpu", 1)
-    device.depth = 2
-    await graphs.Way(device, run, batches=5)([])
-    device.close()
-    assert (runs, most) == (5, 2)
+def test_times_are_held_against_the_targets(capsys):
+    times = Times()
+    for way, batch, seconds in ((SERVED, 1, 0.0005), (SERVED, 32, 0.002), (BASIS, 1, 0.001)):
+        times.add("dat_tiny_224", way, batch, seconds)
+    times.judge("dat_tiny_224", SERVED)
+    times.judge("dat_tiny_224", BASIS)
+    printed = [line.partition('"what": ')[2] for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in printed if line] == [
+        '"graph, kernels: images/s, best batch", "figure": 16000.0, "at_least": 18000}',
+        '"graph, kernels: ms of one image", "figure": 0.5, "at_most": 0.6}',
+        '"eager / graph, kernels, batch 1", "figure": 2.0, "at_least": 3.0}',
+    ]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from bench import growth, growth_chart
-from bench.engine import RESULTS, OpenEngine
+from bench.engine import OpenEngine
 from bench.growth import _heap_memory, durations, line_past_the_knee, make_batch
+from bench.machine import RESULTS
 from bench.memory import IN_USE_ALONE, in_own_process, peak, reset_peak, resident
 from bench.report import growth_tables
 from model import DAT

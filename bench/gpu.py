@@ -1,0 +1,280 @@
+"""All that needs a CUDA device, in two parts of at most six minutes each; see `bench/gpu.sh`.
+
+A part runs its steps one after another, some of them side by side, each in a process and under a
+time limit. A step that fails stops none of those after it and is named at the end.
+
+Environment: `DEVICE=cpu` rehearses on small models, `OUT` is the folder for results, `MODELS`
+names other models for the checks.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from importlib.metadata import requires, version
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from bench.findings import bound, verdict
+from bench.steps import ROOT, Outcome, Part, Step
+
+PART_S = 350.0  # of the six minutes; the rest is for the start
+
+# What a machine with torch has too, and would be large to carry.
+THERE = {"torch", "triton", "numpy", "opencv-python-headless", "pillow", "safetensors", "tqdm"}
+FOR_TESTS = ("httpx", "hypothesis", "pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist")
+
+
+def module(name: str, limit_s: float, *command: object, **environment: str) -> Step:
+    """A step that runs a module of Python."""
+    return Step(name, limit_s, (sys.executable, "-m", *map(str, command)), environment)
+
+
+# On a CPU as small as it gets.
+TIMED = {"cpu": ("dat_nano",), "cuda": ("dat_tiny_224", "dat_pp_tiny_224")}
+BATCHES = {
+    "cpu": ("--batches", "1", "--seconds", "0"),
+    "cuda": ("--batches", "1", "8", "32", "64", "128"),
+}
+COMPILED = {
+    "cpu": ("--ways", "graph, compiled kernels", "--batches", "1", "--seconds", "0"),
+    "cuda": ("--ways", "graph, compiled kernels", "graph, compiled", "--batches", "64", "1"),
+}
+KERNELS = {"cpu": ("--dtype", "float32"), "cuda": ("--batches", "32")}
+CHECKED = {
+    "cpu": ("dat_nano", "mask_rcnn_dat_nano"),
+    "cuda": (
+        *("dat_tiny_224", "dat_small_224", "dat_base_224", "dat_base_384", "dat_tiny_224_ddetr"),
+        *("dat_pp_tiny_224", "dat_pp_small_224", "dat_pp_base_224", "dat_pp_base_384"),
+        *("dat_nano", "mask_rcnn_dat_nano"),
+        *("retinanet_dat_pp_tiny", "mask_rcnn_dat_pp_tiny", "cascade_mask_rcnn_dat_pp_tiny"),
+    ),
+}
+LOAD = {
+    "cpu": "--model dat_nano --concurrency 2 --rounds 1 --seconds 1 --warmup 0.5 "
+    "--engine-seconds 0.2",
+    "cuda": "--max-batch 64 --concurrency 64 --rounds 2 --seconds 4 --engine-seconds 2",
+}
+
+
+def first(device: str, checked: Sequence[str]) -> list[list[Step]]:
+    """What is right, then how fast it is; the steps of one list run side by side."""
+    checks = [
+        module(f"check-{name}", 160, "bench.gpu_check", name, device, OMP_NUM_THREADS="2")
+        for name in checked
+    ]
+    models = ("--models", *TIMED[device])
+    return [
+        [_environment(device)],
+        [*checks, _tests(device)],
+        [module("times", 175, "bench.graphs", device, *models, *BATCHES[device])],
+    ]
+
+
+def second(device: str) -> list[list[Step]]:
+    """The server, compilation around the kernels, and the kernels one by one."""
+    models = ("--models", *TIMED[device])
+    interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
+    server = ("bench.server", "--device", device, *LOAD[device].split(), "--fractions")
+    return [
+        [_environment(device)],
+        [module("server", 120, *server)],
+        [module("kernels", 80, "bench.kernels", device, *KERNELS[device], **interpreted)],
+        [module("hottest", 60, "bench.hottest", device, *TIMED[device])],
+        [module("compile", 120, "bench.graphs", device, *models, *COMPILED[device])],
+    ]
+
+
+def _environment(device: str) -> Step:
+    return module("environment", 40, "bench.gpu", "environment", device)
+
+
+def _tests(device: str) -> Step:
+    """The tests marked `gpu`, in several processes; a rehearsal only collects them all."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    kernels = ROOT / "tests" / "model" / "kernels"  # which marks its tests itself
+    chosen = [
+        str(file.relative_to(ROOT))
+        for file in files
+        if file.is_relative_to(kernels) or "mark.gpu" in file.read_text("utf-8")
+    ]
+    how = ("-m", "gpu", "-n", "8", "--dist", "worksteal", "--timeout", "100", "--tb", "short")
+    plugins = ("xdist.plugin", "pytest_asyncio.plugin", "pytest_timeout", "no:cacheprovider")
+    words = [word for plugin in plugins for word in ("-p", plugin)]
+    return module(
+        "tests",
+        170,
+        *("pytest", "-q", "-rfE", *chosen, *words),
+        *(how if device == "cuda" else ("--collect-only",)),
+        # Warnings of other plugins would be errors, and they may not know this pytest. Plain
+        # torch in float32 is the reference of kernels, and in TF32 it is none.
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+        NVIDIA_TF32_OVERRIDE="0",
+    )
+
+
+def environment(device: str) -> None:
+    """Print what the machine is, as one JSON object behind what may matter beside it."""
+    import numpy  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    import triton  # noqa: PLC0415
+
+    from bench.machine import describe  # noqa: PLC0415
+
+    for command in ("nvidia-smi", "free", "nproc"):
+        if shutil.which(command):
+            subprocess.run([command], check=False)
+    tools = [tool for tool in ("gcc", "git", "ncu", "nvcc") if shutil.which(tool)]
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    machine: dict[str, Any] = describe("bench.gpu", device) | {
+        "driver": _output(query) if device == "cuda" else "none",
+        "cuda": torch.version.cuda or "none",
+        "cudnn": torch.backends.cudnn.version() or "none",
+        "triton": triton.__version__,
+        "numpy": numpy.__version__,
+        "tools": ", ".join(tools),
+    }
+    print(json.dumps({"machine": machine}))
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def needed(packages: Iterable[str], without: Collection[str] = ()) -> set[str]:
+    """The names of packages and of all that they need here.
+
+    Args:
+        packages: as requirements; all but `without` are installed.
+        without: what is left out, with what it alone needs.
+    """
+    seen: set[str] = set()
+
+    def add(line: str, extras: Collection[str]) -> None:
+        requirement = Requirement(line)
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        marker = requirement.marker
+        wanted = not marker or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+        # What one asks for without extras another may ask for with some.
+        key = f"{name}[{','.join(sorted(requirement.extras))}]"
+        if wanted and name not in without and key not in seen:
+            seen.add(key)
+            for other in requires(name) or ():
+                add(other, requirement.extras)
+
+    for package in packages:
+        add(package, ())
+    return {key.partition("[")[0] for key in seen}
+
+
+def wheels() -> list[str]:
+    """What the server and the tests need of other packages, in the versions installed here."""
+    names = needed(("dat-serve", *FOR_TESTS), without=THERE) - {"dat-serve"}
+    return [f"{name}=={version(name)}" for name in sorted(names)]
+
+
+def choose(groups: list[list[Step]], names: Sequence[str]) -> list[list[Step]]:
+    """The steps of some names, or that begin with one of them; all if there are none.
+
+    Raises:
+        ValueError: no step has such a name.
+    """
+    known = [step.name for group in groups for step in group]
+    for name in names:
+        if not any(_is(step, name) for step in known):
+            raise ValueError(f"no step is called {name}; there are {', '.join(known)}")
+    wanted = ("environment", *names) if names else known
+    chosen = [
+        [step for step in group if any(_is(step.name, w) for w in wanted)] for group in groups
+    ]
+    return [group for group in chosen if group]
+
+
+def _is(step: str, name: str) -> bool:
+    return step == name or step.startswith(f"{name}-")
+
+
+def run(part: str, groups: list[list[Step]], folder: Path, limit_s: float = PART_S) -> bool:
+    """Run the steps of a part, write its results as they come, and print what was found.
+
+    Returns:
+        Whether all steps ended well.
+    """
+    began = monotonic()
+    machine: dict[str, Any] = {}
+    outcomes: list[Outcome] = []
+    log = folder / f"gpu-{part}.log"
+    with log.open("w", encoding="utf-8") as file:
+        running = Part(file, limit_s, folder)
+        for group in groups:
+            print(f"== {monotonic() - began:.0f} s: {', '.join(step.name for step in group)}")
+            came = running.run(group)
+            outcomes += came
+            machine |= {
+                k: v for one in came for row in one.rows for k, v in row.get("machine", {}).items()
+            }
+            result = {
+                "part": part,
+                "machine": machine | {"command": f"bash bench/gpu.sh {part}"},
+                "seconds": round(monotonic() - began, 1),
+                "steps": [vars(outcome) for outcome in outcomes],
+            }
+            path = folder / f"gpu-{part}-{_slug(machine.get('gpu', 'unknown'))}.json"
+            path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            for outcome in came:
+                print("\n".join(_lines(outcome)), flush=True)
+    bad = [outcome for outcome in outcomes if outcome.ended != "ok"]
+    for outcome in bad:
+        print(f"{outcome.name} {outcome.ended}; see the lines '{outcome.name}: ' of {log}")
+    return not bad
+
+
+def _slug(card: str) -> str:
+    """The name of a card as part of the name of a file."""
+    return "cpu" if card == "none" else re.sub(r"[^a-z0-9]+", "-", card.lower())
+
+
+def _lines(outcome: Outcome) -> Iterator[str]:
+    yield f"{outcome.name}: {outcome.ended}, {outcome.seconds} s"
+    for row in outcome.rows:
+        if "what" in row:
+            judged = f"  ({bound(row)}: {verdict(row)})" if verdict(row) else ""
+            yield f"  {row['model']}, {row['what']}: {row['figure']:.4g}{judged}"
+        elif "machine" not in row:
+            yield "  " + ", ".join(f"{key} {value}" for key, value in row.items())[:150]
+
+
+def main() -> None:
+    """Run a part, or one of the small services that `bench/gpu.sh` asks for."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("part", choices=["first", "second", "environment", "wheels"])
+    parser.add_argument("steps", nargs="*", help="names of steps, or how they begin")
+    arguments = parser.parse_args()
+    part, device = arguments.part, os.environ.get("DEVICE", "cuda")
+    if part == "wheels":
+        print("\n".join(wheels()))
+        return
+    if part == "environment":
+        environment(*arguments.steps)
+        return
+    models = os.environ.get("MODELS", " ".join(CHECKED[device])).split()
+    groups = first(device, models) if part == "first" else second(device)
+    folder = Path(os.environ.get("OUT", ROOT / "bench" / "results")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        chosen = choose(groups, arguments.steps)
+    except ValueError as error:
+        parser.error(str(error))
+    if not run(part, chosen, folder):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
