@@ -17,6 +17,7 @@ from model.packing import pack
 from model.tracing import trace
 from service.engine.classify import Classify, Ranked
 from service.engine.device import Device, DeviceUnavailable
+from service.engine import gpu
 from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
 from service.engine.openvino import OpenVinoClassify, check_available
 from service.engine.pipeline import Pipeline
