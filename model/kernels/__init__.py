@@ -18,6 +18,8 @@ from torch import Tensor
 # For the whole process, as `torch.backends.cudnn.enabled`; False leaves all layers to plain torch.
 enabled = True
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+BYTES = (torch.uint8,)
 OLDEST_CAPABILITY = (8, 0)  # that Triton compiles for
 
 # What came of the trial on each device.
@@ -37,13 +39,13 @@ def _missing() -> str | None:
 INSTALLED = _missing() is None
 
 
-def usable(tokens: Tensor) -> bool:
+def usable(tokens: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     """Whether layers may take the kernels for this input: on CUDA, and without gradients."""
     return (
         enabled
         and INSTALLED
         and tokens.is_cuda
-        and tokens.dtype in DTYPES
+        and tokens.dtype in dtypes
         and not torch.is_grad_enabled()
         and _tried.get(tokens.device) is None
     )
