@@ -63,6 +63,14 @@ def tf32_allowed() -> bool:
     return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
 
 
+def reserved_bytes(device: torch.device) -> int:
+    """Memory of a GPU that this process holds and uses; 0 for a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
 def kernels_on(device: torch.device) -> str:
     """`on`, or `off: ` and why; to be called in the thread that will compute.
 

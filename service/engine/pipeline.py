@@ -15,6 +15,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from service.engine import gpu
 from service.engine.device import CAPTURE_LIMIT_S, Device
 from service.engine.graphs import Capture, CapturedGraph, GraphCache, pick_bucket
 from service.engine.slots import Row, Slot
@@ -63,6 +64,9 @@ class Pipeline(Generic[Outputs]):
         metrics: of the model.
         capture: how a graph is captured; without it nothing is, and no batch is padded.
         reads: what the work of images of a size `(H, W)` reads beside inputs and parameters.
+
+    Attributes:
+        graphs_bytes: memory of the device that the graphs took.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Pipeline(Generic[Outputs]):
         capture: Capture | None,
         reads: Callable[[tuple[int, int]], object] = lambda _: None,
     ) -> None:
+        self.graphs_bytes = 0
         self._device = device
         self._work = work
         self._buckets = buckets
@@ -139,13 +144,18 @@ class Pipeline(Generic[Outputs]):
     @torch.inference_mode()
     def _captured(self, shape: Shape, blank: Row, **how: int) -> _Kept[Outputs]:
         assert self._capture is not None
+        before = gpu.reserved_bytes(self._device.torch_device)
         inputs = tuple(
             torch.from_numpy(np.stack([part] * shape.bucket)).to(self._device.torch_device)
             for part in blank
         )
         graph = self._capture(self._work, inputs, **how)
+        kept = _Kept(graph, self._reads(shape.size))
+        grown = gpu.reserved_bytes(self._device.torch_device) - before
+        self.graphs_bytes += grown
+        self._metrics.memory(self._device.name, "graphs").inc(grown)
         self._metrics.captures["ok"].inc()
-        return _Kept(graph, self._reads(shape.size))
+        return kept
 
     def launch(
         self, rows: Sequence[Row], select: Callable[[Outputs], Sequence[Tensor]]

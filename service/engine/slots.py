@@ -71,8 +71,8 @@ class Slot:
         )
         for name, tensor in enumerate(staged):
             host = tensor.numpy()
-            for row, parts in zip(host, rows, strict=False):
-                row[...] = parts[name]
+            for row, parts in enumerate(rows):
+                host[row] = parts[name]
             if name:
                 host[len(rows) :] = rows[0][name]
         return staged
