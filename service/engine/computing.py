@@ -6,7 +6,6 @@ from itertools import chain
 import torch
 from torch import nn
 
-from service.engine import gpu
 from service.metrics import ModelMetrics
 
 
@@ -20,6 +19,7 @@ class Computing:
         backend: what computes: `torch`, `torch.compile` or `openvino`.
         dtype: of the features.
         kernels: `on`, or `off: ` and why.
+        tf32: `on` where float32 may be computed as TF32, else `off`.
         graphs: how many CUDA graphs there are.
         weights_bytes: memory of parameters and buffers.
         graphs_bytes: memory of the device that the graphs hold.
@@ -31,6 +31,7 @@ class Computing:
     backend: str
     dtype: torch.dtype
     kernels: str
+    tf32: str
     graphs: int
     weights_bytes: int
     graphs_bytes: int
@@ -58,7 +59,7 @@ class Computing:
             "backend": self.backend,
             "dtype": str(self.dtype).removeprefix("torch."),
             "kernels": self.kernels,
-            "tf32": "on" if gpu.tf32_allowed() else "off",
+            "tf32": self.tf32,
         }
 
 

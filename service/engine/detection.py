@@ -183,6 +183,7 @@ class DetectionEngine:
             backend="torch",
             dtype=self.dtype,
             kernels=kernels,
+            tf32=gpu.tf32(device),
             graphs=len(self._pipeline),
             weights_bytes=memory_of(self._detector),
             graphs_bytes=self._pipeline.graphs_bytes,

@@ -19,7 +19,7 @@ from service.engine import gpu
 from service.engine.classify import Classify, Ranked
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device, DeviceUnavailable
-from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
+from service.engine.graphs import Capture, CudaCapture, choose_buckets, fused, pick_bucket
 from service.engine.openvino import OpenVinoClassify, check_available
 from service.engine.pipeline import Pipeline
 from service.metrics import ModelMetrics
@@ -165,8 +165,9 @@ class Engine:
         if capture is None and device.type == "cuda":
             capture = CudaCapture(device)
         if capture is not None:
+            work = fused(self._classify, len(self.buckets)) if self._compiled else self._classify
             self._pipeline = Pipeline(
-                self._device, self._fused(), self.buckets, self._metrics, capture=capture
+                self._device, work, self.buckets, self._metrics, capture=capture
             )
             self._pipeline.capture_ahead([(blank,)])
         else:
@@ -183,6 +184,7 @@ class Engine:
             backend="torch.compile" if self._compiled else self._backend,
             dtype=self.dtype,
             kernels=kernels,
+            tf32=gpu.tf32(device),
             graphs=0 if self._pipeline is None else len(self._pipeline),
             weights_bytes=weights_bytes,
             graphs_bytes=0 if self._pipeline is None else self._pipeline.graphs_bytes,
@@ -194,18 +196,6 @@ class Engine:
             self._on_staged(images)
         else:
             self._pipeline.warm_up([(image,) for image in images], partial(_wanted, explain=True))
-
-    def _fused(self) -> Callable[[Tensor], Ranked]:
-        """The work of the device, for one bucket after the other."""
-        if not self._compiled:
-            return self._classify
-        # Each bucket is compiled for itself. Torch counts that by the code, whichever model runs
-        # it, and what goes beyond its limit it would leave as it is without a word.
-        limits = torch.compiler.config
-        limits.recompile_limit += len(self.buckets)
-        limits.accumulated_recompile_limit += len(self.buckets)
-        limits.fail_on_recompile_limit_hit = True
-        return torch.compile(self._classify, dynamic=False)
 
     def _on_cpu(self) -> Callable[[Tensor], Sequence[Ranked]]:
         if self._backend == "openvino":

@@ -58,9 +58,10 @@ def compute_float32_in_full() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def tf32_allowed() -> bool:
-    """Whether float32 may be computed as TF32 anywhere."""
-    return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+def tf32(device: torch.device) -> str:
+    """`on` where float32 may be computed as TF32, else `off`."""
+    allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return "on" if device.type == "cuda" and allowed else "off"
 
 
 def reserved_bytes(device: torch.device) -> int:

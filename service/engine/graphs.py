@@ -148,6 +148,22 @@ class CudaCapture:
         return CapturedGraph(inputs, outputs, graph.replay)
 
 
+def fused(work: Callable[..., Outputs], shapes: int) -> Callable[..., Outputs]:
+    """Work that `torch.compile` compiles for each shape of its inputs; to be called one at a time.
+
+    Args:
+        work: to be compiled.
+        shapes: how many there will be.
+    """
+    # Torch counts compilations by the code, whichever model runs it, and leaves what goes beyond
+    # its limit as it is, without a word: the last and so the smallest batches.
+    limits = torch.compiler.config
+    limits.recompile_limit += shapes
+    limits.accumulated_recompile_limit += shapes
+    limits.fail_on_recompile_limit_hit = True
+    return torch.compile(work, dynamic=False)
+
+
 class GraphCache(Generic[Key, Graph]):
     """Graphs by what they were captured for; those captured on demand leave by their last use.
 
