@@ -2,8 +2,9 @@
 
 On the CPU oneDNN adds the bias, applies the activation and adds the residual while a product is
 in the cache; one by one each is a pass over memory. The results differ by the rounding of a
-float32 sum. Everywhere else, where gradients are wanted, and in a model that is compiled or
-exported, these are the plain operations.
+float32 sum. On CUDA a kernel does so where the activation is the larger part. Everywhere else,
+where gradients are wanted, and in a model that is compiled or exported, these are the plain
+operations.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.kernels import HALF, usable
 
 Activation = Literal["none", "relu", "gelu"]
 
@@ -25,6 +28,11 @@ _onednn = torch.ops.mkldnn
 
 def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tensor:
     """`activation(layer(x))`, `(..., C)` to `(..., D)`."""
+    if activation == "gelu" and usable(x, HALF):
+        from model.kernels.linear import linear_gelu  # noqa: PLC0415
+
+        assert isinstance(layer, nn.Linear)
+        return linear_gelu(x, layer.weight, layer.bias)
     if not fuses(x):
         return _PLAIN[activation](layer(x))
     return _onednn._linear_pointwise(x, layer.weight, layer.bias, activation, [], "none")

@@ -35,6 +35,7 @@ Explanation = Literal["points", "objects"]
 Rejection = Literal["queue_full", "too_late", "draining", "not_ready", "engine_unavailable"]
 Trigger = Literal["full", "idle"]
 LoadPhase = Literal["read", "build", "warmup"]
+Part = Literal["weights", "graphs"]
 Port = Literal["http", "metrics"]
 Cut = Literal["header_timeout", "body_timeout", "write_timeout", "idle", "evicted", "crowded"]
 
@@ -341,6 +342,18 @@ class _ModelVectors:
             registry=registry,
         )
         self.graphs = Gauge("dat_graphs", "CUDA graphs in memory.", ["model"], registry=registry)
+        self.engine_info = Gauge(
+            "dat_model_engine_info",
+            "What computes the model on a device, and why not otherwise.",
+            ["model", "device", "hardware", "backend", "dtype", "kernels", "tf32"],
+            registry=registry,
+        )
+        self.memory = Gauge(
+            "dat_model_memory_bytes",
+            "Memory of the device that holds the parameters of the model, and its CUDA graphs.",
+            ["model", "device", "part"],
+            registry=registry,
+        )
         self.busy_seconds = Counter(
             "dat_device_busy_seconds",
             "Time in which the device computed a batch of the model; the sum of the rates over "
@@ -403,6 +416,7 @@ class ModelMetrics:
         capacity: int,
         devices: Sequence[str],
     ) -> None:
+        self._name = name
         self.rejected = replica.rejected
         self.decode_errors = replica.decode_errors
         self.stage = {stage: vectors.stage.labels(name, stage) for stage in get_args(Stage)}
@@ -421,6 +435,11 @@ class ModelMetrics:
         self.replays = {mode: vectors.replays.labels(name, mode) for mode in ("graph", "eager")}
         self.captures = {o: vectors.captures.labels(name, o) for o in ("ok", "failed")}
         self.graphs = vectors.graphs.labels(name)
+        self._engine_info = vectors.engine_info
+        self._memory = vectors.memory
+        for device in devices:
+            for part in get_args(Part):
+                self.memory(device, part)
         self.busy_seconds = [vectors.busy_seconds.labels(name, device) for device in devices]
         self.abandoned = vectors.abandoned.labels(name)
         self.waiting = vectors.waiting.labels(name)
@@ -429,3 +448,15 @@ class ModelMetrics:
         self.wait_estimate = vectors.wait_estimate.labels(name)
         self.ready = vectors.ready.labels(name, model_version)
         self.load_seconds = {p: vectors.load.labels(name, p) for p in get_args(LoadPhase)}
+
+    def memory(self, device: str, part: Part) -> Gauge:
+        """Bytes of one of the devices that a part of the model takes."""
+        return self._memory.labels(self._name, device, part)
+
+    def engine_is(self, **labels: str) -> None:
+        """Tell what computes the model on one of the devices.
+
+        Args:
+            **labels: of `dat_model_engine_info`, without the model.
+        """
+        self._engine_info.labels(model=self._name, **labels).set(1)

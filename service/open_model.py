@@ -52,7 +52,9 @@ class OpenModel:
             RuntimeError: a device cannot be used, or a graph cannot be captured.
         """
         for engine in self.engines:
-            await engine.load()
+            computing = await engine.load()
+            computing.show(self.metrics)
+            log.info("computes", model=self.core.card.name, **computing.log_fields())
 
 
 def open_workers(threads: int) -> ThreadPoolExecutor:

@@ -7,6 +7,7 @@ its own:
     wait     it waits as long as the file is there
     exit     the thread ends
     lost     the context of the device breaks
+    hiccup   the device refuses something, and is as well as before
     memory   the batch takes more memory than there is; `memory-N`, with more than N images
     error    the batch fails
 
@@ -20,13 +21,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from service.classifier import Classifier
 from service.cli import main
 from service.core import Timing
+from service.engine.computing import Computing
 from service.engine.engine import Engine
 
 folder = Path(sys.argv[1])
@@ -39,6 +41,10 @@ def is_colour(pixels: Any, colour: tuple[int, int, int]) -> bool:
     return bool((pixels == colour).all())
 
 
+def break_down(_: object = None) -> NoReturn:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
 def fail(fault: str) -> None:
     match fault:
         case "hang":
@@ -49,7 +55,10 @@ def fail(fault: str) -> None:
         case "exit":
             raise SystemExit
         case "lost":
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+            torch.cpu.synchronize = break_down
+            break_down()
+        case "hiccup":
+            raise torch.AcceleratorError("CUDA error: invalid configuration argument")
         case "memory":
             torch.empty(1 << 60, dtype=torch.uint8)  # what torch says then on this device
         case "error":
@@ -68,10 +77,10 @@ def faulty_launch(self: Engine, batch: Sequence[Any]) -> Any:
     return launch(self, batch)
 
 
-def faulty_load(self: Engine) -> None:
+def faulty_load(self: Engine) -> Computing:
     if (folder / "load").exists():
         fail("hang")
-    load(self)
+    return load(self)
 
 
 def faulty_prepare(self: Classifier, upload: bytes, options: Any) -> Any:

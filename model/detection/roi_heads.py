@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from model.detection.boxes import decode, xy_pairs
 from model.detection.config import DetectorConfig
 from model.detection.dense import Candidates
-from model.detection.detections import SCORE_THRESHOLD, Detections, select
+from model.detection.detections import Found, select_entries
 from model.detection.roi_align import pooled_features
-from model.detection.rpn import RegionProposals, proposals
+from model.detection.rpn import Proposals, RegionProposals, proposals
 from model.detection.tower import Tower
 from model.fused import linear
 
@@ -89,42 +89,36 @@ class TwoStageHead(nn.Module):
         """The candidates for proposals; see `RegionProposals.forward`."""
         return self.rpn(levels, limits)
 
-    def detections(
-        self, levels: Sequence[Tensor], found: Candidates, limits: Tensor, scales_xy: Tensor
-    ) -> list[Detections]:
-        """Detections of every image.
+    def find(
+        self, levels: Sequence[Tensor], candidates: Candidates, limits: Tensor, scales_xy: Tensor
+    ) -> Found:
+        """What was found in every image.
 
         Args:
             levels: of the pyramid, `(B, H, W, channels)`, strides 4 to 64.
-            found: what `forward` returned.
+            candidates: what `forward` returned.
             limits: `(B, 2)`, `(x, y)`: width and height of the images without padding.
             scales_xy: `(B, 2)`, by which the original images were enlarged.
         """
-        boxes = self.boxes(levels, proposals(found), limits, scales_xy)
-        return self.with_masks(levels, boxes, scales_xy)
+        found = self.boxes(levels, proposals(candidates), limits, scales_xy)
+        return self.with_masks(levels, found, scales_xy)
 
     def boxes(
-        self,
-        levels: Sequence[Tensor],
-        regions_of_images: Sequence[Tensor],
-        limits: Tensor,
-        scales_xy: Tensor,
-    ) -> list[Detections]:
-        """Detections without masks from the proposals `(n, 4)` of every image."""
-        counts = [len(of_image) for of_image in regions_of_images]
-        image_index = _image_index(counts, limits.device)
+        self, levels: Sequence[Tensor], proposed: Proposals, limits: Tensor, scales_xy: Tensor
+    ) -> Found:
+        """What was found, without masks, from the proposals of every image."""
+        batch = B, R = proposed.boxes.shape[:2]
         regions, logits, deltas = self.refine(
-            levels, torch.cat(list(regions_of_images)), image_index, limits
+            levels, proposed.boxes.flatten(0, 1), _image_index(B, R, limits.device), limits
         )
-        entries = zip(
-            regions.split(counts),
-            logits.softmax(-1).split(counts),
-            deltas.split(counts),
-            limits,
-            scales_xy,
-            strict=True,
+        return select_entries(
+            regions.unflatten(0, batch),
+            proposed.counts,
+            logits.softmax(-1).unflatten(0, batch),
+            deltas.unflatten(0, batch),
+            limits=limits,
+            scales_xy=scales_xy,
         )
-        return [_select_entries(*of_image) for of_image in entries]
 
     def refine(
         self, levels: Sequence[Tensor], regions: Tensor, image_index: Tensor, limits: Tensor
@@ -151,44 +145,17 @@ class TwoStageHead(nn.Module):
                 regions = decode(regions, deltas[row, label], region_limits)
         return regions, torch.stack(all_logits).mean(0), deltas
 
-    def with_masks(
-        self, levels: Sequence[Tensor], found: Sequence[Detections], scales_xy: Tensor
-    ) -> list[Detections]:
-        """The same detections with masks: the mean of all heads' probabilities."""
-        counts = [len(of_image.labels) for of_image in found]
-        device = scales_xy.device
-        image_index = _image_index(counts, device)
-        boxes = torch.cat([of_image.boxes for of_image in found]).to(device)
-        labels = torch.cat([of_image.labels for of_image in found]).to(device)
-        regions = boxes * xy_pairs(scales_xy)[image_index]
+    def with_masks(self, levels: Sequence[Tensor], found: Found, scales_xy: Tensor) -> Found:
+        """The same with masks: the mean of all heads' probabilities."""
+        batch = B, R = found.labels.shape
+        regions = (found.boxes * xy_pairs(scales_xy).unsqueeze(1)).flatten(0, 1)
+        image_index = _image_index(B, R, regions.device)
         features = pooled_features(levels, regions, image_index, MASK_BINS)
-        masks = [head(features, labels) for head in self.mask_heads]
-        mean = torch.stack(masks).mean(0).to(scales_xy.dtype).cpu()
-        return [
-            Detections(of_image.boxes, of_image.scores, of_image.labels, probabilities)
-            for of_image, probabilities in zip(found, mean.split(counts), strict=True)
-        ]
+        masks = [head(features, found.labels.flatten()) for head in self.mask_heads]
+        mean = torch.stack(masks).mean(0).to(scales_xy.dtype)
+        return found._replace(mask_probabilities=mean.unflatten(0, batch))
 
 
-def _image_index(counts: Sequence[int], device: torch.device) -> Tensor:
-    """The image of each of so many regions."""
-    repeats = torch.tensor(counts, device=device)
-    return torch.arange(len(counts), device=device).repeat_interleave(repeats)
-
-
-def _select_entries(
-    regions: Tensor, scores: Tensor, deltas: Tensor, limits: Tensor, scale_xy: Tensor
-) -> Detections:
-    """The detections of one image.
-
-    Args:
-        regions: `(R, 4)`.
-        scores: `(R, K + 1)`, the background last.
-        deltas: `(R, K, 4)`.
-        limits: `(2,)`.
-        scale_xy: `(2,)`.
-    """
-    # Only what can be found is decoded; one region may count as several classes.
-    region, label = (scores[:, :-1] > SCORE_THRESHOLD).nonzero(as_tuple=True)
-    boxes = decode(regions[region], deltas[region, label], limits) / xy_pairs(scale_xy)
-    return select(boxes.cpu(), scores[region, label].cpu(), label.cpu())
+def _image_index(images: int, rows: int, device: torch.device) -> Tensor:
+    """The image of each of the rows of all images."""
+    return torch.arange(images, device=device).unsqueeze(1).expand(-1, rows).flatten()

@@ -1,44 +1,30 @@
 """One detector on its device: loaded, warmed up, and run in batches of equally large images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from time import perf_counter
 
 import numpy as np
-import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.detection.backbone import Backbone
-from model.detection.dense import Candidates
-from model.detection.detector import DenseFeatures, Detector
+from model.detection.detector import Detector, ExplainedFound
 from model.detection.transforms import Normalise
-from service.engine.device import CAPTURE_LIMIT_S, Device
-from service.engine.engine import DEFAULT_DTYPE
-from service.engine.graphs import (
-    Capture,
-    CapturedGraph,
-    CudaCapture,
-    GraphCache,
-    choose_buckets,
-    pick_bucket,
-)
-from service.errors import EngineFailed, EngineUnavailable
+from service.engine import gpu
+from service.engine.computing import Computing, memory_of
+from service.engine.device import Device
+from service.engine.graphs import Capture, CudaCapture, choose_buckets
+from service.engine.pipeline import Pipeline
+from service.engine.slots import Row
 from service.metrics import ModelMetrics
 
 # A batch gains nothing on a CPU, where one large image keeps all cores busy.
 DEFAULT_MAX_BATCH = {"cpu": 1, "cuda": 8}
 WARM_UP_SIZE = (320, 320)  # pixels
-# A capture costs about as much as so many batches, and a graph is paid for in memory.
-CAPTURE_AFTER = 2
-GRAPHS_KEPT = 16
 
 Size = tuple[int, int]
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,35 +70,18 @@ class DetectionOutput:
     sampling_locations: tuple[NDArray[np.float32], ...] = ()
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What a graph is captured for."""
-
-    padded_size: Size
-    bucket: int
-
-
-@dataclass(frozen=True)
-class _DenseGraph:
-    """A graph, and the geometry that it reads: the detector itself forgets sizes after a while."""
-
-    captured: CapturedGraph[DenseFeatures]
-    geometry: Backbone
-
-
 class DetectionEngine:
     """Runs batches of one detector on a device.
 
-    What a detector computes everywhere in an image (`Detector.dense`) has a graph for each shape
-    where the device has graphs; what follows depends on what was found. A shape without a graph
-    runs eagerly; when it comes again, its graph is captured between two batches.
+    All from pixels to what was found has one graph for each shape where the device has graphs.
 
     Args:
-        dtype: of the features; `auto` means `DEFAULT_DTYPE`.
+        dtype: of the features; `auto` means `gpu.default_dtype`.
         max_batch: most images in one batch; 0 means `DEFAULT_MAX_BATCH`, or the largest bucket.
         buckets: batch sizes of the graphs; empty means `default_buckets`.
         sizes: padded sizes `(H, W)` that are made ready by `load`, with a graph for each bucket.
-        capture: how a graph is captured; `None` means CUDA graphs on CUDA and none elsewhere.
+        capture: how a graph is captured; `None` means CUDA graphs where there are kernels on CUDA,
+            without which a detector waits for what it found, and none elsewhere.
 
     Attributes:
         buckets: batch sizes of the graphs, ascending; a batch is padded to the next.
@@ -133,7 +102,9 @@ class DetectionEngine:
         capture: Capture | None = None,
     ) -> None:
         kind = device.torch_device.type
-        self.dtype = DEFAULT_DTYPE[kind] if dtype == "auto" else getattr(torch, dtype)
+        self.dtype = (
+            gpu.default_dtype(device.torch_device) if dtype == "auto" else getattr(torch, dtype)
+        )
         self.buckets = choose_buckets(
             device.torch_device, buckets, max_batch, DEFAULT_MAX_BATCH[kind]
         )
@@ -143,18 +114,15 @@ class DetectionEngine:
         self._metrics = metrics
         self._sizes = tuple(sizes)
         self._capture = capture
-        self._graphs = GraphCache[_Shape, _DenseGraph](kept=GRAPHS_KEPT, after=CAPTURE_AFTER)
-        self._staging = torch.empty(0, dtype=torch.uint8)
-        self._wanted: list[_Shape] = []
         self._pace = device.pace()
 
-    async def load(self) -> None:
+    async def load(self) -> Computing:
         """Move the detector to the device, make its sizes ready and run it once.
 
         Raises:
             RuntimeError: the device cannot be used, or a graph cannot be captured.
         """
-        await self._device.run(self._load)
+        return await self._device.run(self._load)
 
     async def run_batch(self, batch: Sequence[DetectionInput]) -> list[DetectionOutput]:
         """Detect in at most `max_batch` images of one padded size; what the batcher calls.
@@ -165,8 +133,10 @@ class DetectionEngine:
             RuntimeError: the device failed.
         """
         pixels = sum(item.pixels.size for item in batch)
-        forward = self._pace.timed(lambda: self.forward(batch), pixels)
-        return await self._device.run(forward, self._pace.limit_s(pixels))
+        limit_s = self._pace.limit_s(pixels)
+        launch = self._pace.timed(lambda: self.launch(batch), pixels)
+        results = await self._device.run(launch, limit_s)
+        return await self._device.wait(self._pace.timed(results, pixels), limit_s)
 
     async def probe(self) -> None:
         """Run a blank image: a failure is the model's or the device's, not the image's.
@@ -177,137 +147,96 @@ class DetectionEngine:
         await self.run_batch([self._blank()])
 
     async def settle(self) -> None:
-        """Capture the graphs that the batch called for: no image waits for a graph of its own.
+        """Capture a graph that batches called for; see `Pipeline.settle`."""
+        await self._pipeline.settle()
 
-        Without the graph its shape runs eagerly as before, so a failure is logged and no more.
-        """
-        while self._wanted:
-            shape = self._wanted.pop()
-            try:
-                await self._device.run(partial(self._capture_on_demand, shape), CAPTURE_LIMIT_S)
-            except (RuntimeError, EngineFailed, EngineUnavailable):
-                log.exception("no graph", size=shape.padded_size, bucket=shape.bucket)
-                self._metrics.captures["failed"].inc()
-
-    def _capture_on_demand(self, shape: _Shape) -> None:
-        # In the thread of the device, where a graph that leaves is freed as well.
-        before = len(self._graphs)
-        self._graphs.put(shape, self._capture_shape(shape))
-        self._metrics.graphs.inc(len(self._graphs) - before)
-
-    def _load(self) -> None:
+    def _load(self) -> Computing:
         device = self._device.torch_device
-        start = perf_counter()
+        began = perf_counter()
+        kernels = gpu.kernels_on(device)
         self._normalise = Normalise(self.dtype).to(device)
         self._detector.cast(self.dtype).to(device).eval()
-        self._metrics.load_seconds["build"].set(perf_counter() - start)
-        start = perf_counter()
-        if self._capture is None and device.type == "cuda":
-            self._capture = CudaCapture(device)
-        for size in sorted(self._sizes, reverse=True):
-            with torch.inference_mode():
-                self._detector.backbone_for(size)
-            for bucket in reversed(self.buckets) if self._capture else ():
-                shape = _Shape(size, bucket)
-                self._graphs.put_ahead(shape, self._capture_shape(shape))
-        self._metrics.graphs.inc(len(self._graphs))
+        built = perf_counter()
+        self._metrics.load_seconds["build"].set(built - began)
+        capture = self._capture
+        if capture is None and kernels == "on":
+            capture = CudaCapture(device)
+        self._pipeline = Pipeline(
+            self._device,
+            self._find,
+            self.buckets,
+            self._metrics,
+            capture=capture,
+            # The detector itself forgets sizes after a while.
+            reads=self._detector.backbone_for,
+        )
+        for size in self._sizes:
+            self._detector.backbone_for(size)
+        self._pipeline.capture_ahead([_row(_blank(size)) for size in self._sizes])
         blank = self._blank()
-        self._pace.timed(partial(self._run, [blank]), blank.pixels.size)()
-        self._metrics.load_seconds["warmup"].set(perf_counter() - start)
+        warm_up = partial(self._pipeline.warm_up, [_row(blank)], partial(_wanted, explain=True))
+        self._pace.timed(warm_up, blank.pixels.size)()
+        self._metrics.load_seconds["warmup"].set(perf_counter() - built)
+        return Computing(
+            device=self._device.name,
+            hardware=gpu.describe(device),
+            backend="torch",
+            dtype=self.dtype,
+            kernels=kernels,
+            tf32=gpu.tf32(device),
+            graphs=len(self._pipeline),
+            weights_bytes=memory_of(self._detector),
+            graphs_bytes=self._pipeline.graphs_bytes,
+            seconds=perf_counter() - began,
+        )
 
     def _blank(self) -> DetectionInput:
         # One of the sizes that are ready: another would push one of them out.
-        size = min(self._sizes, default=WARM_UP_SIZE)
-        return DetectionInput(np.zeros((*size, 3), np.uint8), size, (1.0, 1.0), explain=True)
+        return _blank(min(self._sizes, default=WARM_UP_SIZE))
 
-    def forward(self, batch: Sequence[DetectionInput]) -> list[DetectionOutput]:
-        """Detect in a batch in the calling thread, which must be the device's after `load`."""
-        shape = self._shape(batch)
-        graph = self._graphs.get(shape)
-        outputs = self._run(batch, graph)
-        self._metrics.real_rows.inc(len(batch))
-        if graph is not None:
-            self._metrics.padding_rows.inc(shape.bucket - len(batch))
-        elif self._capture is not None and self._graphs.missed(shape):
-            self._wanted.append(shape)
-        self._metrics.replays["eager" if graph is None else "graph"].inc()
-        return outputs
+    def _find(self, pixels: Tensor, resized: Tensor, scales: Tensor) -> ExplainedFound:
+        return self._detector.find(self._normalise(pixels, resized), resized, scales)
 
-    def _shape(self, batch: Sequence[DetectionInput]) -> _Shape:
-        return _Shape(batch[0].padded_size, pick_bucket(len(batch), self.buckets))
-
-    def _capture_shape(self, shape: _Shape) -> _DenseGraph:
-        assert self._capture is not None
-        device = self._device.torch_device
-        pixels = torch.zeros((shape.bucket, *shape.padded_size, 3), dtype=torch.uint8)
-        resized = torch.tensor([shape.padded_size] * shape.bucket)
-        with torch.inference_mode():
-            captured = self._capture(self._dense, (pixels.to(device), resized.to(device)))
-        self._metrics.captures["ok"].inc()
-        return _DenseGraph(captured, self._detector.backbone_for(shape.padded_size))
-
-    def _dense(self, pixels: Tensor, resized: Tensor) -> DenseFeatures:
-        return self._detector.dense(self._normalise(pixels, resized), resized)
-
-    def _run(
-        self, batch: Sequence[DetectionInput], graph: _DenseGraph | None = None
-    ) -> list[DetectionOutput]:
-        device = self._device.torch_device
-        with torch.inference_mode():
-            pixels = self._stage(batch)
-            resized = torch.tensor([item.resized for item in batch])
-            scales = torch.tensor([item.scale_xy for item in batch], device=device)
-            if graph is None:
-                resized = resized.to(device)
-                dense = self._dense(pixels.to(device, non_blocking=True), resized)
-            else:
-                for static, given in zip(graph.captured.inputs, (pixels, resized), strict=True):
-                    static[: len(batch)].copy_(given, non_blocking=True)
-                graph.captured.replay()
-                dense = _rows(graph.captured.outputs, len(batch))
-                resized = graph.captured.inputs[1][: len(batch)]
-            found = self._detector.detections(dense, resized, scales)
-            # One copy for the batch, and none where nobody asked.
-            explained = (
-                [to_host(layer) for layer in dense.sampling_locations]
-                if any(item.explain for item in batch)
-                else []
-            )
-        return [
-            DetectionOutput(
-                one.boxes.numpy(),
-                one.scores.numpy(),
-                one.labels.numpy(),
-                None if one.mask_probabilities is None else one.mask_probabilities.numpy(),
-                tuple(layer[row] for layer in explained) if item.explain else (),
-            )
-            for row, (item, one) in enumerate(zip(batch, found, strict=True))
-        ]
-
-    def _stage(self, batch: Sequence[DetectionInput]) -> Tensor:
-        """The pixels of a batch in host memory that the device can copy from by itself."""
-        shape = (len(batch), *batch[0].pixels.shape)
-        needed = prod(shape)
-        if needed > len(self._staging):
-            on_cuda = self._device.torch_device.type == "cuda"
-            self._staging = torch.empty(needed, dtype=torch.uint8, pin_memory=on_cuda)
-        staged = self._staging[:needed].view(shape)
-        for row, item in zip(staged.numpy(), batch, strict=True):
-            row[...] = item.pixels
-        return staged
+    def launch(self, batch: Sequence[DetectionInput]) -> Callable[[], list[DetectionOutput]]:
+        """Begin a batch, in the thread of the device; the function returned waits for its end."""
+        explain = any(item.explain for item in batch)
+        results = self._pipeline.launch(
+            [_row(item) for item in batch], partial(_wanted, explain=explain)
+        )
+        return lambda: _split(results(), batch, masks=self._detector.config.has_masks)
 
 
-def _rows(dense: DenseFeatures, count: int) -> DenseFeatures:
-    """The first images of a batch."""
-    boxes, scores, labels, levels = dense.candidates
-    return DenseFeatures(
-        [level[:count] for level in dense.levels],
-        Candidates(boxes[:count], scores[:count], labels[:count], levels),
-        tuple(layer[:count] for layer in dense.sampling_locations),
+def _blank(size: Size) -> DetectionInput:
+    return DetectionInput(np.zeros((*size, 3), np.uint8), size, (1.0, 1.0))
+
+
+def _row(item: DetectionInput) -> Row:
+    """What an image gives to each argument of `DetectionEngine._find`."""
+    return (
+        item.pixels,
+        np.array(item.resized, np.int64),
+        np.array(item.scale_xy, np.float32),
     )
 
 
-def to_host(tensor: Tensor) -> NDArray[np.float32]:
-    """A host copy that outlives the next replay."""
-    host: NDArray[np.float32] = tensor.to("cpu", torch.float32, copy=True).numpy()
-    return host
+def _wanted(outputs: ExplainedFound, *, explain: bool) -> list[Tensor]:
+    found, locations = outputs
+    return [part for part in (*found, *(locations if explain else ())) if part is not None]
+
+
+def _split(
+    wanted: Sequence[Tensor], batch: Sequence[DetectionInput], *, masks: bool
+) -> list[DetectionOutput]:
+    """The output of each image of a batch."""
+    boxes, scores, labels, counts, *others = (part.numpy() for part in wanted)
+    probabilities, locations = (others[0], others[1:]) if masks else (None, others)
+    return [
+        DetectionOutput(
+            boxes[row, :count],
+            scores[row, :count],
+            labels[row, :count],
+            None if probabilities is None else probabilities[row, :count],
+            tuple(layer[row] for layer in locations) if item.explain else (),
+        )
+        for row, (item, count) in enumerate(zip(batch, counts.tolist(), strict=True))
+    ]

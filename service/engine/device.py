@@ -3,7 +3,7 @@
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from threading import Event
 from time import monotonic, perf_counter
@@ -12,6 +12,7 @@ from typing import TypeVar
 import structlog
 import torch
 
+from service.engine import gpu
 from service.engine.lanes import Lanes
 from service.engine.worker import Worker, WorkerDied
 from service.errors import BatchFailure, EngineUnavailable, OutOfMemory
@@ -93,6 +94,8 @@ class Device:
             meanwhile on CUDA, and on a CPU begins without a turn of the event loop between the two.
         threads: of one forward pass on a CPU.
         lanes: that share a batch on a CPU.
+        captures: to be held by who captures a graph between batches, so that those that wait for
+            the thread meanwhile go before the next graph.
 
     Raises:
         DeviceUnavailable: the device is not there.
@@ -103,15 +106,17 @@ class Device:
         self, name: str = "auto", threads: int = 0, index: int = 0, hang_timeout_s: float = 0
     ) -> None:
         if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
+            name = _choose()
         self.torch_device = torch.device("cuda:0" if name == "cuda" else name)
         on_cuda = self.torch_device.type == "cuda"
         if on_cuda:
             _check_gpu(self.torch_device)
+            gpu.compute_float32_in_full()
         self.name = str(self.torch_device) if on_cuda else f"cpu:{index}"
         self.depth = 2
         self.threads = threads or cores()
         self.lanes = Lanes(1 if on_cuda else self.threads)
+        self.captures = asyncio.Lock()
         self._hang_timeout_s = hang_timeout_s
         self._lost = Event()
         self._loss: EngineUnavailable | None = None
@@ -232,12 +237,12 @@ class Device:
         try:
             return work()
         except Exception as error:
-            if is_out_of_memory(error):
+            if any(map(is_out_of_memory, _with_causes(error))):
                 # The frames hold what was computed so far.
                 traceback.clear_frames(error.__traceback__)
                 shortage = OutOfMemory("there is not enough memory for this image")
                 shortage.__cause__ = error.with_traceback(None)
-            elif self._context_is_lost(error):
+            elif self._context_is_lost():
                 self._lost.set()  # before the thread takes the next batch
                 raise _Lost from error
             else:
@@ -246,15 +251,16 @@ class Device:
             torch.cuda.empty_cache()
         raise shortage
 
-    def _context_is_lost(self, error: Exception) -> bool:
-        if isinstance(error, torch.AcceleratorError):
+    def _context_is_lost(self) -> bool:
+        """Whether the device has not got over an error.
+
+        A broken context fails in whatever follows; what was wrong with one call alone does not,
+        such as an argument of a launch, or memory that there was none of.
+        """
+        try:
+            torch.get_device_module(self.torch_device).synchronize(self.torch_device)
+        except RuntimeError:
             return True
-        if self.torch_device.type == "cuda":
-            # Kernels of other makers say so in errors of their own.
-            try:
-                torch.cuda.synchronize(self.torch_device)
-            except torch.AcceleratorError:
-                return True
         return False
 
     def _enter(self) -> None:
@@ -263,6 +269,8 @@ class Device:
         torch.set_num_threads(self.threads)
         if self.torch_device.type == "cuda":
             torch.cuda.set_device(self.torch_device)
+            # Graphs can be captured in it, and then what ran before has warmed up for them.
+            torch.cuda.set_stream(torch.cuda.Stream(self.torch_device))
 
 
 class _Lost(Exception):
@@ -291,9 +299,29 @@ def open_devices(names: str, threads: int = 0, hang_timeout_s: float = 0) -> lis
     return devices
 
 
+def _choose() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if (reason := gpu.why_none()) is not None:
+        log.warning("cpu instead of gpu", reason=reason)
+    return "cpu"
+
+
 def _check_gpu(device: torch.device) -> None:
     if not torch.cuda.is_available():
-        raise DeviceUnavailable(f"the engine's device is {device}, but torch sees no GPU")
+        reason = gpu.why_none() or "this machine shows none"
+        raise DeviceUnavailable(f"the engine's device is {device}, but torch sees no GPU: {reason}")
     count = torch.cuda.device_count()
     if device.index >= count:
         raise DeviceUnavailable(f"the engine's device is {device}, but torch sees {count} GPUs")
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came of: a capture that runs out of memory may end with another.
+
+    Not those that are said not to matter.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)

@@ -15,9 +15,11 @@ from model.cost import flops
 from model.dat import DAT
 from model.packing import pack
 from model.tracing import trace
+from service.engine import gpu
 from service.engine.classify import Classify, Ranked
+from service.engine.computing import Computing, memory_of
 from service.engine.device import Device, DeviceUnavailable
-from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
+from service.engine.graphs import Capture, CudaCapture, choose_buckets, fused, pick_bucket
 from service.engine.openvino import OpenVinoClassify, check_available
 from service.engine.pipeline import Pipeline
 from service.metrics import ModelMetrics
@@ -27,7 +29,6 @@ DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}
 # From how many FLOPs of an image on several threads of a CPU compute it faster than one. Below,
 # they wait for each other longer than they compute.
 TEAM_FLOPS = 500_000_000
-DEFAULT_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Engine:
     """Runs batches of one classifier on a device.
 
     Args:
-        dtype: of the features; `auto` means `DEFAULT_DTYPE`.
+        dtype: of the features; `auto` means `gpu.default_dtype`.
         max_batch: most images in one batch; 0 means `DEFAULT_MAX_BATCH`, or the largest bucket.
         buckets: batch sizes that the device runs; empty means `default_buckets`.
         backend: what computes on a CPU.
@@ -98,7 +99,9 @@ class Engine:
         kind = device.torch_device.type
         if compiled and capture is None and kind == "cpu":
             raise DeviceUnavailable("engine.compile is for CUDA graphs, and the device is a CPU")
-        self.dtype = DEFAULT_DTYPE[kind] if dtype == "auto" else getattr(torch, dtype)
+        self.dtype = (
+            gpu.default_dtype(device.torch_device) if dtype == "auto" else getattr(torch, dtype)
+        )
         if backend == "openvino":
             check_available(device.torch_device, self.dtype)
         self.buckets = choose_buckets(
@@ -113,16 +116,16 @@ class Engine:
         self._cache = cache
         self._compiled = compiled
         self._capture = capture
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Pipeline[Ranked] | None = None
         self._pace = device.pace()
 
-    async def load(self) -> None:
+    async def load(self) -> Computing:
         """Move the model to the device and run every bucket once, on a CPU the largest.
 
         Raises:
             RuntimeError: the device cannot be used, or a graph cannot be captured.
         """
-        await self._device.run(self._load)
+        return await self._device.run(self._load)
 
     async def run_batch(self, batch: Sequence[EngineInput]) -> list[EngineOutput]:
         """Classify at most `max_batch` images; what the batcher calls.
@@ -149,43 +152,50 @@ class Engine:
         """
         await self.run_batch([EngineInput(np.zeros((*self._image_size, 3), np.uint8))])
 
-    def _load(self) -> None:
+    def _load(self) -> Computing:
         device = self._device.torch_device
-        start = perf_counter()
+        began = perf_counter()
+        kernels = gpu.kernels_on(device)
         self._classify = Classify(self._model, self.dtype).to(device).eval()
-        self._metrics.load_seconds["build"].set(perf_counter() - start)
-        start = perf_counter()
+        weights_bytes = memory_of(self._classify)
+        built = perf_counter()
+        self._metrics.load_seconds["build"].set(built - began)
+        blank = np.zeros((*self._image_size, 3), np.uint8)
         capture = self._capture
         if capture is None and device.type == "cuda":
             capture = CudaCapture(device)
         if capture is not None:
-            self._capture_buckets(capture)
+            work = fused(self._classify, len(self.buckets)) if self._compiled else self._classify
+            self._pipeline = Pipeline(
+                self._device, work, self.buckets, self._metrics, capture=capture
+            )
+            self._pipeline.capture_ahead([(blank,)])
         else:
             self._staging = torch.zeros((self.max_batch, *self._image_size, 3), dtype=torch.uint8)
             self._compute = self._on_cpu()
-        blank = np.zeros((*self._image_size, 3), np.uint8)
         # On a CPU every part of a batch was computed once when it was traced or compiled.
         unused = self.buckets[-1:] if self._pipeline is None else self.buckets
         for bucket in reversed(unused):
             self._pace.timed(partial(self._warm_up, [blank] * bucket), bucket * blank.size)()
-        self._metrics.load_seconds["warmup"].set(perf_counter() - start)
+        self._metrics.load_seconds["warmup"].set(perf_counter() - built)
+        return Computing(
+            device=self._device.name,
+            hardware=gpu.describe(device),
+            backend="torch.compile" if self._compiled else self._backend,
+            dtype=self.dtype,
+            kernels=kernels,
+            tf32=gpu.tf32(device),
+            graphs=0 if self._pipeline is None else len(self._pipeline),
+            weights_bytes=weights_bytes,
+            graphs_bytes=0 if self._pipeline is None else self._pipeline.graphs_bytes,
+            seconds=perf_counter() - began,
+        )
 
     def _warm_up(self, images: Sequence[NDArray[np.uint8]]) -> None:
-        self._begin(images, explain=True)()
-
-    def _capture_buckets(self, capture: Capture) -> None:
-        work = torch.compile(self._classify, dynamic=False) if self._compiled else self._classify
-        with torch.inference_mode():
-            self._pipeline = Pipeline(
-                self._device.torch_device,
-                work,
-                self._image_size,
-                self.buckets,
-                slots=self._device.depth,
-                capture=capture,
-            )
-        self._metrics.captures["ok"].inc(len(self._pipeline))
-        self._metrics.graphs.inc(len(self._pipeline))
+        if self._pipeline is None:
+            self._on_staged(images)
+        else:
+            self._pipeline.warm_up([(image,) for image in images], partial(_wanted, explain=True))
 
     def _on_cpu(self) -> Callable[[Tensor], Sequence[Ranked]]:
         if self._backend == "openvino":
@@ -216,28 +226,35 @@ class Engine:
 
     def launch(self, batch: Sequence[EngineInput]) -> Callable[[], list[EngineOutput]]:
         """Begin a batch, in the thread of the device; the function returned waits for its end."""
-        explain = any(item.explain for item in batch)
-        parts = self._begin([item.pixels for item in batch], explain=explain)
+        if self._pipeline is not None:
+            explain = any(item.explain for item in batch)
+            results = self._pipeline.launch(
+                [(item.pixels,) for item in batch], partial(_wanted, explain=explain)
+            )
+            return lambda: _split([_ranked(results())], batch)
+        parts = self._on_staged([item.pixels for item in batch])
         self._metrics.real_rows.inc(len(batch))
         self._metrics.padding_rows.inc(pick_bucket(len(batch), self.buckets) - len(batch))
-        self._metrics.replays["eager" if self._pipeline is None else "graph"].inc()
-        return lambda: _split(parts(), batch)
+        self._metrics.replays["eager"].inc()
+        return lambda: _split(parts, batch)
 
-    def _begin(
-        self, images: Sequence[NDArray[np.uint8]], *, explain: bool
-    ) -> Callable[[], Sequence[Ranked]]:
-        """The function that is returned gives the results in parts, each of some rows."""
-        if self._pipeline is not None:
-            with torch.inference_mode():
-                results = self._pipeline.launch(images, explain=explain)
-            return lambda: [results()]
+    def _on_staged(self, images: Sequence[NDArray[np.uint8]]) -> Sequence[Ranked]:
+        """What a CPU says of images, in parts, each of some rows."""
         bucket = pick_bucket(len(images), self.buckets)
         # Rows past the batch keep what an earlier one left.
         rows = self._staging[:bucket]
         for row, image in zip(rows.numpy(), images, strict=False):
             row[...] = image
-        parts = self._compute(rows)
-        return lambda: parts
+        return self._compute(rows)
+
+
+def _wanted(ranked: Ranked, *, explain: bool) -> list[Tensor]:
+    return [ranked.scores, ranked.classes, *(ranked.sampling_locations if explain else ())]
+
+
+def _ranked(wanted: Sequence[Tensor]) -> Ranked:
+    scores, classes, *locations = wanted
+    return Ranked(scores, classes, tuple(locations))
 
 
 def _split(parts: Sequence[Ranked], batch: Sequence[EngineInput]) -> list[EngineOutput]:

@@ -1,146 +1,251 @@
-"""Batches one after another through captured graphs, so that the device never waits for a copy.
+"""Batches one after another through a device, so that it never waits for a copy.
 
-While a graph computes, the next batch is copied to the device in a stream of its own, and nobody
+While a batch computes, the next one is copied to the device in a stream of its own, and nobody
 waits for the whole device: a thread that needs results waits for the event behind them.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from typing import Generic, NamedTuple, TypeVar
+from weakref import finalize
 
 import numpy as np
+import structlog
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.classify import Ranked
-from service.engine.graphs import Capture, CapturedGraph, pick_bucket
+from service.engine import gpu
+from service.engine.device import CAPTURE_LIMIT_S, Device
+from service.engine.graphs import Capture, CapturedGraph, GraphCache, pick_bucket
+from service.engine.slots import Row, Slot
+from service.errors import EngineFailed, EngineUnavailable
+from service.metrics import ModelMetrics
+
+Outputs = TypeVar("Outputs")
+
+# A capture costs about as much as so many batches, and a graph is paid for in memory.
+CAPTURE_AFTER = 2
+GRAPHS_KEPT = 16
+
+log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """The buffers of one batch on its way, for the largest bucket, and where it is.
+class Shape(NamedTuple):
+    """What a graph is captured for.
 
     Attributes:
-        staged: its pixels on the host, in memory that the device copies from by itself.
-        arrived: its pixels on the device.
-        results: on the host, likewise.
-        copied: when `arrived` is whole.
-        done: when `results` are.
+        size: `(H, W)` of its images, pixels.
+        bucket: how many there are.
     """
 
-    staged: Tensor
-    arrived: Tensor
-    results: Ranked
-    copied: Any
-    done: Any
+    size: tuple[int, int]
+    bucket: int
 
 
-class Pipeline:
-    """Graphs of a classifier, and the slots in which batches pass through them.
+class _Kept(NamedTuple, Generic[Outputs]):
+    """A graph with what it reads beside its inputs, which must live as long."""
 
-    One thread captures and launches; results may be waited for in another one.
+    captured: CapturedGraph[Outputs]
+    read: object
+
+
+class Pipeline(Generic[Outputs]):
+    """Slots in which batches pass through the graphs of one model, or are computed without.
+
+    A shape without a graph is computed eagerly; when it comes again, its graph is captured between
+    two batches (`settle`). One thread captures and launches; results may be waited for in another
+    one.
 
     Args:
-        work: from pixels `(B, H, W, 3)` on the device to `Ranked`.
-        image_size: `(H, W)`, pixels.
+        device: that computes.
+        work: from inputs on the device, each `(B, ...)`, to outputs likewise.
         buckets: batch sizes of the graphs, ascending; a batch is padded to the next.
-        slots: most batches that are launched and not yet waited for.
-        capture: how a graph is captured.
+        metrics: of the model.
+        capture: how a graph is captured; without it nothing is, and no batch is padded.
+        reads: what the work of images of a size `(H, W)` reads beside inputs and parameters.
 
-    Raises:
-        RuntimeError: a graph cannot be captured.
+    Attributes:
+        graphs_bytes: memory of the device that the graphs took.
     """
 
     def __init__(
         self,
-        device: torch.device,
-        work: Callable[[Tensor], Ranked],
-        image_size: tuple[int, int],
+        device: Device,
+        work: Callable[..., Outputs],
         buckets: Sequence[int],
+        metrics: ModelMetrics,
         *,
-        slots: int,
-        capture: Capture,
+        capture: Capture | None,
+        reads: Callable[[tuple[int, int]], object] = lambda _: None,
     ) -> None:
+        self.graphs_bytes = 0
+        self._device = device
+        self._work = work
         self._buckets = buckets
+        self._metrics = metrics
+        self._capture = capture
+        self._reads = reads
         # The same names for CUDA and, where they do nothing, for the CPU.
-        self._streams = torch.get_device_module(device)
-        self._copies = self._streams.Stream()
-        self._graphs: dict[int, CapturedGraph[Ranked]] = {}
-        # Largest first, so that the others fit into its memory.
-        for bucket in reversed(buckets):
-            pixels = torch.zeros((bucket, *image_size, 3), dtype=torch.uint8, device=device)
-            self._graphs[bucket] = capture(work, (pixels,))
-        largest = self._graphs[buckets[-1]]
-        self._free = deque(self._slot(largest) for _ in range(slots))
+        self._streams = torch.get_device_module(device.torch_device)
+        self._copies = self._streams.Stream(device.torch_device)
+        self._graphs = GraphCache[Shape, _Kept[Outputs]](kept=GRAPHS_KEPT, after=CAPTURE_AFTER)
+        self._wanted = deque[tuple[Shape, Row]]()
+        self._free = deque[Slot]()
 
     def __len__(self) -> int:
         """How many graphs there are."""
         return len(self._graphs)
 
-    def _slot(self, graph: CapturedGraph[Ranked]) -> _Slot:
-        (pixels,) = graph.inputs
-        pinned = pixels.device.type == "cuda"
-
-        def on_host(tensor: Tensor) -> Tensor:
-            return torch.zeros_like(tensor, device="cpu", pin_memory=pinned)
-
-        scores, classes, locations = graph.outputs
-        return _Slot(
-            on_host(pixels),
-            # Not filled: the stream of the copies would not wait for that.
-            torch.empty_like(pixels),
-            Ranked(on_host(scores), on_host(classes), tuple(map(on_host, locations))),
-            self._streams.Event(),
-            self._streams.Event(),
-        )
-
-    def launch(self, images: Sequence[NDArray[np.uint8]], *, explain: bool) -> Callable[[], Ranked]:
-        """Begin a batch of images `(H, W, 3)`; the function that is returned waits for its results.
+    def capture_ahead(self, blanks: Sequence[Row]) -> None:
+        """Capture the graphs of some sizes for all buckets, and keep them for good.
 
         Args:
-            images: at most as many as the largest bucket.
-            explain: whether the sampling locations are wanted; none are copied otherwise.
+            blanks: an image of each size.
+
+        Raises:
+            RuntimeError: a graph cannot be captured.
+        """
+        if self._capture is None:
+            return
+        # Largest first, so that the others fit into its memory.
+        shapes = [(Shape(_size(blank), n), blank) for blank in blanks for n in self._buckets]
+        for shape, blank in sorted(shapes, key=lambda one: _pixels(one[0]), reverse=True):
+            self._graphs.put_ahead(shape, self._captured(shape, blank))
+            self._metrics.graphs.inc()
+
+    async def settle(self) -> None:
+        """Capture a graph that batches called for; no image waits for a graph of its own.
+
+        It is one at a time, with what other models want as well, so that the batches that wait
+        meanwhile go before the next one. Without the graph its shape is computed eagerly as
+        before, so a failure is logged and no more.
+        """
+        if not self._wanted:
+            return
+        async with self._device.captures:
+            if not self._wanted:
+                return
+            shape, blank = self._wanted.popleft()
+
+            def capture() -> None:
+                # In the thread of the device, where a graph that leaves is freed as well.
+                before = len(self._graphs)
+                # It has just run.
+                self._graphs.put(shape, self._captured(shape, blank, warm_up_runs=0))
+                self._metrics.graphs.inc(len(self._graphs) - before)
+
+            try:
+                await self._device.run(capture, CAPTURE_LIMIT_S)
+            except (RuntimeError, EngineFailed, EngineUnavailable):
+                log.exception("no graph", size=shape.size, bucket=shape.bucket)
+                self._metrics.captures["failed"].inc()
+
+    @torch.inference_mode()
+    def _captured(self, shape: Shape, blank: Row, **how: int) -> _Kept[Outputs]:
+        assert self._capture is not None
+        before = gpu.reserved_bytes(self._device.torch_device)
+        inputs = tuple(
+            torch.from_numpy(np.stack([part] * shape.bucket)).to(self._device.torch_device)
+            for part in blank
+        )
+        graph = self._capture(self._work, inputs, **how)
+        kept = _Kept(graph, self._reads(shape.size))
+        grown = gpu.reserved_bytes(self._device.torch_device) - before
+        self.graphs_bytes += grown
+        self._metrics.memory(self._device.name, "graphs").inc(grown)
+        self._metrics.captures["ok"].inc()
+        return kept
+
+    def launch(
+        self, rows: Sequence[Row], select: Callable[[Outputs], Sequence[Tensor]]
+    ) -> Callable[[], list[Tensor]]:
+        """Begin a batch; the function that is returned waits for its results.
+
+        It may be called once, or never: the slot is free as soon as nobody holds the function.
+
+        Args:
+            rows: of images of one size, at most as many as the largest bucket.
+            select: those of the outputs that are wanted; no others are copied.
 
         Raises:
             RuntimeError: the device failed; also of the function.
         """
-        count = len(images)
-        graph = self._graphs[pick_bucket(count, self._buckets)]
-        slot = self._free.popleft()
+        shape = self._shape(rows)
+        graph = self._graphs.get(shape)
+        results = self._begin(rows, shape, graph, select)
+        self._metrics.real_rows.inc(len(rows))
+        self._metrics.padding_rows.inc(shape.bucket - len(rows))
+        self._metrics.replays["eager" if graph is None else "graph"].inc()
+        if graph is None and self._capture is not None and self._graphs.missed(shape):
+            blank = tuple(np.zeros_like(part) if not k else part for k, part in enumerate(rows[0]))
+            self._wanted.append((shape, blank))
+        return results
+
+    def warm_up(
+        self, rows: Sequence[Row], select: Callable[[Outputs], Sequence[Tensor]]
+    ) -> None:
+        """Run a batch that counts nowhere; where a second one overlaps, with a second one."""
+        shape = self._shape(rows)
+        batches = 1 if self._capture is None else self._device.depth
+        under_way = [
+            self._begin(rows, shape, self._graphs.get(shape), select) for _ in range(batches)
+        ]
+        for results in under_way:
+            results()
+
+    def _shape(self, rows: Sequence[Row]) -> Shape:
+        padded = self._capture is not None
+        bucket = pick_bucket(len(rows), self._buckets) if padded else len(rows)
+        return Shape(_size(rows[0]), bucket)
+
+    @torch.inference_mode()
+    def _begin(
+        self,
+        rows: Sequence[Row],
+        shape: Shape,
+        graph: _Kept[Outputs] | None,
+        select: Callable[[Outputs], Sequence[Tensor]],
+    ) -> Callable[[], list[Tensor]]:
+        count = len(rows)
+        slot = self._free.popleft() if self._free else Slot(self._device.torch_device)
         with ExitStack() as on_failure:
             on_failure.callback(self._free.append, slot)
-            for row, image in zip(slot.staged.numpy(), images, strict=False):
-                row[...] = image
+            slot.await_idle()
+            staged = slot.stage(rows, shape.bucket)
             with self._streams.stream(self._copies):
-                slot.arrived[:count].copy_(slot.staged[:count], non_blocking=True)
+                arrived = slot.copy_in(staged, count)
                 slot.copied.record()
-            computing = self._streams.current_stream()
-            computing.wait_event(slot.copied)
-            # The graph reads one place only. On the device this copy takes no time; the rows of
-            # its padding keep what an earlier batch left.
-            graph.inputs[0][:count].copy_(slot.arrived[:count])
-            graph.replay()
-            wanted = _tensors(slot.results, explain=explain)
-            for host, static in zip(wanted, _tensors(graph.outputs, explain=explain), strict=True):
-                host[:count].copy_(static[:count], non_blocking=True)
+            self._streams.current_stream().wait_event(slot.copied)
+            if graph is None:
+                outputs = self._work(*arrived)
+            else:
+                # A graph reads one place only. On the device this copy takes no time.
+                for static, given in zip(graph.captured.inputs, arrived, strict=True):
+                    static.copy_(given)
+                graph.captured.replay()
+                outputs = graph.captured.outputs
+            copied = slot.copy_out([tensor[:count] for tensor in select(outputs)])
             slot.done.record()
             on_failure.pop_all()
 
-        def results() -> Ranked:
+        def results() -> list[Tensor]:
             try:
                 slot.done.synchronize()
                 # The slot is for the next batch then.
-                scores, classes, *locations = (host[:count].clone() for host in wanted)
+                return [host.clone() for host in copied]
             finally:
-                self._free.append(slot)
-            return Ranked(scores, classes, tuple(locations))
+                leave()
 
+        leave = finalize(results, self._free.append, slot)
+        leave.atexit = False
         return results
 
 
-def _tensors(ranked: Ranked, *, explain: bool) -> list[Tensor]:
-    locations = ranked.sampling_locations if explain else ()
-    return [ranked.scores, ranked.classes, *locations]
+def _size(row: Row) -> tuple[int, int]:
+    height, width, _ = row[0].shape
+    return height, width
+
+
+def _pixels(shape: Shape) -> int:
+    return shape.bucket * shape.size[0] * shape.size[1]

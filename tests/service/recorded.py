@@ -10,16 +10,20 @@ from service.engine.graphs import CapturedGraph
 
 def tensors(value: Any) -> list[Tensor]:
     """The leaves of nested tuples and lists."""
-    return (
-        [value] if isinstance(value, Tensor) else [leaf for one in value for leaf in tensors(one)]
-    )
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value if isinstance(value, tuple | list) else ()
+    return [leaf for one in parts for leaf in tensors(one)]
 
 
-def recorded(work: Callable[..., Any], inputs: tuple[Tensor, ...]) -> CapturedGraph[Any]:
+def recorded(
+    work: Callable[..., Any], inputs: tuple[Tensor, ...], *, warm_up_runs: int = 0
+) -> CapturedGraph[Any]:
     outputs = work(*inputs)
 
     def replay() -> None:
         for static, fresh in zip(tensors(outputs), tensors(work(*inputs)), strict=True):
-            static.copy_(fresh)
+            # On the CPU a detector's outputs are only as large as what it found.
+            static.resize_(fresh.shape).copy_(fresh)
 
     return CapturedGraph(inputs, outputs, replay)

@@ -16,15 +16,10 @@ from prometheus_client import CollectorRegistry
 
 from demo.detection import scenes
 from model.detection import load_detector
-from service.engine.detection import (
-    CAPTURE_AFTER,
-    GRAPHS_KEPT,
-    DetectionEngine,
-    DetectionInput,
-    DetectionOutput,
-)
+from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
 from service.engine.device import Device
-from service.engine.graphs import CapturedGraph, GraphCache
+from service.engine.graphs import GraphCache
+from service.engine.pipeline import CAPTURE_AFTER
 from service.metrics import Metrics, ModelMetrics
 from service.served_model import BUNDLED
 from tests.service.recorded import recorded
@@ -69,7 +64,7 @@ async def test_an_image_is_the_same_alone_and_in_a_graph_of_any_bucket():
     engine, metrics = await opened(buckets=(1, 2, 4), sizes=SIZES, capture=recorded)
     alone, _ = await opened(max_batch=1)
     images = {size: inputs(4, size) for size in SIZES}
-    expected = {size: [alone.forward([image])[0] for image in images[size]] for size in SIZES}
+    expected = {size: [alone.launch([image])()[0] for image in images[size]] for size in SIZES}
     assert all(len(outputs[0].scores) for outputs in expected.values())
     # Large before small: rows of an earlier batch stay behind.
     for count in (4, 1, 3, 2):
@@ -109,28 +104,6 @@ async def test_a_shape_that_comes_again_gets_a_graph_between_batches():
     assert metrics.replays["graph"]._value.get() == 1
 
 
-async def test_a_shape_whose_graph_cannot_be_captured_runs_eagerly():
-    def refuse(*_: object) -> CapturedGraph[Any]:
-        raise torch.OutOfMemoryError("no memory for a graph")
-
-    engine, metrics = await opened(buckets=(1,), capture=refuse)
-    batch = inputs(1)
-    for _ in range(CAPTURE_AFTER + 3):
-        (output,) = await engine.run_batch(batch)
-        await engine.settle()
-        assert len(output.scores)
-    assert metrics.captures["failed"]._value.get() == 1
-    assert metrics.replays["graph"]._value.get() == 0
-
-
-async def test_without_graphs_nothing_is_captured():
-    engine, metrics = await opened(sizes=SIZES)
-    for _ in range(CAPTURE_AFTER + 1):
-        await engine.run_batch(inputs(1))
-        await engine.settle()
-    assert metrics.captures["ok"]._value.get() == metrics.graphs._value.get() == 0
-
-
 @given(st.lists(st.integers(0, 9)), st.sets(st.integers(0, 3)))
 def test_the_graphs_kept_are_those_ahead_and_those_used_last(uses, ahead):
     kept, after = 3, 2
@@ -157,17 +130,6 @@ def test_the_graphs_kept_are_those_ahead_and_those_used_last(uses, ahead):
     assert len(cache) == len(ahead) + len(used) <= len(ahead) + kept
 
 
-async def test_graphs_on_demand_are_bounded(monkeypatch):
-    monkeypatch.setattr("service.engine.detection.GRAPHS_KEPT", 2)
-    engine, metrics = await opened(buckets=(1,), capture=recorded)
-    for side in (64, 96, 128, 160):
-        for _ in range(CAPTURE_AFTER):
-            await engine.run_batch(inputs(1, (side, 96)))
-            await engine.settle()
-    assert metrics.captures["ok"]._value.get() == 4
-    assert metrics.graphs._value.get() == 2 < GRAPHS_KEPT
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 async def test_half_precision_finds_the_same_objects(dtype):
     exact, _ = await opened()
@@ -175,7 +137,7 @@ async def test_half_precision_finds_the_same_objects(dtype):
     assert half.dtype == getattr(torch, dtype)
     found = []
     for image in inputs(4, (192, 320)):
-        (ours,), (theirs,) = half.forward([image]), exact.forward([image])
+        (ours,), (theirs,) = half.launch([image])(), exact.launch([image])()
         assert ours.boxes.dtype == ours.scores.dtype == np.float32
         for box, kind in zip(theirs.boxes[theirs.scores > 0.7], theirs.classes, strict=False):
             near = np.abs(ours.boxes - box).max(1) < 4
@@ -196,7 +158,7 @@ async def test_cuda_graphs_find_what_the_cpu_finds(dtype):
             outputs = await engine.run_batch(images[:count])
             await engine.settle()
             for ours, image in zip(outputs, images, strict=False):
-                (theirs,) = exact.forward([image])
+                (theirs,) = exact.launch([image])()
                 sure = theirs.scores > 0.7
                 for box, kind in zip(theirs.boxes[sure], theirs.classes[sure], strict=True):
                     near = np.abs(ours.boxes - box).max(1) < 4

@@ -3,10 +3,14 @@
 import asyncio
 from collections import Counter
 from importlib.util import find_spec
+from threading import Event
 
 import pytest
+import structlog
+import torch
 
-from service.engine.device import DeviceUnavailable, open_devices
+from service.engine.device import Device, DeviceUnavailable, open_devices
+from service.errors import EngineUnavailable, OutOfMemory
 from tests.clients import JPEG, TRANSPORTS
 from tests.detection_clients import over_http
 from tests.server import start_server
@@ -95,13 +99,171 @@ def test_a_gpu_that_is_not_there_is_refused(names, monkeypatch):
         open_devices(names)
 
 
-def test_a_gpu_too_many_is_refused(monkeypatch):
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Devices that torch would say are there; nothing runs on them."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("torch.cuda.set_device", lambda _: None)
+    for name in ("set_device", "set_stream", "Stream", "synchronize"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda _: None)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_too_many_is_refused():
     (first, second) = open_devices("cuda:0,cuda:1")
     assert (first.name, second.name, first.depth) == ("cuda:0", "cuda:1", 2)
     (alone,) = open_devices("auto")
     assert alone.name == "cuda:0"
     with pytest.raises(DeviceUnavailable, match=r"cuda:2.* sees 2 GPUs"):
         open_devices("cuda:0,cuda:2")
+
+
+@pytest.fixture
+def gpu(two_gpus):
+    device = Device("cuda:1")
+    yield device
+    device.close(0.1)
+
+
+def raising(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.fixture(params=["run", "wait"])
+def attempt(request, gpu):
+    """Work in the thread that launches, and in the one that waits for results."""
+    return lambda work, limit_s=60.0: getattr(gpu, request.param)(work, limit_s)
+
+
+async def test_an_error_that_the_device_gets_over_is_only_its_batchs(gpu, attempt, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.cuda.synchronize", asked.append)
+    for error in (
+        torch.AcceleratorError("CUDA error: invalid configuration argument"),
+        RuntimeError("Triton Error [CUDA]: invalid argument"),
+    ):
+        with pytest.raises(type(error)):
+            await attempt(raising(error))
+    assert asked == 2 * [gpu.torch_device]
+    assert gpu.healthy
+    assert await attempt(lambda: 1) == 1
+
+
+async def test_a_device_that_cannot_be_waited_for_after_an_error_is_lost(gpu, attempt, monkeypatch):
+    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    monkeypatch.setattr("torch.cuda.synchronize", lambda _: raising(error)())
+    with pytest.raises(EngineUnavailable) as lost:
+        await attempt(raising(RuntimeError("Triton Error [CUDA]: an illegal memory access")))
+    assert lost.value.cause == "lost"
+    assert not gpu.healthy
+    with pytest.raises(EngineUnavailable):
+        await attempt(lambda: 1)
+
+
+def nested(error, cause):
+    """As it comes where the end of a capture fails because of what failed in it."""
+    try:
+        try:
+            raise cause
+        finally:
+            raise error
+    except Exception as both:
+        return both
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.AcceleratorError("CUDA error: out of memory"),  # pinned memory
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        nested(
+            torch.AcceleratorError("CUDA error: operation failed due to a previous error"),
+            torch.OutOfMemoryError("CUDA out of memory."),
+        ),
+    ],
+)
+async def test_memory_that_there_is_none_of_loses_no_device(gpu, attempt, error):
+    with pytest.raises(OutOfMemory):
+        await attempt(raising(error))
+    assert gpu.healthy
+
+
+async def test_what_hangs_in_either_thread_is_noticed(gpu, attempt):
+    go_on = Event()
+    watching = asyncio.create_task(gpu.watch())
+    try:
+        with pytest.raises(EngineUnavailable) as lost:
+            await attempt(go_on.wait, 0.3)
+        assert lost.value.cause == "hung"
+        assert not gpu.healthy
+    finally:
+        go_on.set()
+        watching.cancel()
+
+
+def warned(open_device):
+    with structlog.testing.capture_logs() as lines:
+        device = open_device()
+    device.close()
+    return device.name, [line["reason"] for line in lines if line["log_level"] == "warning"]
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """One with a GPU that torch cannot use, for want of what its test says."""
+    sign = tmp_path / "nvidia0"
+    sign.touch()
+    monkeypatch.setattr("service.engine.gpu._SIGNS", (tmp_path / "other", sign))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return sign
+
+
+def test_the_cpu_is_taken_with_a_word_where_torch_is_built_for_it(machine, monkeypatch):
+    monkeypatch.setattr("torch.version.cuda", None)
+    name, (reason,) = warned(lambda: Device("auto", threads=1))
+    assert name == "cpu:0"
+    assert "without CUDA" in reason
+    with pytest.raises(DeviceUnavailable, match="without CUDA"):
+        Device("cuda")
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        raising(RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")),
+        lambda: None,
+    ],
+)
+def test_the_cpu_is_taken_with_a_word_where_torch_cannot_use_the_gpu(machine, monkeypatch, init):
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.init", init)
+    name, (reason,) = warned(lambda: Device("auto", threads=1))
+    assert name == "cpu:0"
+    assert "too old" in reason or "no GPU" in reason
+
+
+def test_the_cpu_is_taken_without_a_word_where_there_is_no_gpu(machine):
+    machine.unlink()
+    assert warned(lambda: Device("auto", threads=1)) == ("cpu:0", [])
+    machine.touch()
+    # Nor where it is asked for.
+    assert warned(lambda: Device("cpu", threads=1)) == ("cpu:0", [])
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_float32_is_not_tf32_on_a_gpu():
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    try:
+        Device("cuda").close(0.1)
+        assert not any(backend.allow_tf32 for backend in backends)
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed

@@ -38,7 +38,8 @@ def test_default_buckets_reach_the_largest_batch(max_batch):
         assert list(buckets) == sorted(set(buckets))
         assert buckets[0] == 1
         assert buckets[-1] == max_batch
-    assert default_buckets(torch.device("cuda"), 24) == (1, 2, 4, 8, 16, 24)
+    assert default_buckets(torch.device("cuda"), 64) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    assert default_buckets(torch.device("cuda"), 7) == (1, 2, 3, 4, 6, 7)
     assert default_buckets(torch.device("cpu"), 3) == (1, 2, 3)
 
 
@@ -111,7 +112,7 @@ def test_graphs_are_padded_and_their_buffers_reused():
 
 @pytest.mark.parametrize("broken", [1, 4, 8])
 def test_every_graph_has_run_before_the_engine_is_ready(broken):
-    def fragile(work: Any, static: tuple[Tensor, ...]) -> CapturedGraph[Any]:
+    def fragile(work: Any, static: tuple[Tensor, ...], **how: int) -> CapturedGraph[Any]:
         graph = recorded(work, static)
 
         def replay() -> None:

@@ -21,11 +21,15 @@ from triton.runtime.jit import JITFunction
 
 from model import VARIANTS, DatConfig
 from model.kernels.deformable_attention import attend
+from model.kernels.linear import linear_gelu
 from model.kernels.local_attention import attend_in_tiles
 from model.kernels.offsets import sample_keys
+from model.kernels.pixels import normalise, normalise_padded
+from model.kernels.ranking import MOST_CLASSES, rank
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+INEXACT = re.compile(r"\b(fma|mad|\w+\.approx|\w+\.full|\w+\.ftz)\.\S*f32")
 # Both families; depthwise kernels of 5 and 9 cells; 128, 64 and 96 channels a group.
 LAYERS = (
     ("dat_tiny_224", 2, torch.bfloat16),
@@ -68,6 +72,8 @@ def main() -> None:
         launch_deformable(config, stage, dtype)
         for queries, keys in TILES[config.family]:
             launch_local(config, stage, dtype, queries, keys)
+    launch_linear()
+    launch_ends()
     sys.stdout.write(json.dumps(kernels))
 
 
@@ -110,15 +116,45 @@ def launch_local(
     )
 
 
-def resources(kernel: Any) -> dict[str, int]:
-    """What a compiled kernel takes: registers and stack bytes of a thread, shared bytes."""
+def launch_linear() -> None:
+    """Every tile: stages of DAT-B for one image, of DAT-B and DAT-T for 128."""
+    dtype = torch.bfloat16
+    for M, K in ((3136, 128), (784, 256), (49, 1024), (128 * 49, 1024), (128 * 3136, 96)):
+        linear_gelu(
+            torch.empty(M, K, dtype=dtype),
+            torch.empty(4 * K, K, dtype=dtype),
+            torch.empty(4 * K, dtype=dtype),
+        )
+
+
+def launch_ends() -> None:
+    """What comes before and after the network."""
+    pixels, constants = torch.empty(2, 224, 224, 3, dtype=torch.uint8), torch.empty(3)
+    for dtype in (torch.float32, torch.bfloat16):
+        normalise(pixels, constants, constants, dtype)
+        normalise_padded(pixels, torch.empty(2, 2, dtype=torch.int64), constants, constants, dtype)
+    for classes in (1000, MOST_CLASSES):
+        rank(torch.empty(2, classes))
+
+
+def resources(kernel: Any) -> dict[str, Any]:
+    """What a compiled kernel takes: registers and stack bytes of a thread, shared bytes.
+
+    It is `exact` if every operation is rounded by itself, and none is approximate.
+    """
     with TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(kernel.asm["cubin"])
         command = [str(TOOLS / "cuobjdump"), "-res-usage", str(binary)]
         report = subprocess.run(command, capture_output=True, text=True, check=True)
     registers, stack, _, local = map(int, USAGE.findall(report.stdout)[0])
-    return {"registers": registers, "spilled": stack + local, "shared": kernel.metadata.shared}
+    return {
+        "registers": registers,
+        "spilled": stack + local,
+        "shared": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+        "exact": not INEXACT.search(kernel.asm["ptx"]),
+    }
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def test_a_captured_model_answers_for_new_images(config, dtype):
 
 def test_kernels_can_be_switched_off_for_the_process(monkeypatch):
     monkeypatch.setattr(kernels, "INSTALLED", True)
-    tokens = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    device = torch.device("cuda", 0)
+    tokens = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, device=device)
     with torch.inference_mode():
         assert kernels.usable(tokens)
         monkeypatch.setattr(kernels, "enabled", False)
