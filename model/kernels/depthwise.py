@@ -2,8 +2,8 @@
 
 The reference is `torch.nn.functional.conv2d` with a padding of one cell and as many groups as
 channels, between the operations of `model.dat.ConvMlp` and `model.dat.BlockPP`. A program goes
-down a strip of some columns with the sums of two rows of outputs in registers: a row of the map is
-loaded once, not three times, and what its three shifts have in common comes from the L1 cache.
+down a strip of columns with the outputs of three rows as sums in registers, so it loads a row of
+the map once; what a cell and its neighbours on both sides have in common comes from the L1 cache.
 Sums are float32.
 """
 
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 
 from model.kernels.norm import exact_gelu, layer_norm
 
-# Columns times channels of a strip: 8 to a thread, or 16 bytes of bfloat16. The 72 weights of a
-# thread's channels leave no registers for more.
-ELEMENTS = 1024
+# Columns times channels of a strip: 4 channels to a thread, of which it holds the 36 weights. With
+# 8, or 16 bytes of bfloat16, half as many threads fit in the registers of a multiprocessor.
+ELEMENTS = 512
 WARPS = 4
 # All channels of a token are in one program where they are normed; with twice the threads a strip
-# has enough columns to share.
-NORM_ELEMENTS = 2048
+# still has columns to share.
+NORM_ELEMENTS = 1024
 NORM_WARPS = 8
-# Rows of a strip: all of the maps of 224 pixels are multiples of the longer. Short strips read the
-# rows between them twice, but there are more of them, which a device with nothing else to do wants.
+# Rows of a strip: the maps of 224 pixels are multiples of the longer. Of short strips, which read
+# more rows twice, there are enough for a device that has little to do.
 LONG = 7
 SHORT = 2
-MANY = 512  # strips, some for each multiprocessor
+MANY = 1024
 
 
 def convolve_gelu(tokens: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -69,7 +69,7 @@ def _launch(
     elements = ELEMENTS if norm is None else NORM_ELEMENTS
     block_columns = max(1, elements // block_channels)
     columns, blocks = triton.cdiv(B * W, block_columns), triton.cdiv(C, block_channels)
-    rows = LONG if columns * blocks * H >= MANY * LONG else SHORT
+    rows = LONG if columns * blocks * triton.cdiv(H, LONG) >= MANY else SHORT
     _depthwise[columns * triton.cdiv(H, rows), blocks](
         tokens,
         branch,
@@ -140,22 +140,25 @@ def _depthwise(
     cells = (column // W).to(tl.int64) * H * W + x
     cells = cells[:, None] * C + channel[None, :]
     mask = (column < columns)[:, None] & in_tokens[None, :]
-    left_mask = mask & (x > 0)[:, None]
-    right_mask = mask & (x < W - 1)[:, None]
+    west_mask, east_mask = mask & (x > 0)[:, None], mask & (x < W - 1)[:, None]
 
     above = tl.zeros((block_columns, block_channels), tl.float32)
     here = tl.zeros((block_columns, block_channels), tl.float32)
+    west, middle, east = _row(tokens, cells, first - 1, end, H, W, C, west_mask, mask, east_mask)
+    west, middle, east = _widened(west, middle, east)
+    if branch is not None:
+        more = _row(branch, cells, first - 1, end, H, W, C, west_mask, mask, east_mask)
+        west, middle, east = west + more[0], middle + more[1], east + more[2]
     for y in range(first - 1, end + 1):
-        in_map = (y >= 0) & (y < H)
-        row = y * W * C
-        west = _read(tokens, branch, cells + row - C, left_mask & in_map)
-        middle = _read(tokens, branch, cells + row, mask & in_map)
-        east = _read(tokens, branch, cells + row + C, right_mask & in_map)
+        # The next row is on its way while this one is computed.
+        ahead = _row(tokens, cells, y + 1, end, H, W, C, west_mask, mask, east_mask)
+        if branch is not None:
+            more = _row(branch, cells, y + 1, end, H, W, C, west_mask, mask, east_mask)
         done = above + west * lower_left + middle * lower + east * lower_right
         above = here + west * left + middle * centre + east * right
         here = shift + west * upper_left + middle * upper + east * upper_right
         if y > first:
-            done_cells = cells + row - W * C
+            done_cells = cells + (y - 1) * W * C
             if norm_weight is None:
                 done = exact_gelu(done)
             else:
@@ -164,6 +167,9 @@ def _depthwise(
                     normed + done_cells, tokens_normed.to(normed.dtype.element_ty), mask=mask
                 )
             tl.store(convolved + done_cells, done.to(convolved.dtype.element_ty), mask=mask)
+        west, middle, east = _widened(ahead[0], ahead[1], ahead[2])
+        if branch is not None:
+            west, middle, east = west + more[0], middle + more[1], east + more[2]
 
 
 @triton.jit
@@ -173,9 +179,16 @@ def _tap(weight, offset, in_tokens):
 
 
 @triton.jit
-def _read(tokens, branch, cells, mask):
-    """Cells of the sum of two maps, float32, zero outside."""
-    read = tl.load(tokens + cells, mask=mask, other=0.0).to(tl.float32)
-    if branch is not None:
-        read += tl.load(branch + cells, mask=mask, other=0.0).to(tl.float32)
-    return read
+def _row(tokens, cells, y, end, H, W, C: tl.constexpr, west_mask, mask, east_mask):
+    """The cells of a row of a strip and their neighbours on both sides, zero outside."""
+    in_map = (y >= 0) & (y < H) & (y <= end)
+    row = tokens + cells + y * W * C
+    west = tl.load(row - C, mask=west_mask & in_map, other=0.0)
+    middle = tl.load(row, mask=mask & in_map, other=0.0)
+    east = tl.load(row + C, mask=east_mask & in_map, other=0.0)
+    return west, middle, east
+
+
+@triton.jit
+def _widened(west, middle, east):
+    return west.to(tl.float32), middle.to(tl.float32), east.to(tl.float32)
