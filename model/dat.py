@@ -118,11 +118,12 @@ class Trunk(nn.Module):
         """Cast the parameters for a forward pass in `dtype`, in place.
 
         Geometry and position tables keep their type: positions in half precision would be off
-        by whole pixels.
+        by whole pixels. So does what follows the stages in a classifier.
         """
-        for name, parameter in self.named_parameters():
-            if not name.endswith("relative_position_bias_table"):
-                parameter.data = parameter.data.to(dtype)
+        for part in (self.stem, self.stages, self.downsamples):
+            for name, parameter in part.named_parameters():
+                if not name.endswith("relative_position_bias_table"):
+                    parameter.data = parameter.data.to(dtype)
         return self
 
 
@@ -146,7 +147,9 @@ class DAT(Trunk):
             ValueError: the images are not of the size the model was built for.
         """
         maps, locations = self.stage_maps(images)
-        pooled = self.norm(maps[-1]).mean((1, 2))
+        # Not in the type of the maps: bfloat16 has one logit for several of a thousand classes.
+        tokens = maps[-1].to(self.head.weight.dtype)
+        pooled = self.norm(tokens).mean((1, 2))
         return Explained(self.head(pooled), locations)
 
 

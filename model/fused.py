@@ -2,9 +2,10 @@
 
 On the CPU oneDNN adds the bias, applies the activation and adds the residual while a product is
 in the cache; one by one each is a pass over memory. The results differ by the rounding of a
-float32 sum. On CUDA the kernels of `model.kernels` do the same for what has no matrix product: a
-residual is added where the sum is normed or convolved. Everywhere else, where gradients are
-wanted, and on the CPU in a model that is compiled or exported, these are the plain operations.
+float32 sum. On CUDA kernels of `model.kernels` do the same where it pays: a GELU is part of the
+linear layer or the depthwise convolution before it, a residual is added where the sum is normed or
+convolved. Everywhere else, where gradients are wanted, and on the CPU in a model that is compiled
+or exported, these are the plain operations.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.kernels import usable
+from model.kernels import HALF, usable
 
 Activation = Literal["none", "relu", "gelu"]
 
@@ -67,6 +68,11 @@ class DepthwiseConv(nn.Conv2d):
 
 def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tensor:
     """`activation(layer(x))`, `(..., C)` to `(..., D)`."""
+    if activation == "gelu" and usable(x, HALF):
+        from model.kernels.linear import linear_gelu  # noqa: PLC0415
+
+        assert isinstance(layer, nn.Linear)
+        return linear_gelu(x, layer.weight, layer.bias)
     if not fuses(x):
         return _PLAIN[activation](layer(x))
     return _onednn._linear_pointwise(x, layer.weight, layer.bias, activation, [], "none")

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.config import DatConfig
+from model.kernels import BYTES, usable
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -146,5 +147,9 @@ class Normalise(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise a batch of bytes."""
+        if usable(pixels, BYTES):
+            from model.kernels.pixels import normalise  # noqa: PLC0415
+
+            return normalise(pixels.contiguous(), self.mean, self.std, self.dtype)
         images = pixels.permute(0, 3, 1, 2).float() / 255
         return ((images - self.mean) / self.std).to(self.dtype)

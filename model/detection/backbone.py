@@ -51,6 +51,11 @@ class Backbone(Trunk):
         normed = (norm(tokens) for norm, tokens in zip(self.norms, maps, strict=True))
         return Features(tuple(normed), locations)
 
+    def cast(self, dtype: torch.dtype) -> Self:
+        """As `Trunk.cast`, with the norms."""
+        self.norms.to(dtype)
+        return super().cast(dtype)
+
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def for_size(self, image_size: tuple[int, int]) -> Self:

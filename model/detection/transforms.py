@@ -15,6 +15,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from model.kernels import BYTES, usable
+
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 LONG_SIDE, SHORT_SIDE = 1333, 800  # pixels
@@ -118,6 +120,12 @@ class Normalise(nn.Module):
         Returns:
             `(B, 3, H, W)`, in the memory order of the bytes (`torch.channels_last`).
         """
+        if usable(pixels, BYTES):
+            from model.kernels.pixels import normalise_padded  # noqa: PLC0415
+
+            return normalise_padded(
+                pixels.contiguous(), resized_sizes, self.mean, self.inverse_std, self.dtype
+            )
         _, H, W, _ = pixels.shape
         height, width = resized_sizes.view(-1, 2, 1, 1, 1).unbind(1)
         row = torch.arange(H, device=pixels.device).view(H, 1)

@@ -19,14 +19,16 @@ INSTALLED = find_spec("triton") is not None and any(map(which, ("gcc", "clang"))
 # For the whole process, as `torch.backends.cudnn.enabled`; False leaves all layers to plain torch.
 enabled = True
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+BYTES = (torch.uint8,)
 
 
-def usable(tokens: Tensor) -> bool:
+def usable(tokens: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     """Whether layers may take the kernels for this input: on CUDA, and without gradients."""
     return (
         enabled
         and INSTALLED
         and tokens.is_cuda
-        and tokens.dtype in DTYPES
+        and tokens.dtype in dtypes
         and not torch.is_grad_enabled()
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.dat import DAT
+from model.kernels import usable
 from model.transforms import Normalise
 
 
@@ -40,6 +41,16 @@ class Classify(nn.Module):
     def forward(self, pixels: Tensor) -> Ranked:
         """Rank the classes of RGB bytes `(B, H, W, 3)`."""
         logits, locations = self.model.forward_explained(self.normalise(pixels))
-        probabilities = logits.softmax(-1, dtype=torch.float32)
-        scores, classes = probabilities.sort(dim=-1, descending=True, stable=True)
-        return Ranked(scores, classes.int(), locations)
+        return Ranked(*_rank(logits), locations)
+
+
+def _rank(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and classes of `Ranked`."""
+    if usable(logits):
+        from model.kernels.ranking import MOST_CLASSES, rank  # noqa: PLC0415
+
+        if logits.shape[1] <= MOST_CLASSES:
+            return rank(logits)
+    probabilities = logits.softmax(-1, dtype=torch.float32)
+    scores, classes = probabilities.sort(dim=-1, descending=True, stable=True)
+    return scores, classes.int()

@@ -23,12 +23,16 @@ from model import VARIANTS, DatConfig
 from model.fused import DepthwiseConv
 from model.kernels.deformable_attention import attend
 from model.kernels.depthwise import convolve_gelu, convolve_sum_norm
+from model.kernels.linear import linear_gelu
 from model.kernels.local_attention import attend_in_tiles
 from model.kernels.norm import add_norm, norm_activate
 from model.kernels.offsets import sample_keys
+from model.kernels.pixels import normalise, normalise_padded
+from model.kernels.ranking import MOST_CLASSES, rank
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+INEXACT = re.compile(r"\b(fma|mad|\w+\.approx|\w+\.full|\w+\.ftz)\.\S*f32")
 # Both families; depthwise kernels of 5 and 9 cells; 128, 64 and 96 channels a group.
 LAYERS = (
     ("dat_tiny_224", 2, torch.bfloat16),
@@ -61,13 +65,8 @@ def main() -> None:
     def compile_only(kernel: Any, grid: Any) -> Any:
         def compile_for(tensor: Tensor, *arguments: Any, **options: Any) -> None:
             compiled = kernel.warmup(tensor, *arguments, grid=grid, **options)
-            threads = 32 * compiled.metadata.num_warps
-            facts = {
-                "kernel": kernel.__name__,
-                "dtype": str(tensor.dtype),
-                "shape": list(tensor.shape),
-                "threads": threads,
-            }
+            facts = {"kernel": kernel.__name__, "dtype": str(tensor.dtype)}
+            facts["shape"] = list(tensor.shape)
             kernels.append(facts | resources(compiled))
 
         return compile_for
@@ -82,6 +81,8 @@ def main() -> None:
     for dim in DIMS:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             launch_block(dim, dtype)
+    launch_linear()
+    launch_ends()
     sys.stdout.write(json.dumps(kernels))
 
 
@@ -143,15 +144,45 @@ def _depthwise(channels: int, dtype: torch.dtype) -> nn.Conv2d:
     return conv
 
 
-def resources(kernel: Any) -> dict[str, int]:
-    """What a compiled kernel takes: registers and stack bytes of a thread, shared bytes."""
+def launch_linear() -> None:
+    """Every tile: stages of DAT-B for one image, of DAT-B and DAT-T for 128."""
+    dtype = torch.bfloat16
+    for M, K in ((3136, 128), (784, 256), (49, 1024), (128 * 49, 1024), (128 * 3136, 96)):
+        linear_gelu(
+            torch.empty(M, K, dtype=dtype),
+            torch.empty(4 * K, K, dtype=dtype),
+            torch.empty(4 * K, dtype=dtype),
+        )
+
+
+def launch_ends() -> None:
+    """What comes before and after the network."""
+    pixels, constants = torch.empty(2, 224, 224, 3, dtype=torch.uint8), torch.empty(3)
+    for dtype in (torch.float32, torch.bfloat16):
+        normalise(pixels, constants, constants, dtype)
+        normalise_padded(pixels, torch.empty(2, 2, dtype=torch.int64), constants, constants, dtype)
+    for classes in (1000, MOST_CLASSES):
+        rank(torch.empty(2, classes))
+
+
+def resources(kernel: Any) -> dict[str, Any]:
+    """What a compiled kernel takes: registers and stack bytes of a thread, shared bytes.
+
+    It is `exact` if every operation is rounded by itself, and none is approximate.
+    """
     with TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(kernel.asm["cubin"])
         command = [str(TOOLS / "cuobjdump"), "-res-usage", str(binary)]
         report = subprocess.run(command, capture_output=True, text=True, check=True)
     registers, stack, _, local = map(int, USAGE.findall(report.stdout)[0])
-    return {"registers": registers, "spilled": stack + local, "shared": kernel.metadata.shared}
+    return {
+        "registers": registers,
+        "spilled": stack + local,
+        "shared": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+        "exact": not INEXACT.search(kernel.asm["ptx"]),
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""A linear layer and its GELU in one, against float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.fused import linear
+from model.kernels import HALF
+from model.kernels.linear import PROCESSORS, TILES, choose_tile, linear_gelu
+from tests.model.kernels.conftest import DEVICE, assert_close, generator, some_examples
+
+
+def check(shape, K, N, dtype, seed=0):
+    random = generator(seed)
+    tokens, weight, bias = (
+        torch.randn(size, generator=random).to(DEVICE, dtype)
+        for size in ((*shape, K), (N, K), (N,))
+    )
+    weight /= K**0.5
+    active = linear_gelu(tokens, weight, bias)
+    assert (active.shape, active.dtype) == ((*shape, N), dtype)
+    product = torch.nn.functional.linear(tokens.double(), weight.double(), bias.double())
+    assert_close(active, torch.nn.functional.gelu(product))
+
+
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    K=st.integers(1, 200),
+    N=st.integers(1, 100),
+    dtype=st.sampled_from(HALF),
+    seed=st.integers(0, 2**31),
+)
+@some_examples
+def test_any_layer(*, shape, K, N, dtype, seed):
+    check(shape, K, N, dtype, seed)
+
+
+# The first has more rows of tiles than go together, and one is left.
+@pytest.mark.parametrize(
+    ("M", "K", "N", "tile"),
+    [(1100, 96, 130, 0), (100, 64, 180, 1), (100, 128, 100, 2), (49, 192, 90, 3)],
+)
+def test_every_tile(monkeypatch, M, K, N, tile):
+    monkeypatch.setattr("model.kernels.linear.PROCESSORS", 3)
+    assert choose_tile(M, N) == TILES[tile]
+    check((M,), K, N, torch.bfloat16)
+
+
+@given(M=st.integers(1, 10**6), N=st.integers(1, 4096))
+def test_a_tile_is_the_largest_of_which_all_processors_get_one(M, N):
+    def count(tile):
+        return -(-M // tile.tokens) * -(-N // tile.outputs)
+
+    enough = [tile for tile in TILES if count(tile) >= PROCESSORS]
+    assert choose_tile(M, N) == (enough or TILES[-1:])[0]
+    assert sorted(TILES, key=lambda tile: -tile.tokens * tile.outputs) == list(TILES)
+
+
+def test_what_is_no_number_stays_in_its_row():
+    tokens = torch.ones(3, 32, dtype=torch.float16, device=DEVICE)
+    tokens[1, 5] = torch.nan
+    weight = torch.ones(48, 32, dtype=torch.float16, device=DEVICE)
+    active = linear_gelu(tokens, weight, weight[:, 0].contiguous())
+    assert active.isnan().all(1).tolist() == [False, True, False]
+
+
+def test_layers_take_it_in_half_precision_alone(monkeypatch):
+    taken = []
+    monkeypatch.setattr("model.fused.usable", lambda tokens, dtypes: tokens.dtype in dtypes)
+    monkeypatch.setattr(
+        "model.kernels.linear.linear_gelu", lambda *tensors: taken.append(tensors[0].dtype)
+    )
+    with torch.inference_mode():
+        for dtype in (torch.float32, *HALF):
+            layer = torch.nn.Linear(32, 64, device=DEVICE, dtype=dtype)
+            linear(layer, torch.ones(4, 32, device=DEVICE, dtype=dtype), "gelu")
+            linear(layer, torch.ones(4, 32, device=DEVICE, dtype=dtype))
+    assert taken == list(HALF)
