@@ -20,9 +20,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from model import VARIANTS, DatConfig
+from model.fused import DepthwiseConv
 from model.kernels.deformable_attention import attend
+from model.kernels.depthwise import convolve_gelu, convolve_sum_norm
 from model.kernels.linear import linear_gelu
 from model.kernels.local_attention import attend_in_tiles
+from model.kernels.norm import add_norm, norm_activate
 from model.kernels.offsets import sample_keys
 from model.kernels.pixels import normalise, normalise_padded
 from model.kernels.ranking import MOST_CLASSES, rank
@@ -39,6 +42,8 @@ LAYERS = (
 )
 # Queries and keys of a tile: windows, neighbourhoods, and a small map in one piece.
 TILES = {"dat": ((49, 49),), "dat_pp": ((49, 169), (196, 196))}
+# Channels of a stage: of the smallest and the largest DAT++, and what is no power of two.
+DIMS = (64, 512)
 
 
 class Sm90:
@@ -61,6 +66,7 @@ def main() -> None:
         def compile_for(tensor: Tensor, *arguments: Any, **options: Any) -> None:
             compiled = kernel.warmup(tensor, *arguments, grid=grid, **options)
             facts = {"kernel": kernel.__name__, "dtype": str(tensor.dtype)}
+            facts["shape"] = list(tensor.shape)
             kernels.append(facts | resources(compiled))
 
         return compile_for
@@ -72,6 +78,9 @@ def main() -> None:
         launch_deformable(config, stage, dtype)
         for queries, keys in TILES[config.family]:
             launch_local(config, stage, dtype, queries, keys)
+    for dim in DIMS:
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            launch_block(dim, dtype)
     launch_linear()
     launch_ends()
     sys.stdout.write(json.dumps(kernels))
@@ -114,6 +123,25 @@ def launch_local(
         torch.empty(4, keys, dtype=torch.int64),
         torch.empty(cells, dtype=torch.int64),
     )
+
+
+def launch_block(dim: int, dtype: torch.dtype) -> None:
+    """What a block of DAT++ and the layers between stages take beside attention."""
+    tokens = torch.empty(2, 14, 14, dim, dtype=dtype)
+    norm = nn.LayerNorm(dim, dtype=dtype)
+    convolve_sum_norm(tokens, None, _depthwise(dim, dtype), norm)
+    convolve_sum_norm(tokens, tokens, _depthwise(dim, dtype), norm)
+    convolve_gelu(torch.empty(2, 14, 14, 4 * dim, dtype=dtype), _depthwise(4 * dim, dtype))
+    add_norm(tokens, None, norm)
+    add_norm(tokens, tokens, norm)
+    norm_activate(tokens, norm.bias, norm, gelu=True)
+
+
+def _depthwise(channels: int, dtype: torch.dtype) -> nn.Conv2d:
+    """With its weights as they lie on CUDA."""
+    conv = DepthwiseConv(channels).to(dtype)
+    conv.weight.data = torch.empty(3, 3, channels, 1, dtype=dtype).permute(2, 3, 0, 1)
+    return conv
 
 
 def launch_linear() -> None:
