@@ -1,6 +1,11 @@
 """Figures as lines of JSON on standard output, some with a bound that they should keep."""
 
 import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -40,3 +45,27 @@ def bound(row: dict[str, Any]) -> str:
     """The bounds of a figure, in words."""
     words = {"at_most": "at most", "at_least": "at least"}
     return ", ".join(f"{word} {row[key]:g}" for key, word in words.items() if key in row)
+
+
+class Cases:
+    """Cases of which none stops those after it."""
+
+    def __init__(self) -> None:
+        self._failed: list[str] = []
+
+    @contextmanager
+    def case(self, model: str, title: str) -> Iterator[None]:
+        """One case, whose failure is printed and goes no further."""
+        began = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            self._failed.append(f"{model}, {title}")
+            traceback.print_exc()
+            note(model=model, failed=title, error=f"{type(error).__name__}: {str(error)[:300]}")
+        print(f"{model}, {title}: {time.perf_counter() - began:.1f} s", flush=True)
+
+    def end(self) -> None:
+        """End the process with 1 if a case failed."""
+        if self._failed:
+            sys.exit(f"failed: {'; '.join(self._failed)}")

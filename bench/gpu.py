@@ -127,6 +127,7 @@ def environment(device: str) -> None:
     import triton  # noqa: PLC0415
 
     from bench.machine import describe  # noqa: PLC0415
+    from service.engine.gpu import kernels_on  # noqa: PLC0415
 
     for command in ("nvidia-smi", "free", "nproc"):
         if shutil.which(command):
@@ -140,6 +141,7 @@ def environment(device: str) -> None:
         "triton": triton.__version__,
         "numpy": numpy.__version__,
         "tools": ", ".join(tools),
+        "kernels": kernels_on(torch.device("cuda:0" if device == "cuda" else device)),
     }
     print(json.dumps({"machine": machine}))
 

@@ -3,24 +3,21 @@
 A classifier: its logits in each precision, with the kernels and without, against those of the
 official code (of the demo, which has none: against the CPU, on its scenes); then its engine's
 graphs against the same work run eagerly, batches with padding and two batches in flight. A
-detector: what its engine finds, at several sizes and batches, against the CPU in float32.
+detector: what its engine finds in batches of several sizes, two in flight, against the CPU in
+float32.
 
-Every figure is printed as one JSON object. A case that fails stops none of those after it.
+Every figure is printed as one JSON object.
 """
 
 import argparse
 import asyncio
 import json
-import sys
-import time
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +25,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
-from bench.findings import find, note
+from bench.findings import Cases, find
 from bench.graphs import DTYPE, Way
 from bench.weights import detector_state, recipe_state
 from demo.detection import scenes
@@ -41,6 +38,7 @@ from service.engine.classify import Classify
 from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
 from service.engine.device import Device
 from service.engine.engine import Engine, EngineInput, EngineOutput
+from service.engine.gpu import compute_float32_in_full
 from service.metrics import Metrics, ModelMetrics
 from service.served_model import BUNDLED
 from tests import recipe
@@ -53,30 +51,22 @@ SCENES_SEED = 1  # not seen in training
 
 # How far logits may be off. In float32 without TF32, sums in another order are all there is.
 LOGITS = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.25}
+# On a CPU float16 is slow.
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16", "bfloat16")}
 AGREEMENT = 0.99  # of the best class with float32, on scenes
 PROBABILITIES = 0.01  # of a graph and of eager work, which may add up in another order
 MEMORY_MB = 2000  # of all graphs of a classifier
-# Of the sure objects of the CPU, how many a device must find: one box may lose to another by a
-# rounding.
-FOUND = {"float32": 0.98, "float16": 0.9, "bfloat16": 0.9}
+# Of the sure objects of the CPU, how many a device must find. Among random weights the scores of
+# thousands of boxes are close, and half precision finds others: only trained ones are held to it.
+FOUND = {"float32": 0.98, "float16": 0.8, "bfloat16": 0.8}
 SURE, NEAR = 0.5, 4  # score of a sure object; pixels between corners of the same box
 SIZES = {"cpu": [(192, 320), (160, 224)], "cuda": [(800, 1344), (640, 640)]}  # padded
-ROUNDS = {"cpu": 1, "cuda": 25}  # of two batches in flight
+ROUNDS = {"cpu": 2, "cuda": 25}  # of two batches in flight
+WAIT_S = 100.0  # for the results of a batch
 
-failed: list[str] = []
+T = TypeVar("T")
 
-
-@contextmanager
-def case(model: str, title: str) -> Iterator[None]:
-    """One case, whose failure is noted and goes no further."""
-    began = time.perf_counter()
-    try:
-        yield
-    except Exception as error:
-        failed.append(title)
-        traceback.print_exc()
-        note(model=model, failed=title, error=f"{type(error).__name__}: {str(error)[:300]}")
-    print(f"{title}: {time.perf_counter() - began:.1f} s")
+cases = Cases()
 
 
 def metrics(name: str, task: Any) -> ModelMetrics:
@@ -99,13 +89,13 @@ class Reference:
     logits: Tensor
 
     @classmethod
-    def of(cls, name: str, scenes: int) -> "Reference":
+    def of(cls, name: str, count: int) -> "Reference":
         """The official code's golden case, or float32 on the CPU."""
         if name == DEMO:
             model = bundled_model()
             seen = (
                 view(*upload(SCENES_SEED, index, LARGEST_PICTURE), model.config).pixels
-                for index in range(scenes)
+                for index in range(count)
             )
             images = Normalise()(torch.from_numpy(np.stack(list(seen))))
             return cls(model, images, _logits(model, images))
@@ -129,17 +119,16 @@ def _logits(model: DAT, images: Tensor) -> Tensor:
 
 def check_logits(name: str, reference: Reference, kind: str) -> None:
     """Every precision, with the kernels and without."""
-    for dtype, bound in LOGITS.items():
+    compute_float32_in_full()  # as an engine does
+    for dtype in DTYPES[kind]:
         for fused in (True, False) if kind == "cuda" else (False,):
             title = f"{dtype}, {'kernels' if fused else 'plain torch'}"
-            with case(name, title), Way(fused=fused).switched():
-                # As the engine does: convolutions in float32 are none in TF32.
-                torch.backends.cudnn.allow_tf32 = dtype != "float32"
+            with cases.case(name, title), Way(fused=fused).switched():
                 precision: torch.dtype = getattr(torch, dtype)
                 model = deepcopy(reference.model).cast(precision).to(kind)
                 logits = _logits(model, reference.images.to(kind, precision)).float().cpu()
                 error = (logits - reference.logits).abs().max().item()
-                find(name, f"{title}: largest error of the logits", error, at_most=bound)
+                find(name, f"{title}: largest error of the logits", error, at_most=LOGITS[dtype])
                 same = (logits.argmax(1) == reference.logits.argmax(1)).float().mean().item()
                 least = AGREEMENT if name == DEMO else None
                 find(name, f"{title}: best class as in float32", same, at_least=least)
@@ -163,14 +152,9 @@ def check_graphs(name: str, model: DAT, kind: str) -> None:
     )
 
     async def run() -> None:
-        weights_mb = sum(p.nbytes for p in model.parameters()) / 2**20
-        before = torch.cuda.memory_reserved() if kind == "cuda" else 0
-        began = time.perf_counter()
-        await engine.load()
-        find(name, f"{len(engine.buckets)} graphs: s to load", time.perf_counter() - began)
-        if kind == "cuda":
-            taken = (torch.cuda.memory_reserved() - before) / 2**20
-            find(name, "all graphs, MB beside the weights", taken - weights_mb, at_most=MEMORY_MB)
+        computing = await engine.load()
+        find(name, f"{computing.graphs} graphs: s to load", computing.seconds)
+        find(name, "all graphs, MB", computing.graphs_bytes / 1e6, at_most=MEMORY_MB)
         with torch.inference_mode():
             ranked = eager(torch.from_numpy(pixels).to(kind))
         scores, classes = ranked.scores.cpu().numpy(), ranked.classes.cpu().numpy()
@@ -187,17 +171,28 @@ def check_graphs(name: str, model: DAT, kind: str) -> None:
                 of += expected[:size]
             compare(name, f"graph and eager, {title}", outputs, of)
         outputs, of = [], []
-        for round_ in range(ROUNDS[kind]):
-            rows = slice(4), slice(4, 8 - round_ % 3)
-            launched = [await device.run(partial(engine.launch, batch[row])) for row in rows]
-            # Read in either order, both long after the second began.
-            for result, row in list(zip(launched, rows, strict=True))[:: 1 if round_ % 2 else -1]:
-                outputs += await device.wait(result, 60)
-                of += expected[row]
+        for turn in range(ROUNDS[kind]):
+            rows = slice(4), slice(4, 8 - turn % 3)
+            for part in await in_flight(device, engine.launch, [batch[r] for r in rows], turn):
+                outputs += part
+            of += [one for row in rows for one in expected[row]]
         compare(name, "graph and eager, two batches in flight", outputs, of)
 
     asyncio.run(run())
     device.close()
+
+
+async def in_flight(
+    device: Device,
+    launch: Callable[[Any], Callable[[], list[T]]],
+    batches: Sequence[Any],
+    turn: int,
+) -> list[list[T]]:
+    """Begin all batches before the results of one are read, in every other turn the last first."""
+    begun = [await device.run(partial(launch, batch)) for batch in batches]
+    order = list(enumerate(begun))[:: 1 if turn % 2 else -1]
+    came = {index: await device.wait(results, WAIT_S) for index, results in order}
+    return [came[index] for index in range(len(batches))]
 
 
 def compare(
@@ -235,49 +230,48 @@ def picture(name: str, index: int, height: int, width: int) -> NDArray[np.uint8]
 
 def check_detector(name: str, kind: str) -> None:
     """Several sizes and batches in each precision, with graphs, against the CPU in float32."""
-    inputs = {
-        size: [
-            DetectionInput(
-                np.pad(picture(name, index, size[0], size[1] - 11), ((0, 0), (0, 11), (0, 0))),
-                (size[0], size[1] - 11),
-                (1.0, 1.0),
-            )
-            for index in range(2)
-        ]
-        for size in SIZES[kind]
-    }
-    exact: dict[tuple[int, int], list[DetectionOutput]] = {}
-
-    async def found(
-        kind: str, dtype: str, counts: Sequence[int], **options: Any
-    ) -> dict[tuple[tuple[int, int], int], list[DetectionOutput]]:
-        device = Device(kind, 2)
-        engine = DetectionEngine(
-            detector(name), device, metrics(name, "detect"), dtype=dtype, **options
-        )
-        await engine.load()
-        outputs = {
-            (size, count): await engine.run_batch((2 * items)[:count])
-            for size, items in inputs.items()
-            for count in counts
-        }
-        device.close()
-        return outputs
-
-    with case(name, "on the CPU"):
-        for (size, _), outputs in asyncio.run(found("cpu", "float32", (2,), max_batch=2)).items():
-            exact[size] = outputs
-    options: dict[str, Any] = {"sizes": SIZES[kind], "buckets": (1, 4)}
+    sizes = SIZES[kind]
+    pictures = {size: [item(name, index, size) for index in range(2)] for size in sizes}
+    exact: list[list[DetectionOutput]] = []
+    with cases.case(name, "on the CPU"):
+        exact += asyncio.run(found(name, "cpu", "float32", list(pictures.values()), max_batch=2))
+    options: dict[str, Any] = {"sizes": sizes, "buckets": (1, 4)}
     if kind == "cpu":
         options["capture"] = recorded
-    for dtype in LOGITS if kind == "cuda" else ("float32",):
-        with case(name, dtype):
-            for (size, count), outputs in asyncio.run(
-                found(kind, dtype, (4, 1, 3), **options)
-            ).items():
-                share = share_found(outputs, 2 * exact[size])
-                title = f"{dtype}, {count} of {size[0]}x{size[1]}: found of the CPU's objects"
-                find(name, title, share, at_least=FOUND[dtype])
+    # Large before small, and padding behind a full bucket.
+    asked = [(size, count) for count in (4, 1, 3) for size in sizes]
+    batches = [(2 * pictures[size])[:count] for size, count in asked]
+    for dtype in DTYPES[kind]:
+        with cases.case(name, dtype):
+            came = asyncio.run(found(name, kind, dtype, batches, **options))
+            for ((height, width), count), outputs in zip(asked, came, strict=True):
+                share = share_found(outputs, 2 * exact[sizes.index((height, width))])
+                title = f"{dtype}, {count} of {height}x{width}: found of the CPU's objects"
+                held = name == DEMO_DETECTOR or dtype == "float32"
+                find(name, title, share, at_least=FOUND[dtype] if held else None)
+
+
+def item(name: str, index: int, size: tuple[int, int]) -> DetectionInput:
+    """A picture with some padding on its right."""
+    height, width = size[0], size[1] - 11
+    padded = np.pad(picture(name, index, height, width), ((0, 0), (0, 11), (0, 0)))
+    return DetectionInput(padded, (height, width), (1.0, 1.0))
+
+
+async def found(
+    name: str, kind: str, dtype: str, batches: Sequence[list[DetectionInput]], **options: Any
+) -> list[list[DetectionOutput]]:
+    """What an engine finds in batches, of which two are in flight at a time."""
+    device = Device(kind, 2)
+    engine = DetectionEngine(
+        detector(name), device, metrics(name, "detect"), dtype=dtype, **options
+    )
+    await engine.load()
+    outputs: list[list[DetectionOutput]] = []
+    for turn, first in enumerate(range(0, len(batches), 2)):
+        outputs += await in_flight(device, engine.launch, batches[first : first + 2], turn)
+    device.close()
+    return outputs
 
 
 def share_found(outputs: Sequence[DetectionOutput], expected: Sequence[DetectionOutput]) -> float:
@@ -304,9 +298,9 @@ def main() -> None:
     else:
         reference = Reference.of(name, SCENES[kind])
         check_logits(name, reference, kind)
-        with case(name, "graphs"):
+        with cases.case(name, "graphs"):
             check_graphs(name, reference.model, kind)
-    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+    cases.end()
 
 
 if __name__ == "__main__":

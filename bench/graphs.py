@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from bench.closed_loop import time_calls
-from bench.findings import find, note
+from bench.findings import Cases, find, note
 from bench.rival import make_pixels
 from bench.weights import recipe_state
 from model import VARIANTS, create_model, kernels
@@ -163,6 +163,14 @@ class Times:
             find(name, f"{way} / {SERVED}, batch 1", gain, at_least=LEAST_GAIN)
 
 
+def time_batches(name: str, title: str, arguments: argparse.Namespace, times: Times) -> None:
+    """Time forward passes of all batches in one way."""
+    for batch in arguments.batches:
+        taken = time_way(name, WAYS[title], batch, arguments.device, arguments.seconds)
+        times.add(name, title, batch, taken)
+    times.judge(name, title)
+
+
 def time_engine(name: str, arguments: argparse.Namespace, times: Times) -> None:
     """Time an engine, one batch at a time and with as many as its device takes."""
     kind, loop = arguments.device, asyncio.new_event_loop()
@@ -212,16 +220,15 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=[*WAYS, ENGINE], default=TIMED)
     parser.add_argument("--seconds", type=float, default=0.4, help="of one way and batch")
     arguments = parser.parse_args()
-    times = Times()
+    times, cases = Times(), Cases()
     for title in arguments.ways:
         for name in arguments.models:
-            if title == ENGINE:
-                time_engine(name, arguments, times)
-                continue
-            for batch in arguments.batches:
-                taken = time_way(name, WAYS[title], batch, arguments.device, arguments.seconds)
-                times.add(name, title, batch, taken)
-            times.judge(name, title)
+            with cases.case(name, title):
+                if title == ENGINE:
+                    time_engine(name, arguments, times)
+                else:
+                    time_batches(name, title, arguments, times)
+    cases.end()
 
 
 if __name__ == "__main__":

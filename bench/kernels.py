@@ -1,35 +1,54 @@
 """Time the fused kernels against plain torch and the roofline, on a CUDA device.
 
-At every stage that has such a layer: sampling at learned positions, deformable attention and
-local attention. Both sides are captured in a CUDA graph, as the service runs them. The roofline
-of a step is what its inputs and outputs take at the measured rate of a copy, or its matrix
-products at the measured rate of a large one, whichever is longer; a step whose tensors stay in
-the cache of the device can be faster. The plain side attends in one piece, whatever the size.
+Everything that a stage has a kernel for, and what comes before and after the stages. Both sides
+are captured in a CUDA graph, as the service runs them, but where plain torch waits for the device
+in its midst. The roofline of a step is what its inputs and outputs take at the measured rate of a
+copy, or its matrix products at the measured rate of a large one, whichever is longer; a step whose
+tensors stay in the cache of the device can be faster. The plain side attends in one piece,
+whatever the size.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.closed_loop import time_calls
+from bench.findings import Cases, note
+from bench.graphs import Way
 from bench.machine import RESULTS, describe
 from model import VARIANTS, DatConfig
 from model.attention import DeformableAttention, sample_features
-from model.dat import make_attention
+from model.dat import Block, BlockPP, ConvMlp, Stage, make_attention
+from model.detection.detections import IOU_THRESHOLD
+from model.detection.nms import nms
+from model.detection.roi_align import STRIDES, pooled_features
+from model.detection.transforms import Normalise as NormalisePadded
+from model.fused import (
+    Stream,
+    add_norm,
+    convolve,
+    convolve_sum_norm,
+    keep_kernels_channels_last,
+    linear,
+)
 from model.kernels.deformable_attention import attend
 from model.kernels.offsets import sample_keys
+from model.kernels.ranking import rank
 from model.local_attention import LocalAttention, NeighborhoodAttention, WindowAttention
+from model.transforms import Normalise
 
 # Classifiers at a batch of the command line; the maps of a detector one image at a time.
 CLASSIFIERS = ("dat_tiny_224", "dat_pp_tiny_224")
 DETECTOR = VARIANTS["dat_pp_tiny_224"].resized((800, 1344))
+CHANNELS = 256  # of a pyramid
 # For a rehearsal on a CPU, where Triton interprets the kernels.
 SMALL = VARIANTS["dat_nano"].resized((64, 64))
 
@@ -44,19 +63,48 @@ class Step:
         plain: the same by torch.
         moved: bytes of all inputs and outputs.
         flops: of the matrix products.
+        waits: whether plain torch waits for the device, so that it cannot be captured.
     """
 
     name: str
     fused: Callable[[], Tensor]
     plain: Callable[[], Tensor]
     moved: int
-    flops: int
+    flops: int = 0
+    waits: bool = False
+
+    @classmethod
+    def switched(cls, name: str, call: Callable[[], Tensor], *read: Tensor, **facts: Any) -> Self:
+        """What a layer computes by its kernel, and without where kernels are switched off.
+
+        Args:
+            name: of the step.
+            call: of the layer.
+            read: what it reads.
+            facts: of the step; `moved` where it is more than `read` and what is returned.
+        """
+
+        def by(way: Way) -> Tensor:
+            with way.switched():
+                return call()
+
+        fused, plain = (partial(by, Way(fused=on)) for on in (True, False))
+        moved = sum(tensor.nbytes for tensor in (*read, fused()))
+        return cls(name, fused, plain, **({"moved": moved} | facts))
 
 
 def steps(
     config: DatConfig, stage: int, batch: int, dtype: torch.dtype, device: str
 ) -> Iterator[Step]:
     """The steps of a stage, each kind of layer once, with random weights."""
+    yield from attention_steps(config, stage, batch, dtype, device)
+    yield from block_steps(config, stage, batch, dtype, device)
+
+
+def attention_steps(
+    config: DatConfig, stage: int, batch: int, dtype: torch.dtype, device: str
+) -> Iterator[Step]:
+    """Attention of each kind that a stage has."""
     (H, W), dim = config.map_size(stage), config.stages[stage].dim
     tokens = torch.randn(batch, H, W, dim, device=device, dtype=dtype)
     for kind in dict.fromkeys(config.stages[stage].blocks):
@@ -143,6 +191,94 @@ def local_step(layer: LocalAttention, tokens: Tensor) -> Step:
     )
 
 
+def block_steps(
+    config: DatConfig, stage: int, batch: int, dtype: torch.dtype, device: str
+) -> Iterator[Step]:
+    """What a block has beside attention, and what leads to its stage from the one before."""
+    (H, W), dim = config.map_size(stage), config.stages[stage].dim
+    layers = Stage(config, stage)
+    keep_kernels_channels_last(layers)
+    block = layers.eval().to(device, dtype).blocks[0]
+    assert isinstance(block, Block)
+    tokens, branch = torch.randn(2, batch, H, W, dim, device=device, dtype=dtype)
+    stream = Stream(tokens, branch)
+    both = {"moved": 4 * tokens.nbytes}  # two maps in, two out
+    yield Step.switched("sum + norm", lambda: add_norm(block.norm2, stream).normed, **both)
+    mlp = block.mlp
+    if isinstance(block, BlockPP) and isinstance(mlp, ConvMlp):
+        yield Step.switched(
+            "sum + convolution + norm",
+            lambda: convolve_sum_norm(block.lpu, block.norm1, stream).normed,
+            **both,
+        )
+        hidden = mlp.fc1(tokens)
+        yield Step.switched(
+            "convolution + GELU", lambda: convolve(mlp.dwconv, hidden, "gelu"), hidden
+        )
+    else:
+        yield Step.switched(
+            "linear + GELU",
+            lambda: linear(mlp.fc1, tokens, "gelu"),
+            *(tokens, mlp.fc1.weight),
+            flops=8 * tokens.numel() * dim,
+        )
+
+
+def end_steps(config: DatConfig, batch: int, dtype: torch.dtype, device: str) -> Iterator[Step]:
+    """What comes before and after the stages of a classifier."""
+    pixels = torch.randint(256, (batch, *config.image_size, 3), dtype=torch.uint8, device=device)
+    normalise = Normalise(dtype).to(device)
+    yield Step.switched("pixels", lambda: normalise(pixels), pixels)
+    logits = torch.randn(batch, config.num_classes, device=device)
+    yield Step(
+        "ranking",
+        lambda: rank(logits).scores,
+        lambda: logits.softmax(-1).sort(dim=-1, descending=True, stable=True)[0],
+        3 * logits.nbytes,  # logits, scores and classes
+    )
+
+
+def detector_steps(
+    size: tuple[int, int], dtype: torch.dtype, device: str, *, boxes: int = 1000
+) -> Iterator[Step]:
+    """What a detector of two stages has beside its backbone, for one image.
+
+    Args:
+        size: `(H, W)` of the image, pixels.
+        dtype: of the features.
+        device: that computes.
+        boxes: of each level of the pyramid, and as many proposals.
+    """
+    H, W = size
+    pixels = torch.randint(256, (1, H, W, 3), dtype=torch.uint8, device=device)
+    resized = torch.tensor([[H, W - 11]], device=device)
+    normalise = NormalisePadded(dtype).to(device)
+    yield Step.switched("pixels", lambda: normalise(pixels, resized), pixels)
+
+    levels = 5
+    centres = torch.rand(levels, boxes, 2, device=device) * torch.tensor([W, H], device=device)
+    sides = 16 * 2 ** (4 * torch.rand(levels, boxes, 2, device=device))
+    corners = torch.cat([centres - sides / 2, centres + sides / 2], -1)
+    scores, valid = torch.rand(levels, boxes, device=device), torch.ones_like(sides[..., 0]).bool()
+    yield Step.switched(
+        "NMS",
+        lambda: nms(corners, scores, valid, IOU_THRESHOLD, boxes).indices,
+        *(corners, scores, valid),
+        waits=True,
+    )
+    maps = [
+        torch.randn(1, -(-H // stride), -(-W // stride), CHANNELS, device=device, dtype=dtype)
+        for stride in STRIDES
+    ]
+    for bins in (7, 14):
+        yield Step.switched(
+            f"RoIAlign, {bins}x{bins} bins",
+            partial(pooled_features, maps, corners[:1], bins),
+            *(*maps, corners[:1]),
+            waits=True,
+        )
+
+
 @dataclass(frozen=True)
 class Rates:
     """What the device does at best: bytes copied (read and written) and FLOPs, a second."""
@@ -168,18 +304,20 @@ def measure_rates(dtype: torch.dtype, device: str) -> Rates:
     )
 
 
-def seconds(call: Callable[[], Tensor]) -> float:
-    """Median duration of a call, on CUDA replayed as a graph."""
+def seconds(call: Callable[[], Tensor], *, captured: bool = True) -> float:
+    """Median duration of a call, on CUDA replayed as a graph if it can be captured."""
     if not call().is_cuda:
         return median(time_calls(call, 0))
-    from triton.testing import do_bench_cudagraph  # noqa: PLC0415
+    from triton.testing import do_bench, do_bench_cudagraph  # noqa: PLC0415
 
-    return 1e-3 * float(do_bench_cudagraph(call, return_mode="median"))
+    bench = do_bench_cudagraph if captured else do_bench
+    return 1e-3 * float(bench(call, return_mode="median"))
 
 
 def compare(step: Step, rates: Rates) -> dict[str, Any]:
     """Time both sides of a step."""
-    fused, plain, bound = seconds(step.fused), seconds(step.plain), rates.seconds(step)
+    fused, plain = seconds(step.fused), seconds(step.plain, captured=not step.waits)
+    bound = rates.seconds(step)
     return {
         "step": step.name,
         "fused_us": 1e6 * fused,
@@ -192,19 +330,22 @@ def compare(step: Step, rates: Rates) -> dict[str, Any]:
 
 
 def all_steps(
-    layouts: list[tuple[DatConfig, int]], dtype: torch.dtype, device: str
+    batches: Sequence[int], dtype: torch.dtype, device: str
 ) -> Iterator[tuple[dict[str, Any], Step]]:
-    """The steps of all stages of networks and batches, each with where it is."""
-    for config, batch in layouts:
+    """Every step, each with where it is: those of classifiers, then of detectors."""
+    small = device == "cpu"
+    layouts = [(VARIANTS[name], batch) for name in CLASSIFIERS for batch in batches]
+    for config, batch in [(SMALL, 1)] if small else [*layouts, (DETECTOR, 1)]:
+        where = {"model": config.name, "image_size": list(config.image_size), "batch": batch}
         for stage in range(len(config.stages)):
-            where = {
-                "model": config.name,
-                "image_size": list(config.image_size),
-                "batch": batch,
-                "stage": stage,
-            }
             for step in steps(config, stage, batch, dtype, device):
-                yield where, step
+                yield where | {"stage": stage}, step
+        for step in end_steps(config, batch, dtype, device):
+            yield where | {"stage": "ends"}, step
+    size = (SMALL if small else DETECTOR).image_size
+    where = {"model": "detector", "image_size": list(size), "batch": 1, "stage": "heads"}
+    for step in detector_steps(size, dtype, device, boxes=20 if small else 1000):
+        yield where, step
 
 
 def main() -> None:
@@ -217,16 +358,13 @@ def main() -> None:
     device = arguments.device
     torch.manual_seed(0)
     dtype: torch.dtype = getattr(torch, arguments.dtype)
-    layouts = [
-        *((VARIANTS[name], batch) for name in CLASSIFIERS for batch in arguments.batches),
-        (DETECTOR, 1),
-    ]
-    rows = []
+    rows, cases = [], Cases()
     with torch.inference_mode():
         rates = measure_rates(dtype, device)
-        for where, step in all_steps([(SMALL, 1)] if device == "cpu" else layouts, dtype, device):
-            rows.append(where | compare(step, rates))
-            print(json.dumps(rows[-1]), flush=True)
+        for where, step in all_steps(arguments.batches, dtype, device):
+            with cases.case(where["model"], step.name):
+                rows.append(where | compare(step, rates))
+                note(**rows[-1])
     result = {
         "device": device,
         "dtype": arguments.dtype,
@@ -237,6 +375,7 @@ def main() -> None:
     }
     path = RESULTS / f"kernels-{device}-{arguments.dtype}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
+    cases.end()
 
 
 if __name__ == "__main__":

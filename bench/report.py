@@ -275,7 +275,7 @@ def gpu_tables(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{key} {machine[key]}" for key in ("driver", "cuda", "cudnn", "triton"))
     return "\n\n".join(
         (
-            f"Versions: {versions}. Steps: {', '.join(ended)}.",
+            f"Versions: {versions}; kernels {machine['kernels']}. Steps: {', '.join(ended)}.",
             *(_table(header, lines) for header, lines in tables if lines),
         )
     )

@@ -69,13 +69,14 @@ def test_the_first_part_checks_and_times_and_names_what_failed(
 
     rows = [row for step in found["steps"] for row in step["rows"]]
     judged = {(row["model"], row["what"]): row["figure"] for row in rows if "what" in row}
-    for dtype, largest in (("float32", 1e-4), ("float16", 0.03), ("bfloat16", 0.25)):
+    for dtype, largest in (("float32", 1e-4), ("bfloat16", 0.25)):
         error = judged["dat_nano", f"{dtype}, plain torch: largest error of the logits"]
         assert 0 <= error < largest
     for what in ("whole buckets", "padding", "two batches in flight"):
         assert judged["dat_nano", f"graph and eager, {what}: probabilities"] < 1e-5
-    shares = [figure for (model, _), figure in judged.items() if model == "mask_rcnn_dat_nano"]
-    assert shares == [1] * 6
+    shares = {what: one for (model, what), one in judged.items() if model == "mask_rcnn_dat_nano"}
+    assert [one for what, one in shares.items() if what.startswith("float32")] == [1] * 6
+    assert sum(what.startswith("bfloat16") for what in shares) == 6
     timed = {row["way"]: row for row in rows if "way" in row}
     assert {"graph, kernels", "engine", "engine, overlapping", "eager", "graph"} <= set(timed)
     assert all(row["ms"] > 0 and row["images_per_s"] > 0 for row in timed.values())
