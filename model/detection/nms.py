@@ -9,7 +9,8 @@ rows of one length. With the kernel (`model.kernels.nms`) nothing here waits for
 CPU, where counts are known for nothing, rows are no longer than they have to be.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ Floats = NDArray[np.floating]
 _BLOCK = 128  # rows of the matrix of IoUs that are computed at once
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Some rows of every image, in an order.
 
     Attributes:
@@ -34,17 +36,21 @@ class Rows(NamedTuple):
     indices: Tensor
     counts: Tensor
 
-    @property
+    @cached_property
     def real(self) -> Tensor:
         """`(B, R)`: which are."""
         return until(self.counts, self.indices.shape[1])
+
+    @cached_property
+    def _absent(self) -> Tensor:
+        return ~self.real
 
     def of(self, values: Tensor) -> Tensor:
         """These rows `(B, R, ...)` of `(B, N, ...)`, and zeros past the count."""
         trailing = values.shape[2:]
         shape = (*self.indices.shape, *(1 for _ in trailing))
         chosen = values.gather(1, self.indices.view(shape).expand(-1, -1, *trailing))
-        return chosen.masked_fill(~self.real.view(shape), 0)
+        return chosen.masked_fill(self._absent.view(shape), 0)
 
 
 def nms(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, limit: int) -> Rows:
