@@ -23,6 +23,7 @@ from model import VARIANTS, DatConfig
 from model.kernels.deformable_attention import attend
 from model.kernels.local_attention import attend_in_tiles
 from model.kernels.offsets import sample_keys
+from model.kernels.roi_align import align
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -68,6 +69,7 @@ def main() -> None:
         launch_deformable(config, stage, dtype)
         for queries, keys in TILES[config.family]:
             launch_local(config, stage, dtype, queries, keys)
+    launch_roi_align()
     sys.stdout.write(json.dumps(kernels))
 
 
@@ -108,6 +110,14 @@ def launch_local(
         torch.empty(4, keys, dtype=torch.int64),
         torch.empty(cells, dtype=torch.int64),
     )
+
+
+def launch_roi_align() -> None:
+    """As the heads of boxes and of masks do, with the channels of the published detectors."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        levels = [torch.empty(2, 8, 8, 256, dtype=dtype) for _ in range(4)]
+        for bins in (7, 14):
+            align(levels, torch.empty(2, 100, 4), bins)
 
 
 def resources(kernel: Any) -> dict[str, int]:
