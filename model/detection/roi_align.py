@@ -77,7 +77,7 @@ def ragged_features(
     """
     size = boxes[:, 2:] - boxes[:, :2]
     real = ((size > 0) & size.isfinite()).all(-1, keepdim=True)
-    boxes = boxes.where(real, 0)
+    boxes = boxes.masked_fill(~real, 0)
     level_index = level_of(boxes)
     pooled = levels[0].new_empty((len(boxes), bins, bins, levels[0].shape[-1]))
     for level, stride in enumerate(STRIDES):

@@ -1,7 +1,10 @@
 """Heads over regions of interest: boxes and masks of the two-stage detectors.
 
 Mask R-CNN: He et al., arXiv:1703.06870; Cascade R-CNN: Cai and Vasconcelos, arXiv:1906.09756;
-both as in mmdetection 2.26. Regions are `(R, 4)` in pixels of the padded images.
+both as in mmdetection 2.26. Regions are in pixels of the padded images.
+
+All shapes depend on those of the input alone, except on the CPU, where rows are cut to the largest
+number that an image of the batch has.
 """
 
 from collections.abc import Sequence
@@ -12,7 +15,8 @@ from torch import Tensor, nn
 from model.detection.boxes import decode, xy_pairs
 from model.detection.config import DetectorConfig
 from model.detection.dense import Candidates
-from model.detection.detections import SCORE_THRESHOLD, Detections, select
+from model.detection.detections import Found, select_entries
+from model.detection.nms import until
 from model.detection.roi_align import pooled_features
 from model.detection.rpn import RegionProposals, proposals
 from model.detection.tower import Tower
@@ -89,106 +93,64 @@ class TwoStageHead(nn.Module):
         """The candidates for proposals; see `RegionProposals.forward`."""
         return self.rpn(levels, limits)
 
-    def detections(
-        self, levels: Sequence[Tensor], found: Candidates, limits: Tensor, scales_xy: Tensor
-    ) -> list[Detections]:
-        """Detections of every image.
+    def find(
+        self, levels: Sequence[Tensor], candidates: Candidates, limits: Tensor, scales_xy: Tensor
+    ) -> Found:
+        """What is in every image.
 
         Args:
             levels: of the pyramid, `(B, H, W, channels)`, strides 4 to 64.
-            found: what `forward` returned.
+            candidates: what `forward` returned.
             limits: `(B, 2)`, `(x, y)`: width and height of the images without padding.
             scales_xy: `(B, 2)`, by which the original images were enlarged.
         """
-        boxes = self.boxes(levels, proposals(found), limits, scales_xy)
-        return self.with_masks(levels, boxes, scales_xy)
-
-    def boxes(
-        self,
-        levels: Sequence[Tensor],
-        regions_of_images: Sequence[Tensor],
-        limits: Tensor,
-        scales_xy: Tensor,
-    ) -> list[Detections]:
-        """Detections without masks from the proposals `(n, 4)` of every image."""
-        counts = [len(of_image) for of_image in regions_of_images]
-        image_index = _image_index(counts, limits.device)
-        regions, logits, deltas = self.refine(
-            levels, torch.cat(list(regions_of_images)), image_index, limits
+        proposed = proposals(candidates)
+        regions, logits, deltas = self.refine(levels, proposed.boxes, limits)
+        scores = logits.softmax(-1)
+        found = select_entries(
+            regions, proposed.counts, scores, deltas, limits=limits, scales_xy=scales_xy
         )
-        entries = zip(
-            regions.split(counts),
-            logits.softmax(-1).split(counts),
-            deltas.split(counts),
-            limits,
-            scales_xy,
-            strict=True,
-        )
-        return [_select_entries(*of_image) for of_image in entries]
+        return self.with_masks(levels, found, scales_xy)
 
     def refine(
-        self, levels: Sequence[Tensor], regions: Tensor, image_index: Tensor, limits: Tensor
+        self, levels: Sequence[Tensor], regions: Tensor, limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Send regions through the box heads.
+        """Send regions `(B, R, 4)` through the box heads.
 
         Between two heads every region moves to where its best foreground class wants it.
 
         Returns:
-            Regions `(R, 4)` that entered the last head, the mean of all heads' logits
-            `(R, K + 1)`, and the last head's deltas `(R, K, 4)`, scaled.
+            Regions `(B, R, 4)` that entered the last head, the mean of all heads' logits
+            `(B, R, K + 1)`, and the last head's deltas `(B, R, K, 4)`, scaled.
         """
         all_logits = []
         last = len(self.box_heads) - 1
-        region_limits = limits[image_index]
+        rows = regions.shape[:2]
         for index, (head, stds) in enumerate(zip(self.box_heads, STDS, strict=False)):
-            logits, deltas = head(pooled_features(levels, regions, image_index, BOX_BINS))
-            logits, deltas = logits.to(limits.dtype), deltas.to(limits.dtype)
-            deltas = deltas * deltas.new_tensor(stds)
+            features = pooled_features(levels, regions, BOX_BINS)
+            logits, deltas = (
+                output.to(limits.dtype).unflatten(0, rows) for output in head(features.flatten(0, 1))
+            )
+            deltas = _scaled(deltas, stds)
             all_logits.append(logits)
             if index < last:
-                label = logits[:, :-1].argmax(-1)
-                row = torch.arange(len(label), device=label.device)
-                regions = decode(regions, deltas[row, label], region_limits)
+                label = logits[..., :-1].argmax(-1)[..., None, None]
+                of_label = deltas.gather(2, label.expand(-1, -1, 1, 4)).squeeze(2)
+                regions = decode(regions, of_label, limits.unsqueeze(1))
         return regions, torch.stack(all_logits).mean(0), deltas
 
-    def with_masks(
-        self, levels: Sequence[Tensor], found: Sequence[Detections], scales_xy: Tensor
-    ) -> list[Detections]:
-        """The same detections with masks: the mean of all heads' probabilities."""
-        counts = [len(of_image.labels) for of_image in found]
-        device = scales_xy.device
-        image_index = _image_index(counts, device)
-        boxes = torch.cat([of_image.boxes for of_image in found]).to(device)
-        labels = torch.cat([of_image.labels for of_image in found]).to(device)
-        regions = boxes * xy_pairs(scales_xy)[image_index]
-        features = pooled_features(levels, regions, image_index, MASK_BINS)
-        masks = [head(features, labels) for head in self.mask_heads]
-        mean = torch.stack(masks).mean(0).to(scales_xy.dtype).cpu()
-        return [
-            Detections(of_image.boxes, of_image.scores, of_image.labels, probabilities)
-            for of_image, probabilities in zip(found, mean.split(counts), strict=True)
-        ]
+    def with_masks(self, levels: Sequence[Tensor], found: Found, scales_xy: Tensor) -> Found:
+        """The same with masks: the mean of all heads' probabilities."""
+        rows = B, R = found.labels.shape
+        regions = found.boxes * xy_pairs(scales_xy).unsqueeze(1)
+        features = pooled_features(levels, regions, MASK_BINS).flatten(0, 1)
+        masks = [head(features, found.labels.flatten()) for head in self.mask_heads]
+        mean = torch.stack(masks).mean(0).to(scales_xy.dtype).unflatten(0, rows)
+        surplus = ~until(found.counts, R).view(B, R, 1, 1)
+        return found._replace(mask_probabilities=mean.masked_fill(surplus, 0))
 
 
-def _image_index(counts: Sequence[int], device: torch.device) -> Tensor:
-    """The image of each of so many regions."""
-    repeats = torch.tensor(counts, device=device)
-    return torch.arange(len(counts), device=device).repeat_interleave(repeats)
-
-
-def _select_entries(
-    regions: Tensor, scores: Tensor, deltas: Tensor, limits: Tensor, scale_xy: Tensor
-) -> Detections:
-    """The detections of one image.
-
-    Args:
-        regions: `(R, 4)`.
-        scores: `(R, K + 1)`, the background last.
-        deltas: `(R, K, 4)`.
-        limits: `(2,)`.
-        scale_xy: `(2,)`.
-    """
-    # Only what can be found is decoded; one region may count as several classes.
-    region, label = (scores[:, :-1] > SCORE_THRESHOLD).nonzero(as_tuple=True)
-    boxes = decode(regions[region], deltas[region, label], limits) / xy_pairs(scale_xy)
-    return select(boxes.cpu(), scores[region, label].cpu(), label.cpu())
+def _scaled(deltas: Tensor, stds: Sequence[float]) -> Tensor:
+    """Deltas `(..., 4)` times their factors, of which no tensor is made: a capture forbids it."""
+    scaled = [part * std for part, std in zip(deltas.unbind(-1), stds, strict=True)]
+    return torch.stack(scaled, -1)
