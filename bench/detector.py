@@ -141,7 +141,7 @@ def measure_stages(opened: OpenDetector, inputs: list[DetectionInput]) -> dict[s
         resized = torch.tensor([item.resized], device=device)
         dense = detector.dense(normalise(pixels, resized), resized)
         scales = torch.tensor([item.scale_xy], device=device)
-        (found,) = detector.detections(dense, resized, scales)
+        (found,) = detector.find_in(dense, resized, scales).of_images()
         return dense, found
 
     rounds, work = [], []
@@ -170,7 +170,7 @@ def count_work(detector: Detector, dense: DenseFeatures, found: Detections) -> d
     """
     counts = {"candidates": dense.candidates.scores.numel()}
     if isinstance(detector.head, TwoStageHead):
-        counts["proposals"] = len(proposals(dense.candidates)[0])
+        counts["proposals"] = int(proposals(dense.candidates).counts)
     else:
         counts["candidates"] = int((dense.candidates.scores > SCORE_THRESHOLD).sum())
     return counts | {"detections": len(found.scores)}

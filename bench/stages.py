@@ -83,7 +83,7 @@ def _entrances(detector: Detector, size: tuple[int, int]) -> Iterator[tuple[str,
     yield "neck", detector.fpn, "forward"
     head = detector.head
     yield POST_PROCESSING, head, "forward"
-    yield POST_PROCESSING, head, "detections"
+    yield POST_PROCESSING, head, "find"
     if isinstance(head, TwoStageHead):
         yield "heads", head.rpn, "outputs"
         for part in (*head.box_heads, *head.mask_heads):

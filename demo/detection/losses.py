@@ -16,7 +16,7 @@ from demo.detection.targets import assign, encode, mask_targets, overlaps, sampl
 from model.detection import Detector
 from model.detection.anchors import RPN_ANCHORS
 from model.detection.dense import Candidates, LevelOutput, candidates
-from model.detection.nms import nms
+from model.detection.nms import moved_apart, nms
 from model.detection.roi_align import ragged_features
 from model.detection.roi_heads import BOX_BINS, MASK_BINS, STDS, BoxHead, MaskHead, TwoStageHead
 from model.detection.transforms import Normalise
@@ -134,15 +134,13 @@ def _of_anchors(
 def _proposals(found: Candidates) -> list[Tensor]:
     """The best candidates `(n, 4)` of every image."""
     before, after = PROPOSALS
-    proposals = []
-    for boxes, scores in zip(found.boxes, found.scores, strict=True):
-        best = scores.topk(min(before, len(scores))).indices
-        best = best[(boxes[best, 2:] > boxes[best, :2]).all(-1)]
-        kept = nms(
-            boxes[best].numpy(), scores[best].numpy(), found.levels[best].numpy(), 0.7, after
-        )
-        proposals.append(boxes[best[torch.from_numpy(kept)]])
-    return proposals
+    scores, best = found.scores.topk(min(before, found.scores.shape[1]))
+    boxes = found.boxes.gather(1, best.unsqueeze(-1).expand(-1, -1, 4))
+    levels = torch.arange(len(found.of_levels)).repeat_interleave(torch.tensor(found.of_levels))
+    real = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    kept = nms(moved_apart(boxes, levels[best], real), scores, real, 0.7, after)
+    of_images = zip(kept.of(boxes), kept.counts.tolist(), strict=True)
+    return [proposed[:count] for proposed, count in of_images]
 
 
 def _of_regions(

@@ -32,16 +32,16 @@ class Candidates(NamedTuple):
     """The best `(anchor, class)` entries of all levels.
 
     Attributes:
-        boxes: `(B, M, 4)`, pixels of the padded image, inside the image.
+        boxes: `(B, M, 4)`, pixels of the padded image, inside the image, level by level.
         scores: `(B, M)`.
         labels: `(B, M)`.
-        levels: `(M,)`.
+        of_levels: how many of the `M` are of each level, finest first.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    levels: Tensor
+    of_levels: tuple[int, ...]
 
 
 def candidates(outputs: Sequence[LevelOutput], anchors: Anchors, limits: Tensor) -> Candidates:
@@ -52,7 +52,7 @@ def candidates(outputs: Sequence[LevelOutput], anchors: Anchors, limits: Tensor)
         anchors: of the same levels.
         limits: `(B, 2)`, `(x, y)`: width and height of the images without padding.
     """
-    boxes, scores, labels, levels = [], [], [], []
+    boxes, scores, labels = [], [], []
     for level, (logits, deltas) in enumerate(outputs):
         B, H, W, _ = logits.shape
         best, anchor, label = _best_entries(logits.reshape(B, H * W * anchors.per_cell, -1))
@@ -62,10 +62,8 @@ def candidates(outputs: Sequence[LevelOutput], anchors: Anchors, limits: Tensor)
         boxes.append(decode(anchors.at(level, W, anchor), chosen, limits.unsqueeze(1)))
         scores.append(best.to(limits.dtype).sigmoid())
         labels.append(label)
-        levels.append(torch.full_like(anchor[0], level))
-    return Candidates(
-        torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1), torch.cat(levels)
-    )
+    of_levels = tuple(label.shape[1] for label in labels)
+    return Candidates(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1), of_levels)
 
 
 def _best_entries(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

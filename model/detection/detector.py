@@ -15,7 +15,7 @@ from model.dat import DeformableLayer
 from model.detection.backbone import Backbone
 from model.detection.config import DETECTORS, DetectorConfig
 from model.detection.dense import Candidates
-from model.detection.detections import Detections
+from model.detection.detections import Detections, Found
 from model.detection.fpn import FeaturePyramid
 from model.detection.official import fold, is_official, num_classes, official_shapes, parameters
 from model.detection.retinanet import RetinaNetHead
@@ -41,6 +41,19 @@ class DenseFeatures(NamedTuple):
     sampling_locations: tuple[Tensor, ...]
 
 
+class ExplainedFound(NamedTuple):
+    """What was found with the sampling locations of the same forward pass, all on the device.
+
+    Attributes:
+        found: in the images of the batch.
+        sampling_locations: for each of `Detector.deformable_layers`, `(B, G, Hk, Wk, 2)`,
+            (y, x), in the coordinates of `model.attention`.
+    """
+
+    found: Found
+    sampling_locations: tuple[Tensor, ...]
+
+
 class ExplainedDetections(NamedTuple):
     """Detections with the sampling locations of the same forward pass.
 
@@ -57,9 +70,9 @@ class ExplainedDetections(NamedTuple):
 class Detector(nn.Module):
     """An official detector.
 
-    Its post-processing is part of it: the heads return what was found, on the CPU. Beside the
-    weights, an image of 1344x800 takes at most 0.7 GB there (0.6 in the tiny models without a
-    cascade): what was measured of the process in float32.
+    Its post-processing is part of it: the heads return what was found. Beside the weights, an image
+    of 1344x800 takes at most 0.7 GB (0.6 in the tiny models without a cascade): what was measured
+    of the process on a CPU in float32.
 
     Attributes:
         config: what it is made of.
@@ -98,15 +111,24 @@ class Detector(nn.Module):
         Raises:
             ValueError: a size that the backbone cannot take.
         """
+        found, sampling_locations = self.find(images, resized_sizes, scales_xy)
+        return ExplainedDetections(found.of_images(), sampling_locations)
+
+    def find(self, images: Tensor, resized_sizes: Tensor, scales_xy: Tensor) -> ExplainedFound:
+        """What `forward_explained` returns, in fixed shapes on the device of the images.
+
+        On CUDA with the kernels of `model.kernels` it waits for nothing and creates nothing from
+        host values, so it can be captured in a CUDA graph once it has run.
+
+        Raises:
+            ValueError: a size that the backbone cannot take.
+        """
         dense = self.dense(images, resized_sizes)
-        detections = self.detections(dense, resized_sizes, scales_xy)
-        return ExplainedDetections(detections, dense.sampling_locations)
+        found = self.find_in(dense, resized_sizes, scales_xy)
+        return ExplainedFound(found, dense.sampling_locations)
 
     def dense(self, images: Tensor, resized_sizes: Tensor) -> DenseFeatures:
-        """The first part of `forward_explained`.
-
-        It depends on no data and creates nothing from host values, so it can be captured in a
-        CUDA graph once it has run.
+        """The first part of `find`, which depends on no data with or without the kernels.
 
         Raises:
             ValueError: a size that the backbone cannot take.
@@ -117,12 +139,10 @@ class Detector(nn.Module):
         candidates = self.head(levels, _limits(resized_sizes, images.dtype))
         return DenseFeatures(levels, candidates, features.sampling_locations)
 
-    def detections(
-        self, dense: DenseFeatures, resized_sizes: Tensor, scales_xy: Tensor
-    ) -> list[Detections]:
-        """The second part of `forward_explained`: how much work it is depends on the images."""
+    def find_in(self, dense: DenseFeatures, resized_sizes: Tensor, scales_xy: Tensor) -> Found:
+        """The second part of `find`: the search among the candidates, and what follows from it."""
         limits = _limits(resized_sizes, dense.levels[0].dtype)
-        return self.head.detections(dense.levels, dense.candidates, limits, scales_xy)
+        return self.head.find(dense.levels, dense.candidates, limits, scales_xy)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Cast the parameters for a forward pass in `dtype`, in place.

@@ -12,7 +12,7 @@ from model.detection.anchors import RETINANET_ANCHORS
 from model.detection.boxes import xy_pairs
 from model.detection.config import DetectorConfig
 from model.detection.dense import Candidates, LevelOutput, candidates
-from model.detection.detections import Detections, select
+from model.detection.detections import Found, select
 from model.detection.tower import Tower
 from model.fused import convolve
 
@@ -49,15 +49,14 @@ class RetinaNetHead(nn.Module):
             for tokens in levels
         ]
 
-    def detections(
-        self, _levels: Sequence[Tensor], found: Candidates, _limits: Tensor, scales_xy: Tensor
-    ) -> list[Detections]:
-        """Detections of every image, from the candidates alone.
+    def find(
+        self, _levels: Sequence[Tensor], candidates: Candidates, _limits: Tensor, scales_xy: Tensor
+    ) -> Found:
+        """What was found in every image, from the candidates alone.
 
         Args:
-            found: what `forward` returned.
+            candidates: what `forward` returned.
             scales_xy: `(B, 2)`, by which the original images were enlarged.
         """
-        boxes = found.boxes / xy_pairs(scales_xy).unsqueeze(1)
-        of_images = zip(boxes.cpu(), found.scores.cpu(), found.labels.cpu(), strict=True)
-        return [select(*image) for image in of_images]
+        boxes = candidates.boxes / xy_pairs(scales_xy).unsqueeze(1)
+        return select(boxes, candidates.scores, candidates.labels)

@@ -4,6 +4,7 @@ Ren et al., "Faster R-CNN", arXiv:1506.01497; post-processing as in mmdetection 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,25 @@ from torch import Tensor, nn
 from model.detection.anchors import RPN_ANCHORS
 from model.detection.config import DetectorConfig
 from model.detection.dense import Candidates, LevelOutput, candidates
-from model.detection.nms import nms
+from model.detection.nms import best_of, moved_apart, nms
 from model.fused import convolve
 
 IOU_THRESHOLD = 0.7
 MOST_PROPOSALS = 1000
+
+
+class Proposals(NamedTuple):
+    """Where the heads of a two-stage detector look, best first.
+
+    `R` is at most 1000; on the CPU it is the largest of the counts.
+
+    Attributes:
+        boxes: `(B, R, 4)`, pixels of the padded images; zeros past the count.
+        counts: `(B,)`, int64: how many of each `R` are real.
+    """
+
+    boxes: Tensor
+    counts: Tensor
 
 
 class RegionProposals(nn.Module):
@@ -43,20 +58,33 @@ class RegionProposals(nn.Module):
         return [LevelOutput(self.objectness(tokens), self.boxes(tokens)) for tokens in hidden]
 
 
-def proposals(found: Candidates) -> list[Tensor]:
-    """Proposals `(n, 4)` of every image, at most 1000, best first, in its resized pixels."""
-    levels = found.levels.cpu()
-    return [
-        _proposals(boxes, scores, levels).to(found.boxes.device)
-        for boxes, scores in zip(found.boxes.cpu(), found.scores.cpu(), strict=True)
-    ]
+def proposals(found: Candidates) -> Proposals:
+    """What of the candidates the heads look at."""
+    boxes, scores = (_by_level(part, found.of_levels) for part in (found.boxes, found.scores))
+    B, levels, N, _ = boxes.shape
+    # An anchor that lies over padding alone was clipped to nothing, and so was what fills a level.
+    real = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    groups = torch.arange(levels, device=boxes.device).unsqueeze(1).expand(-1, N).flatten()
+    moved = moved_apart(boxes.flatten(1, 2), groups, real.flatten(1))
+    # Levels do not touch each other, so they are searched side by side.
+    kept = nms(
+        moved.view(B * levels, N, 4),
+        scores.flatten(0, 1),
+        real.flatten(0, 1),
+        IOU_THRESHOLD,
+        MOST_PROPOSALS,
+    )
+    boxes, scores, real = (
+        part.view(B, -1, *part.shape[2:])
+        for part in (kept.of(boxes.flatten(0, 1)), kept.of(scores.flatten(0, 1)), kept.real)
+    )
+    best = best_of(scores, real, MOST_PROPOSALS)
+    return Proposals(best.of(boxes), best.counts)
 
 
-def _proposals(boxes: Tensor, scores: Tensor, levels: Tensor) -> Tensor:
-    """What remains of the candidates of one image."""
-    # An anchor that lies over padding alone was clipped to nothing.
-    width_and_height = boxes[:, 2:] - boxes[:, :2]
-    real = (width_and_height > 0).all(-1)
-    boxes, scores, levels = boxes[real], scores[real], levels[real]
-    kept = nms(boxes.numpy(), scores.numpy(), levels.numpy(), IOU_THRESHOLD, MOST_PROPOSALS)
-    return boxes[torch.from_numpy(kept)]
+def _by_level(values: Tensor, of_levels: Sequence[int]) -> Tensor:
+    """`(B, levels, N, ...)` from `(B, M, ...)`, with zeros up to the length `N` of the longest."""
+    padded = values.new_zeros(len(values), len(of_levels), max(of_levels), *values.shape[2:])
+    for level, of_level in enumerate(values.split(list(of_levels), 1)):
+        padded[:, level, : of_level.shape[1]] = of_level
+    return padded

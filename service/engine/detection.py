@@ -266,7 +266,7 @@ class DetectionEngine:
                 graph.captured.replay()
                 dense = _rows(graph.captured.outputs, len(batch))
                 resized = graph.captured.inputs[1][: len(batch)]
-            found = self._detector.detections(dense, resized, scales)
+            found = self._detector.find_in(dense, resized, scales).of_images()
             # One copy for the batch, and none where nobody asked.
             explained = (
                 [to_host(layer) for layer in dense.sampling_locations]
@@ -299,10 +299,10 @@ class DetectionEngine:
 
 def _rows(dense: DenseFeatures, count: int) -> DenseFeatures:
     """The first images of a batch."""
-    boxes, scores, labels, levels = dense.candidates
+    boxes, scores, labels, of_levels = dense.candidates
     return DenseFeatures(
         [level[:count] for level in dense.levels],
-        Candidates(boxes[:count], scores[:count], labels[:count], levels),
+        Candidates(boxes[:count], scores[:count], labels[:count], of_levels),
         tuple(layer[:count] for layer in dense.sampling_locations),
     )
 

@@ -28,7 +28,7 @@ def forward(detector: Detector) -> tuple[DenseFeatures, Detections]:
     images = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     resized = torch.tensor([SIZE])
     dense = detector.dense(images, resized)
-    (found,) = detector.detections(dense, resized, torch.ones(1, 2))
+    (found,) = detector.find_in(dense, resized, torch.ones(1, 2)).of_images()
     return dense, found
 
 

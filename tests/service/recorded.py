@@ -10,9 +10,10 @@ from service.engine.graphs import CapturedGraph
 
 def tensors(value: Any) -> list[Tensor]:
     """The leaves of nested tuples and lists."""
-    return (
-        [value] if isinstance(value, Tensor) else [leaf for one in value for leaf in tensors(one)]
-    )
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value if isinstance(value, tuple | list) else ()
+    return [leaf for one in parts for leaf in tensors(one)]
 
 
 def recorded(work: Callable[..., Any], inputs: tuple[Tensor, ...]) -> CapturedGraph[Any]:

@@ -71,7 +71,7 @@ def case(detector_golden_file: Path) -> Case:
     watch(detector, resizing.padded, captured)
 
     def recorded(levels: Any, regions: torch.Tensor, *others: Any) -> torch.Tensor:
-        captured.setdefault("regions", []).append(regions)
+        captured.setdefault("regions", []).append(regions[0])
         return pooled_features(levels, regions, *others)
 
     def recorded_outputs(head: RetinaNetHead, levels: Any) -> list[LevelOutput]:
@@ -164,7 +164,7 @@ def test_proposals_and_refined_regions_match(case):
     if case.detector.config.kind == "retinanet":
         pytest.skip("two stages alone")
     (candidates,) = case.captured["candidates"]
-    (found,) = proposals(candidates)
+    (found,) = proposals(candidates).boxes
     assert_same_boxes(found, case.golden["proposals"][:, :4])
     assert_same_boxes(found[:50], case.golden["proposals"][:50, :4])
     logits = torch.stack([logits for logits, _ in case.captured["box heads"]]).mean(0)

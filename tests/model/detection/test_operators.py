@@ -12,7 +12,7 @@ from model.detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS
 from model.detection.boxes import decode
 from model.detection.detections import select
 from model.detection.masks import THRESHOLD, paste, paste_whole
-from model.detection.nms import nms
+from model.detection.nms import moved_apart, nms
 from model.detection.roi_align import level_of, pooled_features
 from model.detection.transforms import Resizing, resize_bilinear
 from model.local_attention import NeighborhoodAttention
@@ -51,22 +51,25 @@ def test_anchors(operators, name, anchors):
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
 def test_nms_keeps_the_same_boxes_in_the_same_order(operators, threshold):
-    boxes, scores = operators["nms_boxes"], operators["nms_scores"]
-    kept = nms(boxes, scores, np.zeros(len(boxes), np.int64), threshold, len(boxes))
-    assert kept.tolist() == operators[f"nms_keep_{threshold}"].tolist()
+    boxes, scores = tensor(operators, "nms_boxes"), tensor(operators, "nms_scores")
+    kept = nms(boxes[None], scores[None], torch.ones(1, len(boxes)) > 0, threshold, len(boxes))
+    assert kept.indices.tolist() == [operators[f"nms_keep_{threshold}"].tolist()]
 
 
 def test_nms_by_groups(operators):
-    boxes, scores = operators["nms_boxes"], operators["nms_scores"]
-    kept = nms(boxes, scores, operators["nms_ids"], 0.5, len(boxes))
-    assert kept.tolist() == operators["batched_nms_keep_0.5"].tolist()
+    boxes, scores = tensor(operators, "nms_boxes")[None], tensor(operators, "nms_scores")[None]
+    every = torch.ones_like(scores, dtype=torch.bool)
+    moved = moved_apart(boxes, tensor(operators, "nms_ids"), every)
+    kept = nms(moved, scores, every, 0.5, scores.shape[1])
+    assert kept.indices.tolist() == [operators["batched_nms_keep_0.5"].tolist()]
 
 
 def test_one_region_may_count_as_several_classes(operators):
     """The golden case keeps 30 of its detections; they are the first of ours."""
     boxes, scores = tensor(operators, "mc_boxes"), tensor(operators, "mc_scores")[:, :-1]
     label = torch.arange(4).expand(60, -1)
-    found = select(boxes.flatten(0, 1), scores.flatten(), label.flatten())
+    entries = boxes.flatten(0, 1), scores.flatten(), label.flatten()
+    (found,) = select(*(part.unsqueeze(0) for part in entries)).of_images()
     best = slice(len(operators["mc_labels"]))
     assert found.labels[best].tolist() == operators["mc_labels"].tolist()
     assert_close(found.boxes[best], operators["mc_dets"][:, :4])
