@@ -5,8 +5,8 @@ the threshold. Boxes of different groups (classes, or levels of a pyramid) are k
 moving them apart, in float32, with the rounding that this has.
 
 What differs from image to image, how many boxes there are and how many remain, is a count beside
-rows of one length. On the CPU, where counts are known for nothing, rows are no longer than they
-have to be.
+rows of one length. With the kernel (`model.kernels.nms`) nothing here waits for the device. On the
+CPU, where counts are known for nothing, rows are no longer than they have to be.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from model import kernels
 
 Floats = NDArray[np.floating]
 
@@ -58,7 +60,12 @@ def nms(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, limit: i
     order = _best_first(scores, valid)
     ordered = boxes.gather(1, order.unsqueeze(-1).expand_as(boxes))
     counts = valid.sum(1)
-    kept = _search(ordered, counts, threshold, limit)
+    if kernels.usable(ordered):
+        from model.kernels.nms import search  # noqa: PLC0415
+
+        kept = Rows(*search(ordered, counts, threshold, limit))
+    else:
+        kept = _search(ordered, counts, threshold, limit)
     return Rows(order.gather(1, kept.indices), kept.counts)
 
 

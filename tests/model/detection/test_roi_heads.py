@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from model.detection.dense import Candidates
 from model.detection.detections import MOST_DETECTIONS
 from model.detection.roi_heads import TwoStageHead
 from tests.model.detection.conftest import small_config
@@ -52,9 +53,12 @@ def test_nothing_waits_for_the_device(kind):
             torch.empty(2, 96 // stride, 128 // stride, 16, dtype=torch.bfloat16, device="cuda")
             for stride in STRIDES
         ]
+        of_levels = [min(3 * level.shape[1] * level.shape[2], 1000) for level in levels]
+        boxes = torch.empty(2, sum(of_levels), 4, device="cuda")
+        candidates = Candidates(boxes, boxes[..., 0], boxes[..., 0].long(), tuple(of_levels))
         limits, scales = torch.empty(2, 2, 2, device="cuda")
         with launches() as launched, OnDevice():
-            found = head.find(levels, head(levels, limits), limits, scales)
+            found = head.find(levels, candidates, limits, scales)
     assert launched.count("_roi_align") == len(head.box_heads) + 1
     assert found.boxes.shape == (2, MOST_DETECTIONS, 4)
     assert found.mask_probabilities.shape == (2, MOST_DETECTIONS, 28, 28)

@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 from model import VARIANTS, DatConfig
 from model.kernels.deformable_attention import attend
 from model.kernels.local_attention import attend_in_tiles
+from model.kernels.nms import search
 from model.kernels.offsets import sample_keys
 from model.kernels.roi_align import align
 
@@ -58,6 +59,7 @@ def main() -> None:
         def compile_for(tensor: Tensor, *arguments: Any, **options: Any) -> None:
             compiled = kernel.warmup(tensor, *arguments, grid=grid, **options)
             facts = {"kernel": kernel.__name__, "dtype": str(tensor.dtype)}
+            facts |= {"contracted": compiled.asm["ptx"].count("fma.rn")}
             kernels.append(facts | resources(compiled))
 
         return compile_for
@@ -69,6 +71,7 @@ def main() -> None:
         launch_deformable(config, stage, dtype)
         for queries, keys in TILES[config.family]:
             launch_local(config, stage, dtype, queries, keys)
+    launch_search()
     launch_roi_align()
     sys.stdout.write(json.dumps(kernels))
 
@@ -110,6 +113,11 @@ def launch_local(
         torch.empty(4, keys, dtype=torch.int64),
         torch.empty(cells, dtype=torch.int64),
     )
+
+
+def launch_search() -> None:
+    """Over the proposals of a batch, for two images."""
+    search(torch.empty(10, 1000, 4), torch.empty(10, dtype=torch.int64), 0.7, 1000)
 
 
 def launch_roi_align() -> None:
