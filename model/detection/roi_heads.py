@@ -127,9 +127,9 @@ class TwoStageHead(nn.Module):
         last = len(self.box_heads) - 1
         rows = regions.shape[:2]
         for index, (head, stds) in enumerate(zip(self.box_heads, STDS, strict=False)):
-            features = pooled_features(levels, regions, BOX_BINS)
+            features = pooled_features(levels, regions, BOX_BINS).flatten(0, 1)
             logits, deltas = (
-                output.to(limits.dtype).unflatten(0, rows) for output in head(features.flatten(0, 1))
+                output.to(limits.dtype).unflatten(0, rows) for output in head(features)
             )
             deltas = _scaled(deltas, stds)
             all_logits.append(logits)

@@ -7,7 +7,6 @@ takes: neither a shape nor a launch.
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -104,42 +103,67 @@ def _roi_align(
     mixed = tl.zeros((block_bins, block_channels), tl.float32)
     # None of the comparisons holds for NaN.
     if (bin_height > 0) & (bin_width > 0) & (bin_height + bin_width < float("inf")):
-        in_image = features + region // R * H * W * C + channel[None, :]
-        rows = tl.ceil(bin_height)  # of samples in a bin
-        columns = tl.ceil(bin_width)
-        row_step = bin_height / rows
-        column_step = bin_width / columns
-        top = y1 + bin_row * bin_height + 0.5 * row_step
-        left = x1 + bin_column * bin_width + 0.5 * column_step
-        # Rows of cells, each once, with what all rows of samples give it.
-        row = _inside(top, H).to(tl.int32)
-        last_row = tl.minimum(_inside(top + (rows - 1) * row_step, H).to(tl.int32) + 1, H - 1)
-        # Columns of samples. A box may be far larger than the map: those that can reach it are no
-        # further apart than from -1 to `W` in steps of half a cell.
-        first_column = tl.maximum(tl.floor((-1 - left) / column_step), 0.0)
-        columns_read = tl.minimum(columns, 2.0 * W + 6).to(tl.int32)
-        while row <= last_row:
-            cells = in_image + row * W * C
-            mixed_row = tl.zeros((block_bins, block_channels), tl.float32)
-            for index in range(columns_read):
-                column = first_column + index
-                x = left + column * column_step
-                counts = (column < columns) & (x >= -1) & (x <= W)
-                x = _inside(x, W)
-                first = tl.floor(x)
-                upper = tl.where(counts, x - first, 0.0)
-                lower = tl.where(counts, 1.0, 0.0) - upper
-                first = first.to(tl.int32)
-                second = tl.minimum(first + 1, W - 1)
-                before = tl.load(cells + first[:, None] * C, mask=mask, other=0.0)
-                after = tl.load(cells + second[:, None] * C, mask=mask, other=0.0)
-                mixed_row += lower[:, None] * before + upper[:, None] * after
-            mixed += _weight_of_row(row, top, row_step, rows, H) * mixed_row
-            row += 1
-        mixed = mixed / rows / columns
-
+        mixed = _means(
+            features + region // R * H * W * C + channel[None, :],
+            y1 + bin_row * bin_height,
+            x1 + bin_column * bin_width,
+            bin_height,
+            bin_width,
+            H,
+            W,
+            mask,
+            C,
+        )
     pooled += ((region * bins + bin_row) * bins + bin_column)[:, None] * C + channel[None, :]
     tl.store(pooled, mixed.to(pooled.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _means(features, top, left, bin_height, bin_width, H, W, mask, C: tl.constexpr):
+    """Means of the samples of bins side by side, float32, of the shape of the mask.
+
+    Args:
+        features: of the first cell of an image, for each channel.
+        top: where the bins begin.
+        left: where each of them begins, `(bins,)`.
+        bin_height: cells, above 0.
+        bin_width: cells, above 0.
+        H: rows of the map.
+        W: columns of the map.
+        mask: `(bins, channels)`, which there are.
+        C: channels of the map.
+    """
+    rows, columns = tl.ceil(bin_height), tl.ceil(bin_width)  # of samples
+    row_step, column_step = bin_height / rows, bin_width / columns
+    top += 0.5 * row_step
+    left += 0.5 * column_step
+    # Rows of cells, each once, with what all rows of samples give it.
+    row = _inside(top, H).to(tl.int32)
+    last_row = tl.minimum(_inside(top + (rows - 1) * row_step, H).to(tl.int32) + 1, H - 1)
+    # Columns of samples. A box may be far larger than the map: those that can reach it are between
+    # -1 and `W`, and at least half a cell apart.
+    first_column = tl.maximum(tl.floor((-1 - left) / column_step), 0.0)
+    columns_read = tl.minimum(columns, 2.0 * W + 6).to(tl.int32)
+    mixed = tl.zeros(mask.shape, tl.float32)
+    while row <= last_row:
+        cells = features + row * W * C
+        mixed_row = tl.zeros(mask.shape, tl.float32)
+        for index in range(columns_read):
+            column = first_column + index
+            x = left + column * column_step
+            counts = (column < columns) & (x >= -1) & (x <= W)
+            x = _inside(x, W)
+            first = tl.floor(x)
+            upper = tl.where(counts, x - first, 0.0)
+            lower = tl.where(counts, 1.0, 0.0) - upper
+            first = first.to(tl.int32)
+            second = tl.minimum(first + 1, W - 1)
+            before = tl.load(cells + first[:, None] * C, mask=mask, other=0.0)
+            after = tl.load(cells + second[:, None] * C, mask=mask, other=0.0)
+            mixed_row += lower[:, None] * before + upper[:, None] * after
+        mixed += _weight_of_row(row, top, row_step, rows, H) * mixed_row
+        row += 1
+    return mixed / rows / columns
 
 
 @triton.jit
