@@ -44,8 +44,8 @@ class Found(NamedTuple):
         scores: `(B, R)`; zeros past the count.
         labels: `(B, R)`, int64, class indices from 0; zeros past the count.
         counts: `(B,)`, int64: how many of each `R` are real.
-        mask_probabilities: `(B, R, 28, 28)` over each box, anything past the count, or `None` from
-            a detector without masks.
+        mask_probabilities: `(B, R, 28, 28)` over each box, zeros past the count, or `None` from a
+            detector without masks.
     """
 
     boxes: Tensor

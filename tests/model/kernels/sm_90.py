@@ -24,6 +24,7 @@ from model.kernels.deformable_attention import attend
 from model.kernels.local_attention import attend_in_tiles
 from model.kernels.nms import search
 from model.kernels.offsets import sample_keys
+from model.kernels.roi_align import align
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -71,6 +72,7 @@ def main() -> None:
         for queries, keys in TILES[config.family]:
             launch_local(config, stage, dtype, queries, keys)
     launch_search()
+    launch_roi_align()
     sys.stdout.write(json.dumps(kernels))
 
 
@@ -116,6 +118,14 @@ def launch_local(
 def launch_search() -> None:
     """Over the proposals of a batch, for two images."""
     search(torch.empty(10, 1000, 4), torch.empty(10, dtype=torch.int64), 0.7, 1000)
+
+
+def launch_roi_align() -> None:
+    """As the heads of boxes and of masks do, with the channels of the published detectors."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        levels = [torch.empty(2, 8, 8, 256, dtype=dtype) for _ in range(4)]
+        for bins in (7, 14):
+            align(levels, torch.empty(2, 100, 4), bins)
 
 
 def resources(kernel: Any) -> dict[str, int]:
