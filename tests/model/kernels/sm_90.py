@@ -23,9 +23,14 @@ from model import VARIANTS, DatConfig
 from model.kernels.deformable_attention import attend
 from model.kernels.linear import linear_gelu
 from model.kernels.local_attention import attend_in_tiles
+from model.kernels.nms import search
 from model.kernels.offsets import sample_keys
+<<<<<<< HEAD
 from model.kernels.pixels import normalise, normalise_padded
 from model.kernels.ranking import MOST_CLASSES, rank
+=======
+from model.kernels.roi_align import align
+>>>>>>> nms
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -61,6 +66,7 @@ def main() -> None:
         def compile_for(tensor: Tensor, *arguments: Any, **options: Any) -> None:
             compiled = kernel.warmup(tensor, *arguments, grid=grid, **options)
             facts = {"kernel": kernel.__name__, "dtype": str(tensor.dtype)}
+            facts |= {"contracted": compiled.asm["ptx"].count("fma.rn")}
             kernels.append(facts | resources(compiled))
 
         return compile_for
@@ -72,8 +78,13 @@ def main() -> None:
         launch_deformable(config, stage, dtype)
         for queries, keys in TILES[config.family]:
             launch_local(config, stage, dtype, queries, keys)
+<<<<<<< HEAD
     launch_linear()
     launch_ends()
+=======
+    launch_search()
+    launch_roi_align()
+>>>>>>> nms
     sys.stdout.write(json.dumps(kernels))
 
 
@@ -116,6 +127,7 @@ def launch_local(
     )
 
 
+<<<<<<< HEAD
 def launch_linear() -> None:
     """Every tile: stages of DAT-B for one image, of DAT-B and DAT-T for 128."""
     dtype = torch.bfloat16
@@ -142,6 +154,23 @@ def resources(kernel: Any) -> dict[str, Any]:
 
     It is `exact` if every operation is rounded by itself, and none is approximate.
     """
+=======
+def launch_search() -> None:
+    """Over the proposals of a batch, for two images."""
+    search(torch.empty(10, 1000, 4), torch.empty(10, dtype=torch.int64), 0.7, 1000)
+
+
+def launch_roi_align() -> None:
+    """As the heads of boxes and of masks do, with the channels of the published detectors."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        levels = [torch.empty(2, 8, 8, 256, dtype=dtype) for _ in range(4)]
+        for bins in (7, 14):
+            align(levels, torch.empty(2, 100, 4), bins)
+
+
+def resources(kernel: Any) -> dict[str, int]:
+    """What a compiled kernel takes: registers and stack bytes of a thread, shared bytes."""
+>>>>>>> nms
     with TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(kernel.asm["cubin"])
