@@ -156,7 +156,9 @@ class Engine(_Group):
         "`cuda:0,cuda:1`, each run every model; a batch goes to the least loaded.",
     )
     dtype: Dtype = Field(
-        "auto", description="Precision of the features; `auto`: float32 on CPU, bfloat16 on CUDA."
+        "auto",
+        description="Precision of the features; `auto`: float32 on CPU, on CUDA bfloat16, or "
+        "float16 where the GPU only emulates that.",
     )
     backend: Backend = Field(
         "torch",
@@ -165,8 +167,8 @@ class Engine(_Group):
     )
     kernels: bool = Field(
         True,
-        description="Fused kernels on CUDA, where a C compiler is there to build them; `false`: "
-        "plain torch.",
+        description="Fused kernels on CUDA, where they can be built (a warning says why not); "
+        "`false`: plain torch.",
     )
     compile: bool = Field(
         False,
@@ -204,7 +206,8 @@ class Batching(_Group):
     buckets: Sizes = Field(
         (),
         description="Batch sizes the device runs, as in `1,2,4`; a batch is padded to the next "
-        "one. Empty: every size on CPU, where padding costs; powers of two on CUDA.",
+        "one. Empty: every size on CPU, where padding costs; on CUDA powers of two and the halves "
+        "between them: 1, 2, 3, 4, 6, 8, 12.",
     )
     sizes: PaddedSizes = Field(
         (),

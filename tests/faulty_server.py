@@ -55,7 +55,7 @@ def fail(fault: str) -> None:
         case "exit":
             raise SystemExit
         case "lost":
-            torch.cpu.synchronize = break_down
+            torch.cpu.synchronize = break_down  # type: ignore[assignment]
             break_down()
         case "hiccup":
             raise torch.AcceleratorError("CUDA error: invalid configuration argument")

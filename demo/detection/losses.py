@@ -17,7 +17,7 @@ from model.detection import Detector
 from model.detection.anchors import RPN_ANCHORS
 from model.detection.dense import Candidates, LevelOutput, candidates
 from model.detection.nms import moved_apart, nms
-from model.detection.roi_align import pooled_features
+from model.detection.roi_align import ragged_features
 from model.detection.roi_heads import BOX_BINS, MASK_BINS, STDS, BoxHead, MaskHead, TwoStageHead
 from model.detection.transforms import Normalise
 
@@ -174,13 +174,13 @@ def _of_regions(
         )
         total += len(image_index[-1])
     region, index, label = torch.cat(regions), torch.cat(image_index), torch.cat(labels)
-    logits, deltas = box_head(pooled_features(levels, region, index, BOX_BINS))
+    logits, deltas = box_head(ragged_features(levels, region, index, BOX_BINS))
     positive = (label < background).nonzero().squeeze(1)
     moved = deltas[positive, label[positive]]
     distance = (moved - torch.cat(wanted)).abs().sum() / total
 
     row = torch.cat(drawn)
-    features = pooled_features(levels, region[row], index[row], MASK_BINS)
+    features = ragged_features(levels, region[row], index[row], MASK_BINS)
     seen = mask_head.logits(features, label[row])
     return (
         F.cross_entropy(logits, label),

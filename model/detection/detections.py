@@ -1,6 +1,6 @@
 """What a detector finds in an image, and which of the boxes it proposes count as found."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -44,8 +44,8 @@ class Found(NamedTuple):
         scores: `(B, R)`; zeros past the count.
         labels: `(B, R)`, int64, class indices from 0; zeros past the count.
         counts: `(B,)`, int64: how many of each `R` are real.
-        mask_probabilities: `(B, R, 28, 28)` over each box, anything past the count, or `None` from
-            a detector without masks.
+        mask_probabilities: `(B, R, 28, 28)` over each box, zeros past the count, or `None` from a
+            detector without masks.
     """
 
     boxes: Tensor
@@ -106,7 +106,7 @@ def select_entries(
     sufficient = (foreground > SCORE_THRESHOLD) & real
     # Only what can be found is decoded.
     entries = first_of(sufficient.flatten(1), R * min(K, _MOST_CLASSES))
-    of_region = entries._replace(indices=entries.indices // K)
+    of_region = replace(entries, indices=entries.indices // K)
     chosen = entries.of(deltas.flatten(1, 2))
     boxes = decode(of_region.of(regions), chosen, limits.unsqueeze(1))
     boxes = boxes / xy_pairs(scales_xy).unsqueeze(1)

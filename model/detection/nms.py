@@ -5,23 +5,27 @@ the threshold. Boxes of different groups (classes, or levels of a pyramid) are k
 moving them apart, in float32, with the rounding that this has.
 
 What differs from image to image, how many boxes there are and how many remain, is a count beside
-rows of one length. On the CPU, where counts are known for nothing, rows are no longer than they
-have to be.
+rows of one length. With the kernel (`model.kernels.nms`) nothing here waits for the device. On the
+CPU, where counts are known for nothing, rows are no longer than they have to be.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model import kernels
+
 Floats = NDArray[np.floating]
 
 _BLOCK = 128  # rows of the matrix of IoUs that are computed at once
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Some rows of every image, in an order.
 
     Attributes:
@@ -32,17 +36,21 @@ class Rows(NamedTuple):
     indices: Tensor
     counts: Tensor
 
-    @property
+    @cached_property
     def real(self) -> Tensor:
         """`(B, R)`: which are."""
         return until(self.counts, self.indices.shape[1])
+
+    @cached_property
+    def _absent(self) -> Tensor:
+        return ~self.real
 
     def of(self, values: Tensor) -> Tensor:
         """These rows `(B, R, ...)` of `(B, N, ...)`, and zeros past the count."""
         trailing = values.shape[2:]
         shape = (*self.indices.shape, *(1 for _ in trailing))
         chosen = values.gather(1, self.indices.view(shape).expand(-1, -1, *trailing))
-        return chosen.masked_fill(~self.real.view(shape), 0)
+        return chosen.masked_fill(self._absent.view(shape), 0)
 
 
 def nms(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, limit: int) -> Rows:
@@ -58,7 +66,12 @@ def nms(boxes: Tensor, scores: Tensor, valid: Tensor, threshold: float, limit: i
     order = _best_first(scores, valid)
     ordered = boxes.gather(1, order.unsqueeze(-1).expand_as(boxes))
     counts = valid.sum(1)
-    kept = _search(ordered, counts, threshold, limit)
+    if kernels.usable(ordered):
+        from model.kernels.nms import search  # noqa: PLC0415
+
+        kept = Rows(*search(ordered, counts, threshold, limit))
+    else:
+        kept = _search(ordered, counts, threshold, limit)
     return Rows(order.gather(1, kept.indices), kept.counts)
 
 

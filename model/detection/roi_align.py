@@ -4,6 +4,8 @@ He et al., "Mask R-CNN", arXiv:1703.06870, section 3, as mmcv 1.4 computes it wi
 and `sampling_ratio=0`: every bin is the mean of about one bilinear sample for each cell that it
 covers. Samples factor into rows and columns, so a bin is one weighted sum over the cells of a
 rectangle, whose weights are products of a row's and a column's.
+
+On CUDA a kernel computes it without a wait for the device.
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model.kernels import usable
 
 STRIDES = (4, 8, 16, 32)  # of the levels that boxes are read from
 _FINEST_SIZE = 56  # pixels; a box of this size and up to twice as large is read from level 0
@@ -33,10 +37,34 @@ class _Taps(NamedTuple):
     weights: Tensor
 
 
-def pooled_features(
+def pooled_features(levels: Sequence[Tensor], boxes: Tensor, bins: int) -> Tensor:
+    """Features of boxes, each from the level of the pyramid that fits its size.
+
+    Args:
+        levels: of the pyramid, `(B, H, W, C)`; the first four are read.
+        boxes: `(B, R, 4)`, pixels of the padded images; one without width or height, or with a
+            side that is no finite number, has zeros as features.
+        bins: side of the result.
+
+    Returns:
+        `(B, R, bins, bins, C)`.
+    """
+    if usable(levels[0]):
+        from model.kernels.roi_align import align  # noqa: PLC0415
+
+        # The library that convolves chooses how the levels lie in memory.
+        read = [level.contiguous() for level in levels[: len(STRIDES)]]
+        return align(read, boxes.contiguous(), bins)
+    B, R, _ = boxes.shape
+    image_index = torch.arange(B, device=boxes.device).repeat_interleave(R)
+    pooled = ragged_features(levels, boxes.flatten(0, 1), image_index, bins)
+    return pooled.unflatten(0, (B, R))
+
+
+def ragged_features(
     levels: Sequence[Tensor], boxes: Tensor, image_index: Tensor, bins: int
 ) -> Tensor:
-    """Features of boxes, each from the level of the pyramid that fits its size.
+    """The same for boxes of which the images have different numbers, in plain torch.
 
     Args:
         levels: of the pyramid, `(B, H, W, C)`; the first four are read.
@@ -47,6 +75,9 @@ def pooled_features(
     Returns:
         `(R, bins, bins, C)`.
     """
+    size = boxes[:, 2:] - boxes[:, :2]
+    real = ((size > 0) & size.isfinite()).all(-1, keepdim=True)
+    boxes = boxes.masked_fill(~real, 0)
     level_index = level_of(boxes)
     pooled = levels[0].new_empty((len(boxes), bins, bins, levels[0].shape[-1]))
     for level, stride in enumerate(STRIDES):

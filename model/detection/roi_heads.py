@@ -1,7 +1,10 @@
 """Heads over regions of interest: boxes and masks of the two-stage detectors.
 
 Mask R-CNN: He et al., arXiv:1703.06870; Cascade R-CNN: Cai and Vasconcelos, arXiv:1906.09756;
-both as in mmdetection 2.26. Regions are `(R, 4)` in pixels of the padded images.
+both as in mmdetection 2.26. Regions are in pixels of the padded images.
+
+All shapes depend on those of the input alone, except on the CPU, where rows are cut to the largest
+number that an image of the batch has.
 """
 
 from collections.abc import Sequence
@@ -13,8 +16,9 @@ from model.detection.boxes import decode, xy_pairs
 from model.detection.config import DetectorConfig
 from model.detection.dense import Candidates
 from model.detection.detections import Found, select_entries
+from model.detection.nms import until
 from model.detection.roi_align import pooled_features
-from model.detection.rpn import Proposals, RegionProposals, proposals
+from model.detection.rpn import RegionProposals, proposals
 from model.detection.tower import Tower
 from model.fused import linear
 
@@ -92,7 +96,7 @@ class TwoStageHead(nn.Module):
     def find(
         self, levels: Sequence[Tensor], candidates: Candidates, limits: Tensor, scales_xy: Tensor
     ) -> Found:
-        """What was found in every image.
+        """What is in every image.
 
         Args:
             levels: of the pyramid, `(B, H, W, channels)`, strides 4 to 64.
@@ -100,62 +104,53 @@ class TwoStageHead(nn.Module):
             limits: `(B, 2)`, `(x, y)`: width and height of the images without padding.
             scales_xy: `(B, 2)`, by which the original images were enlarged.
         """
-        found = self.boxes(levels, proposals(candidates), limits, scales_xy)
+        proposed = proposals(candidates)
+        regions, logits, deltas = self.refine(levels, proposed.boxes, limits)
+        scores = logits.softmax(-1)
+        found = select_entries(
+            regions, proposed.counts, scores, deltas, limits=limits, scales_xy=scales_xy
+        )
         return self.with_masks(levels, found, scales_xy)
 
-    def boxes(
-        self, levels: Sequence[Tensor], proposed: Proposals, limits: Tensor, scales_xy: Tensor
-    ) -> Found:
-        """What was found, without masks, from the proposals of every image."""
-        batch = B, R = proposed.boxes.shape[:2]
-        regions, logits, deltas = self.refine(
-            levels, proposed.boxes.flatten(0, 1), _image_index(B, R, limits.device), limits
-        )
-        return select_entries(
-            regions.unflatten(0, batch),
-            proposed.counts,
-            logits.softmax(-1).unflatten(0, batch),
-            deltas.unflatten(0, batch),
-            limits=limits,
-            scales_xy=scales_xy,
-        )
-
     def refine(
-        self, levels: Sequence[Tensor], regions: Tensor, image_index: Tensor, limits: Tensor
+        self, levels: Sequence[Tensor], regions: Tensor, limits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Send regions through the box heads.
+        """Send regions `(B, R, 4)` through the box heads.
 
         Between two heads every region moves to where its best foreground class wants it.
 
         Returns:
-            Regions `(R, 4)` that entered the last head, the mean of all heads' logits
-            `(R, K + 1)`, and the last head's deltas `(R, K, 4)`, scaled.
+            Regions `(B, R, 4)` that entered the last head, the mean of all heads' logits
+            `(B, R, K + 1)`, and the last head's deltas `(B, R, K, 4)`, scaled.
         """
         all_logits = []
         last = len(self.box_heads) - 1
-        region_limits = limits[image_index]
+        rows = regions.shape[:2]
         for index, (head, stds) in enumerate(zip(self.box_heads, STDS, strict=False)):
-            logits, deltas = head(pooled_features(levels, regions, image_index, BOX_BINS))
-            logits, deltas = logits.to(limits.dtype), deltas.to(limits.dtype)
-            deltas = deltas * deltas.new_tensor(stds)
+            features = pooled_features(levels, regions, BOX_BINS).flatten(0, 1)
+            logits, deltas = (
+                output.to(limits.dtype).unflatten(0, rows) for output in head(features)
+            )
+            deltas = _scaled(deltas, stds)
             all_logits.append(logits)
             if index < last:
-                label = logits[:, :-1].argmax(-1)
-                row = torch.arange(len(label), device=label.device)
-                regions = decode(regions, deltas[row, label], region_limits)
+                label = logits[..., :-1].argmax(-1)[..., None, None]
+                of_label = deltas.gather(2, label.expand(-1, -1, 1, 4)).squeeze(2)
+                regions = decode(regions, of_label, limits.unsqueeze(1))
         return regions, torch.stack(all_logits).mean(0), deltas
 
     def with_masks(self, levels: Sequence[Tensor], found: Found, scales_xy: Tensor) -> Found:
         """The same with masks: the mean of all heads' probabilities."""
-        batch = B, R = found.labels.shape
-        regions = (found.boxes * xy_pairs(scales_xy).unsqueeze(1)).flatten(0, 1)
-        image_index = _image_index(B, R, regions.device)
-        features = pooled_features(levels, regions, image_index, MASK_BINS)
+        rows = B, R = found.labels.shape
+        regions = found.boxes * xy_pairs(scales_xy).unsqueeze(1)
+        features = pooled_features(levels, regions, MASK_BINS).flatten(0, 1)
         masks = [head(features, found.labels.flatten()) for head in self.mask_heads]
-        mean = torch.stack(masks).mean(0).to(scales_xy.dtype)
-        return found._replace(mask_probabilities=mean.unflatten(0, batch))
+        mean = torch.stack(masks).mean(0).to(scales_xy.dtype).unflatten(0, rows)
+        surplus = ~until(found.counts, R).view(B, R, 1, 1)
+        return found._replace(mask_probabilities=mean.masked_fill(surplus, 0))
 
 
-def _image_index(images: int, rows: int, device: torch.device) -> Tensor:
-    """The image of each of the rows of all images."""
-    return torch.arange(images, device=device).unsqueeze(1).expand(-1, rows).flatten()
+def _scaled(deltas: Tensor, stds: Sequence[float]) -> Tensor:
+    """Deltas `(..., 4)` times their factors, of which no tensor is made: a capture forbids it."""
+    scaled = [part * std for part, std in zip(deltas.unbind(-1), stds, strict=True)]
+    return torch.stack(scaled, -1)

@@ -15,6 +15,9 @@ from torch import Tensor
 from triton import TritonError, knobs
 
 _BLOCK = 128
+# What Triton raises where it cannot compile, what the C compiler ends with, and what the system
+# says to the library that it made.
+_NOT_BUILT = (TritonError, RuntimeError, OSError, ImportError, subprocess.CalledProcessError)
 
 
 @triton.jit
@@ -40,9 +43,7 @@ def fault(device: torch.device) -> str | None:
         sums = add_one(values)
     except torch.AcceleratorError:
         raise  # the device's own, with kernels or without
-    # What Triton raises where it cannot compile, what the C compiler ends with, and what the
-    # system says to the library that it made.
-    except (TritonError, RuntimeError, OSError, ImportError, subprocess.CalledProcessError) as error:
+    except _NOT_BUILT as error:
         return f"a kernel cannot be built: {error}".partition("\n")[0]
     return None if sums.tolist() == [1.0, 2.0, 3.0] else "a kernel gives wrong sums"
 

@@ -182,9 +182,7 @@ class Pipeline(Generic[Outputs]):
             self._wanted.append((shape, blank))
         return results
 
-    def warm_up(
-        self, rows: Sequence[Row], select: Callable[[Outputs], Sequence[Tensor]]
-    ) -> None:
+    def warm_up(self, rows: Sequence[Row], select: Callable[[Outputs], Sequence[Tensor]]) -> None:
         """Run a batch that counts nowhere; where a second one overlaps, with a second one."""
         shape = self._shape(rows)
         batches = 1 if self._capture is None else self._device.depth

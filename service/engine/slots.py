@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class _Block:
     def tensors(self, like: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
         """Tensors of these shapes and types, with any contents; the last group is no more."""
         sizes = [prod(shape) * dtype.itemsize for shape, dtype in like]
-        starts = list(accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0))
+        spaces = (ceil(size / _ALIGNMENT) * _ALIGNMENT for size in sizes)
+        starts = list(accumulate(spaces, initial=0))
         if starts[-1] > len(self._bytes):
             self._bytes = self._allocate(0)  # before there is more
             self._bytes = self._allocate(starts[-1])

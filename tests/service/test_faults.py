@@ -240,6 +240,15 @@ async def test_a_request_of_which_every_image_failed_is_not_counted_as_ok(shared
         assert after - before == Counter(server_error=1, ok=1, client_error=1)
 
 
+async def test_an_error_that_the_device_gets_over_fails_its_batch_alone(shared):
+    server = shared.server
+    with counted_once(server, Counter(ok=3, engine_failed=1)):
+        with shared.fault("hiccup"):
+            assert (await over_http(server, [JPEG])).error == "engine_failed"
+        assert probes(server) == (200, 200)
+        await answers_again(server)
+
+
 async def test_a_model_that_always_fails_is_out_of_use_until_it_works(shared):
     server = shared.server
     async with asyncio.timeout(60):

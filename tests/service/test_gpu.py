@@ -12,9 +12,7 @@ from service.engine import gpu
 CUDA = torch.device("cuda", 1)
 
 
-@pytest.mark.parametrize(
-    ("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)]
-)
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_bfloat16_is_the_default_where_the_gpu_computes_it(monkeypatch, native, expected):
     looked_at = []
 

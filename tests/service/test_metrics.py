@@ -63,6 +63,20 @@ async def test_counters_equal_the_traffic(fresh_server):
     assert after["dat_model_ready,model=dat_nano"] == 1
 
 
+def test_what_computes_is_shown(fresh_server):
+    shown = fresh_server.metrics()
+    models = httpx.get(f"{fresh_server.http_url}/v1/models").json()["models"]
+    parameters = {model["name"]: model["parameters"] for model in models}
+    assert len(parameters) == 2
+    for model, count in parameters.items():
+        labels = f"device=cpu:0,dtype=float32,hardware=cpu,kernels=off: cpu,model={model},tf32=off"
+        assert shown[f"dat_model_engine_info,backend=torch,{labels}"] == 1
+        # Those of its parameters, less what was folded, and its geometry.
+        weights = shown[f"dat_model_memory_bytes,device=cpu:0,model={model},part=weights"]
+        assert 0.95 < weights / (4 * count) < 1.5
+        assert shown[f"dat_model_memory_bytes,device=cpu:0,model={model},part=graphs"] == 0
+
+
 async def test_what_clients_send_adds_no_series(fresh_server):
     async def ask(n: int) -> None:
         async with httpx.AsyncClient(base_url=fresh_server.http_url) as client:

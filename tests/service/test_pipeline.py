@@ -24,7 +24,7 @@ from service.engine.pipeline import CAPTURE_AFTER, GRAPHS_KEPT, Pipeline
 from service.engine.slots import Row, Slot
 from service.errors import EngineUnavailable
 from service.metrics import Metrics, ModelMetrics
-from tests.service.recorded import recorded
+from tests.service.recorded import recorded, replays
 
 SIZES = [(3, 2), (5, 4), (1, 7)]
 BUCKETS = (1, 2, 4)
@@ -208,6 +208,22 @@ async def test_a_shape_that_comes_again_gets_a_graph_between_batches(devices):
     assert counts.replays["graph"]._value.get() == 1
     # What ran eagerly was padded too: it warmed up for the graph.
     assert counts.padding_rows._value.get() == CAPTURE_AFTER + 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 4), max_size=12))
+def test_which_batches_run_in_graphs(devices, sizes):
+    counts = metrics()
+    pipeline = opened(devices("cpu"), counts=counts)
+    for size in sizes:
+        pipeline.launch(rows(size, 1), everything)()
+        asyncio.run(pipeline.settle())
+    assert counts.replays["graph"]._value.get() == replays(sizes, BUCKETS)
+    assert counts.captures["failed"]._value.get() == 0
+
+
+def test_which_batches_run_in_graphs_by_hand():
+    assert replays((4, 4, 4, 1, 3, 2), BUCKETS) == 2
 
 
 async def test_what_runs_before_a_capture_is_of_its_shape(devices):

@@ -71,7 +71,7 @@ def case(detector_golden_file: Path) -> Case:
     watch(detector, resizing.padded, captured)
 
     def recorded(levels: Any, regions: torch.Tensor, *others: Any) -> torch.Tensor:
-        captured.setdefault("regions", []).append(regions)
+        captured.setdefault("regions", []).append(regions[0])
         return pooled_features(levels, regions, *others)
 
     def recorded_outputs(head: RetinaNetHead, levels: Any) -> list[LevelOutput]:

@@ -79,8 +79,9 @@ def test_regions_are_read_from_their_level_and_image(size):
     levels = [torch.rand(2, 640 // stride, 640 // stride, 3) for stride in (4, 8, 16, 32)]
     width, height = size
     boxes = torch.tensor([[10.0, 20.0, 10 + width, 20 + height]] * 2)
-    pooled = pooled_features(levels, boxes, torch.tensor([1, 0]), 7)
+    pooled = pooled_features(levels, boxes[:, None], 7)
+    assert pooled.shape == (2, 1, 7, 7, 3)
     level = int(level_of(boxes)[0])
-    for index, image in enumerate((1, 0)):
-        expected = oracle(levels[level][image].double(), boxes[index] / (4 << level), 7)
-        torch.testing.assert_close(pooled[index].double(), expected, rtol=1e-4, atol=1e-4)
+    for image, box in enumerate(boxes):
+        expected = oracle(levels[level][image].double(), box / (4 << level), 7)
+        torch.testing.assert_close(pooled[image, 0].double(), expected, rtol=1e-4, atol=1e-4)

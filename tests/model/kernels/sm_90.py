@@ -25,10 +25,13 @@ from model.kernels.deformable_attention import attend
 from model.kernels.depthwise import convolve_gelu, convolve_sum_norm
 from model.kernels.linear import linear_gelu
 from model.kernels.local_attention import attend_in_tiles
+from model.kernels.nms import search
 from model.kernels.norm import add_norm, norm_activate
 from model.kernels.offsets import sample_keys
 from model.kernels.pixels import normalise, normalise_padded
 from model.kernels.ranking import MOST_CLASSES, rank
+from model.kernels.roi_align import align
+from model.kernels.trial import add_one
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -67,6 +70,7 @@ def main() -> None:
             compiled = kernel.warmup(tensor, *arguments, grid=grid, **options)
             facts = {"kernel": kernel.__name__, "dtype": str(tensor.dtype)}
             facts["shape"] = list(tensor.shape)
+            facts |= {"contracted": compiled.asm["ptx"].count("fma.rn")}
             kernels.append(facts | resources(compiled))
 
         return compile_for
@@ -83,6 +87,9 @@ def main() -> None:
             launch_block(dim, dtype)
     launch_linear()
     launch_ends()
+    launch_search()
+    launch_roi_align()
+    add_one(torch.empty(300))
     sys.stdout.write(json.dumps(kernels))
 
 
@@ -163,6 +170,19 @@ def launch_ends() -> None:
         normalise_padded(pixels, torch.empty(2, 2, dtype=torch.int64), constants, constants, dtype)
     for classes in (1000, MOST_CLASSES):
         rank(torch.empty(2, classes))
+
+
+def launch_search() -> None:
+    """Over the proposals of a batch, for two images."""
+    search(torch.empty(10, 1000, 4), torch.empty(10, dtype=torch.int64), 0.7, 1000)
+
+
+def launch_roi_align() -> None:
+    """As the heads of boxes and of masks do, with the channels of the published detectors."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        levels = [torch.empty(2, 8, 8, 256, dtype=dtype) for _ in range(4)]
+        for bins in (7, 14):
+            align(levels, torch.empty(2, 100, 4), bins)
 
 
 def resources(kernel: Any) -> dict[str, Any]:
