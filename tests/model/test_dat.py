@@ -1,3 +1,6 @@
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -119,8 +122,27 @@ def test_half_precision_keeps_positions_in_float32(name, dtype):
     with torch.inference_mode():
         expected, outputs = reference(images), half.forward_explained(images.to(dtype))
     assert all(locations.dtype == torch.float32 for locations in outputs.sampling_locations)
-    error = (outputs.logits.float() - expected).abs().max()
+    assert outputs.logits.dtype == torch.float32
+    error = (outputs.logits - expected).abs().max()
     assert error < (0.25 if dtype == torch.bfloat16 else 0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_tells_a_thousand_classes_apart(dtype):
+    exact = DAT(replace(SMALL_DAT, num_classes=1000)).eval()
+    exact.load_state_dict(recipe_state(exact.config))
+    half = deepcopy(exact).cast(dtype)
+    rounded = deepcopy(half)
+    for part in (rounded.norm, rounded.head):
+        part.to(dtype)
+    images = torch.randn(4, 3, 128, 128, generator=torch.Generator().manual_seed(7))
+    with torch.inference_mode():
+        expected = exact(images)
+        ours, theirs = half(images.to(dtype)), rounded(images.to(dtype)).float()
+    for logits, others in zip(ours, theirs, strict=True):
+        assert len(logits.unique()) > 995
+        assert len(others.unique()) < 970
+    assert (ours - expected).square().mean() < (theirs - expected).square().mean()
 
 
 @pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224", "dat_pp_base_384"])

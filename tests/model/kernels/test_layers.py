@@ -35,8 +35,11 @@ SMALL_DAT_PP = DatConfig(
 def used(monkeypatch):
     """Kernels are used wherever the device lets them be, interpreted ones too."""
     if DEVICE == "cpu":
-        for layers in ("model.attention", "model.local_attention"):
-            monkeypatch.setattr(f"{layers}.usable", lambda tokens: tokens.dtype in kernels.DTYPES)
+        for layers in ("model.attention", "model.dat", "model.fused", "model.local_attention"):
+            monkeypatch.setattr(
+                f"{layers}.usable",
+                lambda tokens, dtypes=kernels.DTYPES: tokens.dtype in dtypes,
+            )
 
 
 @pytest.mark.usefixtures("used")
