@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import DAT, attention, create_model, fused, local_attention
-from model.attention import Attended, DeformableAttention, DeformableAttentionPP
+from model.attention import DeformableAttention, DeformableAttentionPP
 from model.dat import BlockPP, ConvMlp, ConvNorm
 from model.fused import Normed, Stream, convolve
 from model.local_attention import WindowAttention, _AxisTiles, _shift_mask, _windows
@@ -205,8 +205,8 @@ def gelu_before_the_convolution(patch: pytest.MonkeyPatch, _: State) -> None:
     patch.setattr(
         ConvMlp,
         "forward",
-        lambda mlp, tokens, residual: (
-            Stream(residual + mlp.fc2(convolve(mlp.dwconv, F.gelu(mlp.fc1(tokens)))))
+        lambda mlp, tokens, residual: Stream(
+            residual + mlp.fc2(convolve(mlp.dwconv, F.gelu(mlp.fc1(tokens))))
         ),
     )
 
