@@ -25,8 +25,8 @@ CLASSIFIERS = [
 # launches in DAT, of three in DAT++. A deformable block samples its keys and projects them.
 OF_BLOCKS = {"dat": {"L": 7, "S": 7, "D": 9}, "dat_pp": {"N": 8, "D": 10}}
 BETWEEN_STAGES = 3  # the last sum of a stage, a convolution, a norm
-# Pixels, a stem of two convolutions and their norms, the last sum; norm, mean, head and ranking.
-ENDS = 12
+# Pixels, a stem of two convolutions and their norms; the last sum, pooling, the head, ranking.
+ENDS = 9
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ from model.kernels.local_attention import attend_in_tiles
 from model.kernels.norm import add_norm, norm_activate
 from model.kernels.offsets import sample_keys
 from model.kernels.pixels import normalise, normalise_padded
+from model.kernels.pooling import normed_mean
 from model.kernels.ranking import MOST_CLASSES, rank
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -163,6 +164,8 @@ def launch_ends() -> None:
         normalise_padded(pixels, torch.empty(2, 2, dtype=torch.int64), constants, constants, dtype)
     for classes in (1000, MOST_CLASSES):
         rank(torch.empty(2, classes))
+    for dtype, channels in ((torch.bfloat16, 768), (torch.float32, 1024)):
+        normed_mean(torch.empty(2, 7, 7, channels, dtype=dtype), nn.LayerNorm(channels))
 
 
 def resources(kernel: Any) -> dict[str, Any]:
