@@ -104,9 +104,7 @@ class _Counting(TorchDispatchMode):
     def launch(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Count one launch."""
         moved = sum(tensor.nbytes for tensor in tensors)
-        of_module = sum(
-            tensor.nbytes for tensor in tensors if _storage(tensor) in self._parameters
-        )
+        of_module = sum(tensor.nbytes for tensor in tensors if _storage(tensor) in self._parameters)
         self.launches.append(Launch(name, moved, of_module))
 
 
@@ -115,7 +113,7 @@ def _triton(launch: Callable[[str, Sequence[Tensor]], None]) -> Iterator[None]:
     """Tell of the launches of Triton kernels instead of making them."""
     from triton.runtime.jit import KernelInterface  # noqa: PLC0415
 
-    def instead(kernel: Any, grid: Any) -> Callable[..., None]:
+    def instead(kernel: Any, _: Any) -> Callable[..., None]:
         return lambda *args, **options: launch(kernel.__name__, _tensors((args, options)))
 
     given, KernelInterface.__getitem__ = KernelInterface.__getitem__, instead

@@ -163,9 +163,7 @@ def _depthwise(
                 done = exact_gelu(done)
             else:
                 tokens_normed = layer_norm(done, norm_weight, norm_bias, channel, C, eps)
-                tl.store(
-                    normed + done_cells, tokens_normed.to(normed.dtype.element_ty), mask=mask
-                )
+                tl.store(normed + done_cells, tokens_normed.to(normed.dtype.element_ty), mask=mask)
             tl.store(convolved + done_cells, done.to(convolved.dtype.element_ty), mask=mask)
         west, middle, east = _widened(ahead[0], ahead[1], ahead[2])
         if branch is not None:

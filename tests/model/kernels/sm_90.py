@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from model import VARIANTS, DatConfig
-from model.fused import DepthwiseConv
+from model.fused import DepthwiseConv, tap_by_tap
 from model.kernels.deformable_attention import attend
 from model.kernels.depthwise import convolve_gelu, convolve_sum_norm
 from model.kernels.linear import linear_gelu
@@ -47,7 +47,7 @@ LAYERS = (
 # Queries and keys of a tile: windows, neighbourhoods, and a small map in one piece.
 TILES = {"dat": ((49, 49),), "dat_pp": ((49, 169), (196, 196))}
 # Channels of a stage: of the smallest and the largest DAT++, and what is no power of two.
-DIMS = (64, 512)
+DIMS = (64, 96, 1024)
 
 
 class Sm90:
@@ -148,7 +148,7 @@ def launch_block(dim: int, dtype: torch.dtype) -> None:
 def _depthwise(channels: int, dtype: torch.dtype) -> nn.Conv2d:
     """With its weights as they lie on CUDA."""
     conv = DepthwiseConv(channels).to(dtype)
-    conv.weight.data = torch.empty(3, 3, channels, 1, dtype=dtype).permute(2, 3, 0, 1)
+    conv.weight.data = tap_by_tap(conv.weight.data)
     return conv
 
 
