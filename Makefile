@@ -70,5 +70,5 @@ demo-detector: $(VENV)/.dev ## train the demo detector anew, from the demo class
 	$(BIN)/python -m demo.detection.train
 	$(BIN)/python -m demo.detection.evaluate
 
-image-test: ## build the container image and run it, without a Docker engine
-	bash deploy/image_test.sh
+image-test: ## [DEVICE=cuda]: build the container image and run it, without a Docker engine
+	bash deploy/image_test.sh $(DEVICE)

@@ -7,11 +7,25 @@ from pathlib import Path
 import pytest
 
 from service.settings import PREFIX, Settings
+from tests.deploy.dockerfile import Dockerfile
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     return Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def dockerfile(root: Path) -> Dockerfile:
+    return Dockerfile(root / "Dockerfile")
+
+
+@pytest.fixture(scope="session")
+def code_folders(dockerfile: Dockerfile) -> set[Path]:
+    """Where the image for CUDA keeps compiled code, to load it from there."""
+    environment = dockerfile.environment("cuda")
+    names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")
+    return {Path(environment[name]) for name in names}
 
 
 @pytest.fixture(scope="session")

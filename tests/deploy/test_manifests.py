@@ -5,10 +5,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.deploy.mounts import runs_code
+
 # The validator takes the next older schema for a version that it does not know, and says which.
 KUBERNETES_VERSIONS = ["1.31", "1.37"]
 
 BASE = Path(__file__).parents[2] / "deploy/kubernetes/base"
+CUDA = BASE.parent / "cuda"
 KUSTOMIZATION = yaml.safe_load((BASE / "kustomization.yaml").read_text())
 MANIFESTS = {
     path.name: yaml.safe_load(path.read_text())
@@ -47,16 +50,17 @@ def test_a_manifest_fits_its_schema(name, version):
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-def test_what_kustomize_builds_fits_the_schemas(run_tool, version):
-    built = list(yaml.safe_load_all(run_tool("kubectl", "kustomize", BASE)))
+@pytest.mark.parametrize("folder", [BASE, CUDA], ids=lambda folder: folder.name)
+def test_what_kustomize_builds_fits_the_schemas(run_tool, folder, version):
+    built = list(yaml.safe_load_all(run_tool("kubectl", "kustomize", folder)))
     for manifest in built:
         assert kubernetes_validate.validate(manifest, version, strict=True) == version
 
     named = {manifest["kind"]: manifest for manifest in built}
     server = named["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    assert named["ConfigMap"]["data"] == generated_settings()
+    assert named["ConfigMap"]["data"].items() >= generated_settings().items()
     assert server["envFrom"][0]["configMapRef"]["name"] == named["ConfigMap"]["metadata"]["name"]
-    assert re.fullmatch(r"dat-serve:\d+\.\d+\.\d+", server["image"])
+    assert re.fullmatch(r"dat-serve:\d+\.\d+\.\d+(-cuda)?", server["image"])
 
 
 def test_the_kustomization_lists_every_manifest():
@@ -144,3 +148,64 @@ def test_the_one_writable_place_is_a_bounded_tmp():
 def test_memory_is_bounded_and_cpu_is_not():
     assert set(SERVER["resources"]["limits"]) == {"memory"}
     assert SERVER["resources"]["requests"]["memory"] == SERVER["resources"]["limits"]["memory"]
+
+
+@pytest.fixture(scope="module")
+def on_gpus(run_tool):
+    """What is built for nodes with GPUs, by kind; of the Services the last."""
+    built = yaml.safe_load_all(run_tool("kubectl", "kustomize", CUDA))
+    return {manifest["kind"]: manifest for manifest in built}
+
+
+@pytest.fixture
+def gpu_pod(on_gpus):
+    return on_gpus["Deployment"]["spec"]["template"]["spec"]
+
+
+@pytest.fixture
+def gpu_container(gpu_pod):
+    (container,) = gpu_pod["containers"]
+    return container
+
+
+def test_a_gpu_pod_gets_one_gpu_and_must_use_it(on_gpus, gpu_container, settings_of):
+    assert gpu_container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    # Not auto, which would go on without a word on the CPU.
+    assert settings_of(on_gpus["ConfigMap"]["data"]).engine.device == "cuda"
+
+
+def test_a_gpu_pod_runs_the_image_that_compose_builds_for_cuda(root, gpu_container):
+    compose = yaml.safe_load((root / "docker-compose.yml").read_text())
+    assert gpu_container["image"] == compose["services"]["server-gpu"]["image"]
+
+
+def test_a_gpu_pod_may_run_where_only_gpu_pods_may(gpu_pod):
+    (toleration,) = gpu_pod["tolerations"]
+    assert toleration == {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+
+
+def test_a_rollout_needs_no_spare_gpu(on_gpus):
+    rollout = on_gpus["Deployment"]["spec"]["strategy"]["rollingUpdate"]
+    budget = on_gpus["PodDisruptionBudget"]["spec"]
+    assert rollout == {"maxSurge": 0, "maxUnavailable": budget["maxUnavailable"]}
+    assert on_gpus["Deployment"]["spec"]["replicas"] > rollout["maxUnavailable"]
+
+
+def test_a_gpu_pod_may_execute_the_kernels_that_it_compiles(gpu_pod, gpu_container, code_folders):
+    # An emptyDir has no option noexec.
+    writable = {volume["name"] for volume in gpu_pod["volumes"] if "emptyDir" in volume}
+    mounts = {
+        Path(mount["mountPath"]): mount["name"] in writable and not mount.get("readOnly", False)
+        for mount in gpu_container["volumeMounts"]
+    }
+    for folder in code_folders:
+        assert runs_code(folder, mounts), folder
+
+
+def test_a_gpu_pod_is_otherwise_bounded_as_any(gpu_pod, gpu_container):
+    resources = gpu_container["resources"]
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+    assert "cpu" not in resources["limits"]
+    assert gpu_container["securityContext"] == SERVER["securityContext"]
+    assert gpu_pod["securityContext"] == POD["securityContext"]
+    assert all(volume["emptyDir"]["sizeLimit"] for volume in gpu_pod["volumes"])
