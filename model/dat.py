@@ -35,6 +35,7 @@ from model.fused import (
     linear,
     linear_add,
 )
+from model.kernels import usable
 from model.local_attention import NeighborhoodAttention, WindowAttention
 from model.official import is_official, official_shapes
 
@@ -147,10 +148,19 @@ class DAT(Trunk):
             ValueError: the images are not of the size the model was built for.
         """
         maps, locations = self.stage_maps(images)
-        # Not in the type of the maps: bfloat16 has one logit for several of a thousand classes.
-        tokens = maps[-1].to(self.head.weight.dtype)
-        pooled = self.norm(tokens).mean((1, 2))
-        return Explained(self.head(pooled), locations)
+        return Explained(self.head(self.pooled(maps[-1])), locations)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """What the head reads, `(B, C)`, from the last map `(B, H, W, C)`.
+
+        It has the type of the head, not of the map: in bfloat16 a third of a thousand classes
+        would have the logit of another one.
+        """
+        if usable(tokens):
+            from model.kernels.pooling import normed_mean  # noqa: PLC0415
+
+            return normed_mean(tokens, self.norm)
+        return self.norm(tokens.to(self.norm.weight.dtype)).mean((1, 2))
 
 
 class Stage(nn.Module):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from threading import Event
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TypeVar
 
 import structlog
@@ -14,6 +14,7 @@ import torch
 
 from service.engine import gpu
 from service.engine.lanes import Lanes
+from service.engine.pace import HANG_FLOOR_S, Pace
 from service.engine.worker import Worker, WorkerDied
 from service.errors import BatchFailure, EngineUnavailable, OutOfMemory
 from service.machine import cores, is_out_of_memory
@@ -23,10 +24,6 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# A batch that takes so many times the slowest so far is taken for one that hangs; below the
-# floor none is. A crowded machine is ten times as slow, and a GPU may have to compile a kernel.
-_HANG_FACTOR = 20
-_HANG_FLOOR_S = {"cpu": 30.0, "cuda": 60.0}
 LOAD_LIMIT_S = 3600.0  # torch.compile takes many minutes
 CAPTURE_LIMIT_S = 300.0
 _LOOK_PERIOD_S = 0.25
@@ -43,35 +40,6 @@ def compute_alone() -> None:
 
 class DeviceUnavailable(Exception):
     """The device that was asked for is not there."""
-
-
-class Pace:
-    """How long batches of a model may take on a device before it counts as hung.
-
-    Args:
-        fixed_s: for every batch, seconds; 0 goes by how long others took.
-        floor_s: the least that those are given, seconds.
-    """
-
-    def __init__(self, fixed_s: float, floor_s: float) -> None:
-        self._fixed_s = fixed_s
-        self._floor_s = floor_s
-        self._slowest_s = 0.0  # for each pixel
-
-    def limit_s(self, pixels: int) -> float:
-        """What a batch of so many pixels may take, seconds."""
-        return self._fixed_s or max(self._floor_s, _HANG_FACTOR * self._slowest_s * pixels)
-
-    def timed(self, work: Callable[[], T], pixels: int) -> Callable[[], T]:
-        """The work for a batch of so many pixels, which is measured if it succeeds."""
-
-        def measured() -> T:
-            start = perf_counter()
-            result = work()
-            self._slowest_s = max(self._slowest_s, (perf_counter() - start) / pixels)
-            return result
-
-        return measured
 
 
 class Device:
@@ -132,7 +100,7 @@ class Device:
 
     def pace(self) -> Pace:
         """Of the batches of one more model."""
-        return Pace(self._hang_timeout_s, _HANG_FLOOR_S[self.torch_device.type])
+        return Pace(self._hang_timeout_s, HANG_FLOOR_S[self.torch_device.type])
 
     def on_loss(self, observer: Callable[[], None]) -> None:
         """Call somebody, in the event loop, when the device is lost."""

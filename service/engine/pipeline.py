@@ -145,17 +145,17 @@ class Pipeline(Generic[Outputs]):
     def _captured(self, shape: Shape, blank: Row, **how: int) -> _Kept[Outputs]:
         assert self._capture is not None
         before = gpu.reserved_bytes(self._device.torch_device)
+        read = self._reads(shape.size)  # which is made now, or the work would make it
         inputs = tuple(
             torch.from_numpy(np.stack([part] * shape.bucket)).to(self._device.torch_device)
             for part in blank
         )
         graph = self._capture(self._work, inputs, **how)
-        kept = _Kept(graph, self._reads(shape.size))
         grown = gpu.reserved_bytes(self._device.torch_device) - before
         self.graphs_bytes += grown
         self._metrics.memory(self._device.name, "graphs").inc(grown)
         self._metrics.captures["ok"].inc()
-        return kept
+        return _Kept(graph, read)
 
     def launch(
         self, rows: Sequence[Row], select: Callable[[Outputs], Sequence[Tensor]]
@@ -214,7 +214,8 @@ class Pipeline(Generic[Outputs]):
             with self._streams.stream(self._copies):
                 arrived = slot.copy_in(staged, count)
                 slot.copied.record()
-            self._streams.current_stream().wait_event(slot.copied)
+            computing = self._streams.current_stream(self._device.torch_device)
+            computing.wait_event(slot.copied)
             if graph is None:
                 outputs = self._work(*arrived)
             else:

@@ -68,7 +68,7 @@ class Slot:
         The pixels of the padding are what an earlier batch left, but all else is as of an image.
         """
         staged = self._staged.tensors(
-            [((bucket, *part.shape), torch.from_numpy(part).dtype) for part in rows[0]]
+            [((bucket, *part.shape), getattr(torch, part.dtype.name)) for part in rows[0]]
         )
         for name, tensor in enumerate(staged):
             host = tensor.numpy()
@@ -79,7 +79,9 @@ class Slot:
         return staged
 
     def copy_in(self, staged: Sequence[Tensor], count: int) -> list[Tensor]:
-        """The same on the device, when the current stream, always the same one, comes to it.
+        """The same on the device, when the current stream comes to it.
+
+        It is always the same stream: memory that is new to it may still be in use in others.
 
         Args:
             staged: what `stage` gave.

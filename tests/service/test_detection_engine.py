@@ -4,6 +4,8 @@ There is no CUDA graph without a GPU, so most tests give the engine `recorded`, 
 graph does in its place: it works on static tensors and overwrites its outputs in every replay.
 """
 
+import asyncio
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,24 @@ async def test_half_precision_finds_the_same_objects(dtype):
     # Rounding differs from processor to processor, and one proposal may lose to another.
     assert len(found) > 10
     assert sum(found) >= 0.9 * len(found)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+async def test_batches_in_flight_do_not_touch_each_other(device):
+    capture = recorded if device == "cpu" else None
+    engine, _ = await opened(
+        device=device, dtype="float32", buckets=(2,), sizes=SIZES[:1], capture=capture
+    )
+    batches = [
+        inputs(2, SIZES[0], seed=1),
+        inputs(2, SIZES[1], seed=2),
+        inputs(1, SIZES[0], seed=3),
+    ]
+    alone = [await engine.run_batch(batch) for batch in batches]
+    for _ in range(1 if device == "cpu" else 20):
+        together = await asyncio.gather(*map(engine.run_batch, batches))
+        for ours, theirs in zip(chain(*together), chain(*alone), strict=True):
+            assert_same(ours, theirs)
 
 
 @pytest.mark.gpu

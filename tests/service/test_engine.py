@@ -189,6 +189,26 @@ def test_graphs_give_what_the_cpu_gives(dtype):
     assert metrics.replays["eager"]._value.get() == 0
 
 
+@pytest.mark.gpu
+def test_models_on_all_gpus_do_not_touch_each_other():
+    names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] * 2
+    engines = [opened(device=name, dtype="float32", buckets=(1, 3))[0] for name in names]
+    exact, _ = opened()
+    images = inputs(6)
+    expected = forward(exact, images)
+
+    async def classify(engine: Engine, start: int) -> None:
+        outputs = await engine.run_batch(images[start : start + 3])
+        for ours, theirs in zip(outputs, expected[start:], strict=False):
+            np.testing.assert_allclose(by_class(ours), by_class(theirs), atol=1e-4)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(classify(engine, 3 * n) for engine in engines for n in range(2)))
+
+    for _ in range(20):
+        asyncio.run(all_at_once())
+
+
 def test_compiled_graphs_give_what_plain_ones_give(monkeypatch):
     """Traced as for the GPU; code is not generated, which takes a minute on a CPU."""
     traced = partial(torch.compile, backend="aot_eager", fullgraph=True)

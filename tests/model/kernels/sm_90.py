@@ -29,6 +29,7 @@ from model.kernels.nms import search
 from model.kernels.norm import add_norm, norm_activate
 from model.kernels.offsets import sample_keys
 from model.kernels.pixels import normalise, normalise_padded
+from model.kernels.pooling import normed_mean
 from model.kernels.ranking import MOST_CLASSES, rank
 from model.kernels.roi_align import align
 from model.kernels.trial import add_one
@@ -170,6 +171,8 @@ def launch_ends() -> None:
         normalise_padded(pixels, torch.empty(2, 2, dtype=torch.int64), constants, constants, dtype)
     for classes in (1000, MOST_CLASSES):
         rank(torch.empty(2, classes))
+    for dtype, channels in ((torch.bfloat16, 768), (torch.float32, 1024)):
+        normed_mean(torch.empty(2, 7, 7, channels, dtype=dtype), nn.LayerNorm(channels))
 
 
 def launch_search() -> None:

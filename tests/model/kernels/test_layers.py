@@ -35,7 +35,7 @@ SMALL_DAT_PP = DatConfig(
 def used(monkeypatch):
     """Kernels are used wherever the device lets them be, interpreted ones too."""
     if DEVICE == "cpu":
-        for layers in ("model.attention", "model.local_attention", "model.fused"):
+        for layers in ("model.attention", "model.dat", "model.fused", "model.local_attention"):
             monkeypatch.setattr(
                 f"{layers}.usable",
                 lambda tokens, dtypes=kernels.DTYPES: tokens.dtype in dtypes,

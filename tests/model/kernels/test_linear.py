@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from model.fused import linear
 from model.kernels import HALF
 from model.kernels.linear import PROCESSORS, TILES, choose_tile, linear_gelu
-from tests.model.kernels.conftest import DEVICE, assert_close, generator, some_examples
+from tests.model.kernels.conftest import DEVICE, DTYPES, assert_close, generator, some_examples
 
 
 def check(shape, K, N, dtype, seed=0):
@@ -65,15 +65,15 @@ def test_what_is_no_number_stays_in_its_row():
     assert active.isnan().all(1).tolist() == [False, True, False]
 
 
-def test_layers_take_it_in_half_precision_alone(monkeypatch):
-    taken = []
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_take_it_in_half_precision_alone(monkeypatch, dtype):
+    """Their two steps would round in between."""
     monkeypatch.setattr("model.fused.usable", lambda tokens, dtypes: tokens.dtype in dtypes)
-    monkeypatch.setattr(
-        "model.kernels.linear.linear_gelu", lambda *tensors: taken.append(tensors[0].dtype)
-    )
-    with torch.inference_mode():
-        for dtype in (torch.float32, *HALF):
-            layer = torch.nn.Linear(32, 64, device=DEVICE, dtype=dtype)
-            linear(layer, torch.ones(4, 32, device=DEVICE, dtype=dtype), "gelu")
-            linear(layer, torch.ones(4, 32, device=DEVICE, dtype=dtype))
-    assert taken == list(HALF)
+    tokens = torch.randn(20, 40, generator=generator()).to(DEVICE, dtype)
+    layer = torch.nn.Linear(40, 60, device=DEVICE, dtype=dtype)
+    with torch.no_grad():
+        plain = torch.nn.functional.gelu(layer(tokens))
+        fused = linear_gelu(tokens, layer.weight, layer.bias) if dtype in HALF else plain
+        assert (fused != plain).any() == (dtype in HALF)
+        assert torch.equal(linear(layer, tokens, "gelu"), fused)
+        torch.testing.assert_close(linear(layer, tokens), layer(tokens))
