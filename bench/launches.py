@@ -75,7 +75,7 @@ class _Counting(TorchDispatchMode):
     """Counts the operations that reach the device."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: list[Launch] = []
         self._parameters = {
             _storage(tensor) for tensor in (*module.parameters(), *module.buffers())
@@ -104,9 +104,7 @@ class _Counting(TorchDispatchMode):
     def launch(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Count one launch."""
         moved = sum(tensor.nbytes for tensor in tensors)
-        of_module = sum(
-            tensor.nbytes for tensor in tensors if _storage(tensor) in self._parameters
-        )
+        of_module = sum(tensor.nbytes for tensor in tensors if _storage(tensor) in self._parameters)
         self.launches.append(Launch(name, moved, of_module))
 
 
@@ -115,7 +113,7 @@ def _triton(launch: Callable[[str, Sequence[Tensor]], None]) -> Iterator[None]:
     """Tell of the launches of Triton kernels instead of making them."""
     from triton.runtime.jit import KernelInterface  # noqa: PLC0415
 
-    def instead(kernel: Any, grid: Any) -> Callable[..., None]:
+    def instead(kernel: Any, _: Any) -> Callable[..., None]:
         return lambda *args, **options: launch(kernel.__name__, _tensors((args, options)))
 
     given, KernelInterface.__getitem__ = KernelInterface.__getitem__, instead
@@ -130,7 +128,7 @@ def _tensors(arguments: Any) -> list[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def main() -> None:

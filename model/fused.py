@@ -59,10 +59,8 @@ class DepthwiseConv(nn.Conv2d):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast, and lay out the kernels tap by tap on CUDA, where ours reads them so."""
         super()._apply(fn, recurse)
-        if self.weight.is_cuda and self.weight.stride(0) > 1:
-            taps = self.weight.data.permute(1, 2, 3, 0)
-            taps = taps.clone(memory_format=torch.contiguous_format)
-            self.weight.data = taps.permute(3, 0, 1, 2)
+        if self.weight.is_cuda:
+            self.weight.data = tap_by_tap(self.weight.data)
         return self
 
 
@@ -84,9 +82,7 @@ def linear_add(layer: nn.Module, x: Tensor, residual: Tensor) -> Stream:
         return Stream(residual, layer(x))
     if not fuses(x):
         return Stream(residual + layer(x))
-    return Stream(
-        _onednn._linear_pointwise.binary(x, residual, layer.weight, layer.bias, "add")
-    )
+    return Stream(_onednn._linear_pointwise.binary(x, residual, layer.weight, layer.bias, "add"))
 
 
 def add_norm(norm: nn.LayerNorm, stream: Stream) -> Normed:
@@ -146,6 +142,18 @@ def convolve_sum_norm(conv: DepthwiseConv, norm: nn.LayerNorm, stream: Stream) -
         return Normed(*convolve_sum_norm(stream.tokens, stream.branch, conv, norm))
     tokens = convolve(conv, stream.sum())
     return Normed(tokens, norm(tokens))
+
+
+def tap_by_tap(weight: Tensor) -> Tensor:
+    """Depthwise kernels `(C, 1, 3, 3)` with the taps of all channels beside each other in memory.
+
+    What lies so stays where it is: a captured graph may read it.
+    """
+    if weight.stride(0) == 1:
+        return weight
+    return (
+        weight.permute(1, 2, 3, 0).clone(memory_format=torch.contiguous_format).permute(3, 0, 1, 2)
+    )
 
 
 def channels_last_tokens(maps: Tensor) -> Tensor:

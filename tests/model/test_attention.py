@@ -157,7 +157,9 @@ def test_a_map_smaller_than_the_neighbourhood_is_padded_with_zero_tokens():
     with torch.no_grad():
         padded = F.pad(tokens, (0, 0, 0, 1, 0, 2))
         expected = whole(padded, torch.zeros_like(padded)).stream.sum()[:, :9, :10]
-        torch.testing.assert_close(attention(tokens, torch.zeros_like(tokens)).stream.sum(), expected)
+        torch.testing.assert_close(
+            attention(tokens, torch.zeros_like(tokens)).stream.sum(), expected
+        )
 
 
 @pytest.mark.parametrize(("window", "shifted"), [(4, False), (4, True), (3, True)])
