@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import kernels
-from bench.kernels import Rates, Step, attention_steps, compare, end_steps, steps
+from bench.kernels import Rates, Step, attention_steps, block_steps, compare, end_steps
 from bench.report import kernels_table
 from model import kernels as switch
 from tests.conftest import SMALL_DAT
@@ -23,9 +23,10 @@ def test_the_plain_side_is_the_reference(config):
     names = []
     with torch.inference_mode():
         for stage in range(len(config.stages)):
-            for step in steps(config, stage, 1, torch.float32, DEVICE):
-                assert_close(step.fused(), step.plain().double())
-                names.append(step.name)
+            for kind in (attention_steps, block_steps):
+                for step in kind(config, stage, 1, torch.float32, DEVICE):
+                    assert_close(step.fused(), step.plain().double())
+                    names.append(step.name)
         for step in end_steps(config, 2, torch.float32, DEVICE):
             assert_close(step.fused(), step.plain().double())
     attention = {"sampling", "deformable attention", "local attention"}
@@ -53,7 +54,7 @@ def test_the_report_has_a_row_for_every_step(monkeypatch):
     monkeypatch.setattr(kernels, "seconds", lambda call, **_: 1e-6 * len(call().shape))
     rows = []
     with torch.inference_mode():
-        for step in steps(SMALL_DAT, 0, 1, torch.float32, DEVICE):
+        for step in attention_steps(SMALL_DAT, 0, 1, torch.float32, DEVICE):
             where = {"model": "small", "image_size": [32, 64], "batch": 1, "stage": 0}
             rows.append(where | compare(step, Rates(bytes=1e12, flops=1e12)))
     assert rows
