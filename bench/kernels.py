@@ -24,7 +24,7 @@ from bench.closed_loop import time_calls
 from bench.findings import Cases, note
 from bench.graphs import Way
 from bench.machine import RESULTS, describe
-from model import VARIANTS, DatConfig
+from model import DAT, VARIANTS, DatConfig
 from model.attention import DeformableAttention, sample_features
 from model.dat import Block, BlockPP, ConvMlp, Stage, make_attention
 from model.detection.detections import IOU_THRESHOLD
@@ -34,6 +34,7 @@ from model.detection.transforms import Normalise as NormalisePadded
 from model.fused import (
     Stream,
     add_norm,
+    channels_last_tokens,
     convolve,
     convolve_sum_norm,
     keep_kernels_channels_last,
@@ -91,14 +92,6 @@ class Step:
         fused, plain = (partial(by, Way(fused=on)) for on in (True, False))
         moved = sum(tensor.nbytes for tensor in (*read, fused()))
         return cls(name, fused, plain, **({"moved": moved} | facts))
-
-
-def steps(
-    config: DatConfig, stage: int, batch: int, dtype: torch.dtype, device: str
-) -> Iterator[Step]:
-    """The steps of a stage, each kind of layer once, with random weights."""
-    yield from attention_steps(config, stage, batch, dtype, device)
-    yield from block_steps(config, stage, batch, dtype, device)
 
 
 def attention_steps(
@@ -229,6 +222,12 @@ def end_steps(config: DatConfig, batch: int, dtype: torch.dtype, device: str) ->
     pixels = torch.randint(256, (batch, *config.image_size, 3), dtype=torch.uint8, device=device)
     normalise = Normalise(dtype).to(device)
     yield Step.switched("pixels", lambda: normalise(pixels), pixels)
+    network = DAT(config).cast(dtype).eval().to(device)
+    images = channels_last_tokens(normalise(pixels))
+    yield Step.switched("stem", lambda: network.stem(images), images)
+    (H, W), dim = config.map_size(len(config.stages) - 1), config.stages[-1].dim
+    last = torch.randn(batch, H, W, dim, device=device, dtype=dtype)
+    yield Step.switched("norm + mean", lambda: network.pooled(last), last)
     logits = torch.randn(batch, config.num_classes, device=device)
     yield Step(
         "ranking",
@@ -331,21 +330,19 @@ def compare(step: Step, rates: Rates) -> dict[str, Any]:
 
 def all_steps(
     batches: Sequence[int], dtype: torch.dtype, device: str
-) -> Iterator[tuple[dict[str, Any], Step]]:
-    """Every step, each with where it is: those of classifiers, then of detectors."""
+) -> Iterator[tuple[dict[str, Any], Iterator[Step]]]:
+    """Every step, in groups that have a place: those of classifiers, then of detectors."""
     small = device == "cpu"
     layouts = [(VARIANTS[name], batch) for name in CLASSIFIERS for batch in batches]
     for config, batch in [(SMALL, 1)] if small else [*layouts, (DETECTOR, 1)]:
         where = {"model": config.name, "image_size": list(config.image_size), "batch": batch}
         for stage in range(len(config.stages)):
-            for step in steps(config, stage, batch, dtype, device):
-                yield where | {"stage": stage}, step
-        for step in end_steps(config, batch, dtype, device):
-            yield where | {"stage": "ends"}, step
+            for kind in (attention_steps, block_steps):
+                yield where | {"stage": stage}, kind(config, stage, batch, dtype, device)
+        yield where | {"stage": "ends"}, end_steps(config, batch, dtype, device)
     size = (SMALL if small else DETECTOR).image_size
     where = {"model": "detector", "image_size": list(size), "batch": 1, "stage": "heads"}
-    for step in detector_steps(size, dtype, device, boxes=20 if small else 1000):
-        yield where, step
+    yield where, detector_steps(size, dtype, device, boxes=20 if small else 1000)
 
 
 def main() -> None:
@@ -361,10 +358,12 @@ def main() -> None:
     rows, cases = [], Cases()
     with torch.inference_mode():
         rates = measure_rates(dtype, device)
-        for where, step in all_steps(arguments.batches, dtype, device):
-            with cases.case(where["model"], step.name):
-                rows.append(where | compare(step, rates))
-                note(**rows[-1])
+        for where, group in all_steps(arguments.batches, dtype, device):
+            with cases.case(where["model"], f"stage {where['stage']}"):
+                for step in group:
+                    with cases.case(where["model"], step.name):
+                        rows.append(where | compare(step, rates))
+                        note(**rows[-1])
     result = {
         "device": device,
         "dtype": arguments.dtype,

@@ -75,7 +75,7 @@ class _Counting(TorchDispatchMode):
     """Counts the operations that reach the device."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: list[Launch] = []
         self._parameters = {
             _storage(tensor) for tensor in (*module.parameters(), *module.buffers())
@@ -128,7 +128,7 @@ def _tensors(arguments: Any) -> list[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def main() -> None:

@@ -153,7 +153,7 @@ def _depthwise(
         # The next row is on its way while this one is computed.
         ahead = _row(tokens, cells, y + 1, end, H, W, C, west_mask, mask, east_mask)
         if branch is not None:
-            more = _row(branch, cells, y + 1, end, H, W, C, west_mask, mask, east_mask)
+            more_ahead = _row(branch, cells, y + 1, end, H, W, C, west_mask, mask, east_mask)
         done = above + west * lower_left + middle * lower + east * lower_right
         above = here + west * left + middle * centre + east * right
         here = shift + west * upper_left + middle * upper + east * upper_right
@@ -167,7 +167,7 @@ def _depthwise(
             tl.store(convolved + done_cells, done.to(convolved.dtype.element_ty), mask=mask)
         west, middle, east = _widened(ahead[0], ahead[1], ahead[2])
         if branch is not None:
-            west, middle, east = west + more[0], middle + more[1], east + more[2]
+            west, middle, east = west + more_ahead[0], middle + more_ahead[1], east + more_ahead[2]
 
 
 @triton.jit

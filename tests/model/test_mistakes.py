@@ -213,6 +213,7 @@ def gelu_before_the_convolution(patch: pytest.MonkeyPatch, _: State) -> None:
 
 def no_gelu_in_the_stem(model: DAT) -> None:
     first, _ = model.stem
+    assert isinstance(first, ConvNorm)
     first.activation = "none"
 
 

@@ -248,6 +248,20 @@ async def test_what_runs_before_a_capture_is_of_its_shape(devices):
     assert counts.captures["ok"]._value.get() == 1
 
 
+def test_padding_is_like_an_image_of_the_batch_but_for_its_pixels(devices):
+    """What a kernel reads as a size must be one."""
+    seen = []
+
+    def watched(pixels: Tensor, factors: Tensor) -> Outputs:
+        seen.append(factors.tolist())
+        return work(pixels, factors)
+
+    pipeline = Pipeline(devices("cpu"), watched, BUCKETS, metrics(), capture=recorded)
+    pipeline.launch(rows(4, 1, SIZES[1]), everything)()  # leaves its pixels behind
+    pipeline.launch(rows(3, 1), everything)()
+    assert seen == [[1, 2, 3, 4], [1, 2, 3, 1]]
+
+
 async def test_batches_that_wait_go_between_two_captures(devices):
     device, order = devices("cpu"), []
     begun, go_on = Event(), Event()

@@ -46,8 +46,14 @@ LAYERS = (
 )
 # Queries and keys of a tile: windows, neighbourhoods, and a small map in one piece.
 TILES = {"dat": ((49, 49),), "dat_pp": ((49, 169), (196, 196))}
-# Channels of a stage: of the smallest and the largest DAT++, and what is no power of two.
-DIMS = (64, 96, 1024)
+# Channels of a stage: the fewest and the most there are, and what is no power of two.
+BLOCKS = (
+    (64, torch.bfloat16),
+    (96, torch.float16),
+    (96, torch.float32),
+    (1024, torch.bfloat16),
+    (1024, torch.float32),
+)
 
 
 class Sm90:
@@ -69,9 +75,12 @@ def main() -> None:
     def compile_only(kernel: Any, grid: Any) -> Any:
         def compile_for(tensor: Tensor, *arguments: Any, **options: Any) -> None:
             compiled = kernel.warmup(tensor, *arguments, grid=grid, **options)
-            facts = {"kernel": kernel.__name__, "dtype": str(tensor.dtype)}
-            facts["shape"] = list(tensor.shape)
-            facts |= {"contracted": compiled.asm["ptx"].count("fma.rn")}
+            facts = {
+                "kernel": kernel.__name__,
+                "dtype": str(tensor.dtype),
+                "shape": list(tensor.shape),
+                "contracted": compiled.asm["ptx"].count("fma.rn"),
+            }
             kernels.append(facts | resources(compiled))
 
         return compile_for
@@ -83,9 +92,8 @@ def main() -> None:
         launch_deformable(config, stage, dtype)
         for queries, keys in TILES[config.family]:
             launch_local(config, stage, dtype, queries, keys)
-    for dim in DIMS:
-        for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            launch_block(dim, dtype)
+    for dim, dtype in BLOCKS:
+        launch_block(dim, dtype)
     launch_linear()
     launch_ends()
     launch_search()
@@ -137,10 +145,8 @@ def launch_block(dim: int, dtype: torch.dtype) -> None:
     """What a block of DAT++ and the layers between stages take beside attention."""
     tokens = torch.empty(2, 14, 14, dim, dtype=dtype)
     norm = nn.LayerNorm(dim, dtype=dtype)
-    convolve_sum_norm(tokens, None, _depthwise(dim, dtype), norm)
     convolve_sum_norm(tokens, tokens, _depthwise(dim, dtype), norm)
     convolve_gelu(torch.empty(2, 14, 14, 4 * dim, dtype=dtype), _depthwise(4 * dim, dtype))
-    add_norm(tokens, None, norm)
     add_norm(tokens, tokens, norm)
     norm_activate(tokens, norm.bias, norm, gelu=True)
 
@@ -182,10 +188,9 @@ def launch_search() -> None:
 
 def launch_roi_align() -> None:
     """As the heads of boxes and of masks do, with the channels of the published detectors."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for dtype, bins in ((torch.bfloat16, 7), (torch.bfloat16, 14), (torch.float32, 14)):
         levels = [torch.empty(2, 8, 8, 256, dtype=dtype) for _ in range(4)]
-        for bins in (7, 14):
-            align(levels, torch.empty(2, 100, 4), bins)
+        align(levels, torch.empty(2, 100, 4), bins)
 
 
 def resources(kernel: Any) -> dict[str, Any]:

@@ -4,11 +4,17 @@ import pytest
 import torch
 
 from bench import kernels
-from bench.kernels import Rates, compare, steps
+from bench.kernels import Rates, Step, attention_steps, block_steps, compare, end_steps
 from bench.report import kernels_table
+from model import kernels as switch
 from tests.conftest import SMALL_DAT
 from tests.model.kernels.conftest import DEVICE, assert_close
 from tests.model.kernels.test_layers import SMALL_DAT_PP
+
+BESIDE_ATTENTION = {
+    "dat": {"sum + norm", "linear + GELU"},
+    "dat_pp": {"sum + norm", "sum + convolution + norm", "convolution + GELU"},
+}
 
 
 @pytest.mark.parametrize("config", [SMALL_DAT, SMALL_DAT_PP], ids=lambda config: config.name)
@@ -17,15 +23,25 @@ def test_the_plain_side_is_the_reference(config):
     names = []
     with torch.inference_mode():
         for stage in range(len(config.stages)):
-            for step in steps(config, stage, 1, torch.float32, DEVICE):
-                assert_close(step.fused(), step.plain().double())
-                names.append(step.name)
-    assert set(names) == {"sampling", "deformable attention", "local attention"}
+            for kind in (attention_steps, block_steps):
+                for step in kind(config, stage, 1, torch.float32, DEVICE):
+                    assert_close(step.fused(), step.plain().double())
+                    names.append(step.name)
+        for step in end_steps(config, 2, torch.float32, DEVICE):
+            assert_close(step.fused(), step.plain().double())
+    attention = {"sampling", "deformable attention", "local attention"}
+    assert set(names) == attention | BESIDE_ATTENTION[config.family]
+
+
+def test_the_two_sides_of_a_layer_are_those_of_the_switch():
+    step = Step.switched("switch", lambda: torch.tensor(float(switch.enabled)), torch.ones(3))
+    assert (step.fused(), step.plain()) == (1, 0)
+    assert step.moved == 4 * 4
 
 
 def test_the_roofline_is_of_all_that_is_read_and_written():
     with torch.inference_mode():
-        sampling, attention = steps(SMALL_DAT_PP, 3, 2, torch.bfloat16, DEVICE)
+        sampling, attention = attention_steps(SMALL_DAT_PP, 3, 2, torch.bfloat16, DEVICE)
     tokens, geometry = 2 * 3 * 4 * 128, 2 * 4 * 3 * 4 * 2 * 4
     assert sampling.moved == 3 * 2 * tokens + geometry
     assert attention.moved == 4 * 2 * tokens + geometry + 8 * 5 * 5 * 4
@@ -35,10 +51,10 @@ def test_the_roofline_is_of_all_that_is_read_and_written():
 
 
 def test_the_report_has_a_row_for_every_step(monkeypatch):
-    monkeypatch.setattr(kernels, "seconds", lambda call: 1e-6 * len(call().shape))
+    monkeypatch.setattr(kernels, "seconds", lambda call, **_: 1e-6 * len(call().shape))
     rows = []
     with torch.inference_mode():
-        for step in steps(SMALL_DAT, 0, 1, torch.float32, DEVICE):
+        for step in attention_steps(SMALL_DAT, 0, 1, torch.float32, DEVICE):
             where = {"model": "small", "image_size": [32, 64], "batch": 1, "stage": 0}
             rows.append(where | compare(step, Rates(bytes=1e12, flops=1e12)))
     assert rows
