@@ -29,7 +29,7 @@ class Rows:
     """Some rows of every image, in an order.
 
     Attributes:
-        indices: `(B, R)`, int64; zeros past the count.
+        indices: `(B, R)`, int64; past the count those of any rows.
         counts: `(B,)`, int64: how many of each `R` are real.
     """
 

@@ -6,10 +6,13 @@ import torch
 
 from model.checkpoint import CheckpointError, read, write
 from model.detection import DETECTORS, create_detector, load_detector, rpn
+from model.detection.anchors import _sizes
+from model.detection.detections import MOST_DETECTIONS
 from model.detection.detector import SIZES_KEPT
 from model.detection.official import official_shapes
 from model.detection.transforms import Normalise
 from tests.conftest import GOLDEN
+from tests.fake_cuda import OnDevice, fake_cuda, move
 from tests.model.detection.conftest import KINDS, SMALL_BACKBONE, detector_state, small_detector
 
 
@@ -249,3 +252,38 @@ def test_the_dense_part_can_be_captured(kind):
     assert dense.candidates.boxes.dtype == torch.float32
     assert dense.levels[0].dtype == torch.bfloat16
     assert len(dense.sampling_locations) == len(detector.deformable_layers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_the_pyramid_to_what_was_found_nothing_waits_for_the_device(kind):
+    head = small_detector(kind).cast(torch.bfloat16).head
+    finest = 8 if kind == "retinanet" else 4
+    sizes = [(-(-96 // stride), 128 // stride) for stride in (finest << i for i in range(5))]
+    _sizes.cache_clear()
+    with fake_cuda() as launched:
+        move(head)
+        levels = [torch.empty(2, *size, 16, dtype=torch.bfloat16, device="cuda") for size in sizes]
+        limits, scales = torch.empty(2, 2, 2, device="cuda")
+        head(levels, limits)  # the anchors are on the device from here on
+        with OnDevice():
+            found = head.find(levels, head(levels, limits), limits, scales)
+    _sizes.cache_clear()
+    assert launched.count("_greedy_search") == (1 if kind == "retinanet" else 2)
+    assert found.boxes.shape == (2, MOST_DETECTIONS, 4)
+    assert found.scores.shape == found.labels.shape == (2, MOST_DETECTIONS)
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert found.counts.shape == (2,)
+
+
+def test_found_is_what_the_detections_are_cut_from(detector):
+    images, sizes = torch.randn(2, 3, 96, 128), torch.tensor([[96, 128], [40, 50]])
+    with torch.inference_mode():
+        found, locations = detector.find(images, sizes, torch.ones(2, 2))
+        explained = detector.forward_explained(images, sizes, torch.ones(2, 2))
+    assert [len(one.labels) for one in explained.detections] == found.counts.tolist()
+    assert min(found.counts) > 3
+    for image, one in enumerate(explained.detections):
+        for name in ("boxes", "scores", "labels", "mask_probabilities"):
+            whole, cut = getattr(found, name), getattr(one, name)
+            assert cut is whole is None or torch.equal(cut, whole[image, : len(one.labels)])
+    assert all(map(torch.equal, locations, explained.sampling_locations))

@@ -9,6 +9,16 @@ from hypothesis import strategies as st
 
 from model.detection.roi_align import level_of, pooled_features, roi_align
 
+INF, NAN = torch.inf, torch.nan
+# Regions of pixels that are none: without width or height, or without numbers for them.
+NO_REGIONS = torch.tensor(
+    [
+        [3.0, 3, 3, 9], [3, 3, 9, 3], [0, 0, 0, 0], [9, 3, 3, 9], [9, 9, 3, 3], [0, 0, 1e-9, 8],
+        [NAN, 0, 8, 8], [0, 0, 8, NAN], [0, 0, INF, 8], [0, -INF, 8, 8], [-INF, 0, INF, 8],
+        [INF, 0, INF, 8], [NAN, NAN, NAN, NAN],
+    ]
+)  # fmt: skip
+
 
 def oracle(features, box, bins):
     """One box over one image `(H, W, C)`, one sample at a time, in float64."""
@@ -62,10 +72,8 @@ def test_a_bin_is_the_mean_of_its_samples(boxes, bins, height, width):
         torch.testing.assert_close(pooled[index], expected)
 
 
-def test_a_region_without_width_has_no_features():
-    boxes = torch.tensor([[3.0, 1.0, 3.0, 6.0], [2.0, 2.0, 2.0, 2.0]])
-    pooled = roi_align(torch.ones(1, 8, 8, 2), boxes, torch.zeros(2, dtype=torch.long), 7)
-    assert (pooled == 0).all()
+def test_what_is_no_region_has_no_features():
+    assert (pooled_features([torch.ones(1, 4, 4, 2)] * 4, NO_REGIONS[None], 7) == 0).all()
 
 
 def test_the_size_of_a_region_decides_its_level():
@@ -85,3 +93,23 @@ def test_regions_are_read_from_their_level_and_image(size):
     for image, box in enumerate(boxes):
         expected = oracle(levels[level][image].double(), box / (4 << level), 7)
         torch.testing.assert_close(pooled[image, 0].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bins", [7, 14])
+def test_a_captured_launch_follows_its_boxes(bins):
+    """At the size of the published detectors, against the plain path on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    levels = [torch.randn(2, 800 // s, 1344 // s, 256, generator=generator) for s in (4, 8, 16, 32)]
+    corners = torch.rand(2, 2, 1000, 2, 2, generator=generator).sort(-2).values
+    first, second = (corners * torch.tensor([1344.0, 800])).flatten(-2)
+    on_device, boxes = [level.cuda() for level in levels], first.cuda()
+    with torch.inference_mode():
+        pooled_features(on_device, boxes, bins)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            pooled = pooled_features(on_device, boxes, bins)
+        boxes.copy_(second)
+        graph.replay()
+    expected = pooled_features(levels, second, bins)
+    torch.testing.assert_close(pooled.cpu(), expected, rtol=0, atol=2e-3)

@@ -154,10 +154,9 @@ def launch_search() -> None:
 
 def launch_roi_align() -> None:
     """As the heads of boxes and of masks do, with the channels of the published detectors."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for dtype, bins in ((torch.bfloat16, 7), (torch.bfloat16, 14), (torch.float32, 14)):
         levels = [torch.empty(2, 8, 8, 256, dtype=dtype) for _ in range(4)]
-        for bins in (7, 14):
-            align(levels, torch.empty(2, 100, 4), bins)
+        align(levels, torch.empty(2, 100, 4), bins)
 
 
 def resources(kernel: Any) -> dict[str, Any]:

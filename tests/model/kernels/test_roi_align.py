@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.detection.roi_align import STRIDES, pooled_features
+from model.detection.roi_align import STRIDES
 from model.kernels.roi_align import align
-from tests.model.detection.test_roi_align import oracle
+from tests.model.detection.test_roi_align import NO_REGIONS, oracle
 from tests.model.kernels.conftest import DEVICE, DTYPES, assert_close, generator, some_examples
 
 
@@ -90,19 +90,10 @@ def test_boxes_between_two_levels(edge):
     check(pyramid([(4, 3), (5, 5), (3, 7), (6, 2)]), boxes, 2)
 
 
-def test_what_is_no_box_has_no_features():
-    inf, nan = torch.inf, torch.nan
-    boxes = torch.tensor(
-        [
-            [3.0, 3, 3, 9], [3, 3, 9, 3], [0, 0, 0, 0], [9, 3, 3, 9], [9, 9, 3, 3],
-            [nan, 0, 8, 8], [0, 0, 8, nan], [0, 0, inf, 8], [0, -inf, 8, 8], [-inf, 0, inf, 8],
-            [inf, 0, inf, 8], [nan, nan, nan, nan], [0, 0, 1e-9, 8],
-        ]
-    )[None].repeat(2, 1, 1)  # fmt: skip
-    levels = pyramid([(4, 4)] * 4)
+def test_what_is_no_region_has_no_features():
+    boxes = NO_REGIONS.repeat(2, 1, 1).to(DEVICE)
     with np.errstate(invalid="ignore"):  # the interpreter's
-        assert (align(levels, boxes.to(DEVICE), 7) == 0).all()
-    assert (pooled_features(levels, boxes.to(DEVICE), 7) == 0).all()
+        assert (align(pyramid([(4, 4)] * 4), boxes, 3) == 0).all()
 
 
 @pytest.mark.parametrize("reach", [2.0e3, 1.0e6])
@@ -127,11 +118,9 @@ def share_inside(start, end, size, bins=7):
 
 
 def test_a_box_without_bounds_takes_no_time():
-    levels = pyramid([(2, 3)] * 4)
-    for side in (1e12, 1e30):
-        boxes = torch.tensor([[[-side, -side, side, side], [0, 0, side, 1]]] * 2)
-        with np.errstate(over="ignore"):  # the interpreter's
-            assert align(levels, boxes.to(DEVICE), 3).isfinite().all()
+    boxes = torch.tensor([[[-side, -side, side, side], [0, 0, side, 1]] for side in (1e12, 1e30)])
+    with np.errstate(over="ignore"):  # the interpreter's
+        assert align(pyramid([(2, 3)] * 4), boxes.to(DEVICE), 3).isfinite().all()
 
 
 def test_no_boxes():
