@@ -249,3 +249,11 @@ def test_the_dense_part_can_be_captured(kind):
     assert dense.candidates.boxes.dtype == torch.float32
     assert dense.levels[0].dtype == torch.bfloat16
     assert len(dense.sampling_locations) == len(detector.deformable_layers)
+
+
+def test_half_precision_leaves_position_tables_alone_in_float32():
+    """A norm on CUDA refuses maps of another type than its own."""
+    detector = small_detector("retinanet").cast(torch.bfloat16)
+    kept = {name for name, value in detector.named_parameters() if value.dtype == torch.float32}
+    assert kept
+    assert all(name.endswith("relative_position_bias_table") for name in kept)
