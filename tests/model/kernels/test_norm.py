@@ -77,9 +77,9 @@ def test_tokens_far_from_zero_and_tokens_that_are_all_alike():
     norm, (tokens,) = make_norm(96, torch.float32), maps((4, 96), torch.float32, 0, 1)
     assert_close(norm_activate(tokens + 1000, None, norm, gelu=False), exact(norm, tokens + 1000))
     alike = torch.full_like(tokens, 3.0)
-    torch.testing.assert_close(
-        norm_activate(alike, None, norm, gelu=False), norm.bias.expand_as(tokens)
-    )
+    normed = norm_activate(alike, None, norm, gelu=False)
+    # A mean that is off by the last bit of a sum weighs as much as the epsilon lets it.
+    torch.testing.assert_close(normed, norm.bias.expand_as(tokens), rtol=0, atol=1e-3)
 
 
 def test_what_is_no_number_stays_in_its_token():
