@@ -1,6 +1,6 @@
 """Time the ways from an uploaded picture to the pixels of a classifier, side by side.
 
-Every way begins with the checks of `service.containers`. Rounds alternate between the ways; the
+Every way begins with the checks of `service.images.containers`. Rounds alternate between the ways; the
 ratio to the official way (decode, resize the whole picture, crop) is taken per round, with one
 thread and with one for each core. The error of a way is the difference of its pixels from the
 official ones, in levels of 0 to 255. simplejpeg, which the service does not depend on, takes part
@@ -31,9 +31,9 @@ from bench.machine import RESULTS, describe
 from bench.report import decode_table
 from model import VARIANTS
 from model.transforms import Preprocessing, to_model_pixels
-from service.containers import read_container
 from service.engine.device import compute_alone
-from service.images import decode, prepare
+from service.images.containers import read_container
+from service.images.decode import decode, prepare
 from service.open_model import open_workers
 from service.settings import Limits
 

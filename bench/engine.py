@@ -32,8 +32,8 @@ from model.checkpoint import Checkpoint
 from model.cost import flops
 from model.transforms import Normalise
 from service import process
+from service.engine.classification import Engine, EngineInput, EngineOutput
 from service.engine.device import Device
-from service.engine.engine import Engine, EngineInput, EngineOutput
 from service.memory import keep_freed
 from service.metrics import Metrics
 

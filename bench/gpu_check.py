@@ -34,13 +34,13 @@ from demo.views import upload, view
 from model import DAT, VARIANTS, create_model
 from model.detection import DETECTORS, Detector, create_detector, load_detector
 from model.transforms import Normalise
+from service.engine.classification import Engine, EngineInput, EngineOutput
 from service.engine.classify import Classify
 from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
 from service.engine.device import Device
-from service.engine.engine import Engine, EngineInput, EngineOutput
 from service.engine.gpu import compute_float32_in_full
 from service.metrics import Metrics, ModelMetrics
-from service.served_model import BUNDLED
+from service.models.load import BUNDLED
 from tests import recipe
 from tests.service.recorded import recorded
 

@@ -27,9 +27,9 @@ from bench.rival import make_pixels
 from bench.weights import recipe_state
 from model import VARIANTS, create_model, kernels
 from model.cost import flops
+from service.engine.classification import Engine, EngineInput
 from service.engine.classify import Classify
 from service.engine.device import Device
-from service.engine.engine import Engine, EngineInput
 from service.engine.graphs import Capture, CudaCapture
 from service.metrics import Metrics
 from tests.service.recorded import recorded

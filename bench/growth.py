@@ -32,10 +32,10 @@ from model import VARIANTS, create_model
 from model.checkpoint import Checkpoint
 from model.cost import flops
 from model.transforms import Preprocessing
+from service.engine.classification import EngineInput
 from service.engine.device import Device, compute_alone
-from service.engine.engine import EngineInput
 from service.memory import keep_freed
-from service.points import point_layers
+from service.tasks.points import point_layers
 from tests import recipe
 
 SIZES = (224, 288, 384, 448)  # pixels a side

@@ -21,7 +21,7 @@ from bench.running_server import RunningServer, running_server
 from bench.weights import recipe_state
 from model import VARIANTS
 from service.engine.device import compute_alone
-from service.served_model import BUNDLED
+from service.models.load import BUNDLED
 
 
 def measure_open_loop(

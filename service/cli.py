@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from service import healthcheck, logs, machine, preconditions, process, settings
 from service.healthcheck import HealthcheckError
-from service.model_file import Lineup, ModelFileError, choose_models, require_files
+from service.models.lineup import Lineup, ModelFileError, choose_models, require_files
 from service.ports import Ports, StartupError, open_ports
 from service.preconditions import PreconditionError
 
@@ -210,7 +210,7 @@ def _evaluate(arguments: Namespace) -> int:
 
 def _convert(arguments: Namespace) -> int:
     from model.checkpoint import CheckpointError  # noqa: PLC0415
-    from service.convert import convert  # noqa: PLC0415
+    from service.models.convert import convert  # noqa: PLC0415
 
     try:
         chosen = settings.ModelChoice(

@@ -13,21 +13,21 @@ import structlog
 from torch import nn
 
 from model import kernels
-from service import served_model
-from service.batcher import Batcher
-from service.classifier import Classifier
-from service.core import Core
-from service.decoding import Decoders
-from service.detector import DetectorCore
-from service.dispatch import Dispatch
+from service.batching.batcher import Batcher
+from service.batching.dispatch import Dispatch
+from service.engine.classification import Engine, EngineInput, EngineOutput
 from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
 from service.engine.device import Device, compute_alone
-from service.engine.engine import Engine, EngineInput, EngineOutput
+from service.images.decoders import Decoders
 from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics
-from service.model_file import ModelEntry, ModelFileError
-from service.served_model import ModelCard, ServedDetector, ServedModel
+from service.models import load as served_model
+from service.models.lineup import ModelEntry, ModelFileError
+from service.models.load import ModelCard, ServedDetector, ServedModel
 from service.settings import Batching, Limits, Settings, keep_compiled
+from service.tasks.classification import Classifier
+from service.tasks.core import Core
+from service.tasks.detection import DetectorCore
 from service.threads import open_pool
 
 log = structlog.get_logger(__name__)

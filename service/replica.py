@@ -13,7 +13,6 @@ import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from service import process
-from service.catalogue import Catalogue
 from service.engine.device import Device, compute_alone, open_devices
 from service.leaving import await_threads, end, end_stuck, leave_on_signal
 from service.lifecycle import Lifecycle
@@ -21,13 +20,14 @@ from service.logs import LineWriter
 from service.machine import raise_open_files
 from service.memory import give_back_when_quiet, keep_freed
 from service.metrics import Metrics
-from service.model_file import Lineup
+from service.models.lineup import Lineup
 from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.ports import Ports
 from service.servers import Servers, open_servers
 from service.settings import Settings
+from service.tasks.catalogue import Catalogue
 from service.threads import need_spare, open_pool
-from service.transport import rpc
+from service.transport.rpc import server as rpc
 
 log = structlog.get_logger(__name__)
 

@@ -17,15 +17,16 @@ from prometheus_client import make_asgi_app
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.byte_budget import ByteBudget
-from service.catalogue import Catalogue
 from service.errors import InvalidRequest
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.ports import Ports, StartupError
 from service.settings import Server, Settings
-from service.transport import rest, rpc
-from service.transport.connections import Connection, Connections
-from service.transport.gate import Gate
+from service.tasks.catalogue import Catalogue
+from service.transport.http import app as rest
+from service.transport.http.connections import Connection, Connections
+from service.transport.http.gate import Gate
+from service.transport.rpc import server as rpc
 
 # As many connections beyond the limit may ask for the health of the replica.
 _RESERVE = 8

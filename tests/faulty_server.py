@@ -25,11 +25,11 @@ from typing import Any, NoReturn
 
 import torch
 
-from service.classifier import Classifier
 from service.cli import main
-from service.core import Timing
+from service.engine.classification import Engine
 from service.engine.computing import Computing
-from service.engine.engine import Engine
+from service.tasks.classification import Classifier
+from service.tasks.core import Timing
 
 folder = Path(sys.argv[1])
 launch, load, finish, prepare = Engine.launch, Engine._load, Classifier.finish, Classifier.prepare

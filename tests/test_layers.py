@@ -22,16 +22,16 @@ ALLOWED = {
     "service/memory.py": set(),
     "service/leaving.py": set(),
     "service/threads.py": set(),
-    "service/dispatch.py": set(),
+    "service/batching/dispatch.py": set(),
     "service/process.py": set(),
-    "service/forecast.py": set(),
-    "service/decoding.py": set(),
-    "service/breaker.py": set(),
-    "service/batcher.py": {"service.breaker", "service.dispatch", "service.forecast"},
-    "service/containers.py": set(),
+    "service/batching/forecast.py": set(),
+    "service/images/decoders.py": set(),
+    "service/batching/breaker.py": set(),
+    "service/batching/batcher.py": {"service.batching.breaker", "service.batching.dispatch", "service.batching.forecast"},
+    "service/images/containers.py": set(),
     "service/text_file.py": set(),
-    "service/images.py": {"model", "service.containers"},
-    "service/served_model.py": {"model", "service"},
+    "service/images/decode.py": {"model", "service.images.containers"},
+    "service/models/load.py": {"model", "service"},
     "service/engine/graphs.py": {"model"},
     "service/engine/lanes.py": {"service.memory", "service.threads"},
     "service/engine/worker.py": set(),
@@ -43,31 +43,31 @@ ALLOWED = {
     "service/engine/slots.py": set(),
     "service/engine/gpu.py": {"model"},
     "service/engine/computing.py": {"service.engine"},
-    "service/engine/engine.py": {"model", "service.engine"},
-    "service/model_file.py": {"service.text_file"},
+    "service/engine/classification.py": {"model", "service.engine"},
+    "service/models/lineup.py": {"service.text_file"},
     "service/preconditions.py": set(),
     "service/healthcheck.py": set(),
-    "service/points.py": {"model"},
-    "service/core.py": {
-        "service.batcher", "service.containers", "service.decoding", "service.served_model",
+    "service/tasks/points.py": {"model"},
+    "service/tasks/core.py": {
+        "service.batching.batcher", "service.images.containers", "service.images.decoders", "service.models.load",
     },
-    "service/classifier.py": {
-        "model", "service.batcher", "service.core", "service.decoding", "service.engine",
-        "service.images", "service.points", "service.served_model",
+    "service/tasks/classification.py": {
+        "model", "service.batching.batcher", "service.tasks.core", "service.images.decoders", "service.engine",
+        "service.images.decode", "service.tasks.points", "service.models.load",
     },
-    "service/catalogue.py": {"service.batcher", "service.core"},
-    "service/masks.py": set(),
+    "service/tasks/catalogue.py": {"service.batching.batcher", "service.tasks.core"},
+    "service/tasks/masks.py": set(),
     "service/engine/detection.py": {"model", "service.engine"},
-    "service/detector.py": {
-        "model", "service.batcher", "service.core", "service.decoding", "service.engine",
-        "service.images", "service.masks", "service.points", "service.served_model",
+    "service/tasks/detection.py": {
+        "model", "service.batching.batcher", "service.tasks.core", "service.images.decoders", "service.engine",
+        "service.images.decode", "service.tasks.masks", "service.tasks.points", "service.models.load",
     },
-    "service/convert.py": {"model", "service.served_model"},
+    "service/models/convert.py": {"model", "service.models.load"},
 }  # fmt: skip
 TRANSPORT = {
-    "service.byte_budget", "service.catalogue", "service.classifier", "service.core",
-    "service.detector", "service.lifecycle", "service.logs", "service.masks", "service.pb",
-    "service.points", "service.served_model", "service.transport",
+    "service.byte_budget", "service.tasks.catalogue", "service.tasks.classification", "service.tasks.core",
+    "service.tasks.detection", "service.lifecycle", "service.logs", "service.tasks.masks", "service.pb",
+    "service.tasks.points", "service.models.load", "service.transport",
 }  # fmt: skip
 
 
@@ -108,7 +108,11 @@ def test_transports_see_the_core_alone():
 def test_the_batcher_knows_no_torch():
     """Nor does anything that it imports."""
     seen = subprocess.run(
-        [sys.executable, "-c", "import sys, service.batcher; print('torch' in sys.modules)"],
+        [
+            sys.executable,
+            "-c",
+            "import sys, service.batching.batcher; print('torch' in sys.modules)",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.classifier import Classification, Classifier, ClassifyOptions
 from service.evaluation.run import Answers, AnyCore, Evaluation, EvaluationError
-from service.served_model import Label
+from service.models.load import Label
+from service.tasks.classification import Classification, Classifier, ClassifyOptions
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _TOP_K = 5

@@ -19,10 +19,10 @@ from pydantic import (
     field_validator,
 )
 
-from service.detector import DetectedImage, DetectOptions, DetectorCore
 from service.evaluation.run import Answers, AnyCore, Evaluation, EvaluationError
-from service.masks import RunLengths
 from service.settings import ResizeMode
+from service.tasks.detection import DetectedImage, DetectOptions, DetectorCore
+from service.tasks.masks import RunLengths
 from service.text_file import read_text
 
 log = structlog.get_logger(__name__)

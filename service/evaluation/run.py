@@ -18,14 +18,14 @@ from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
 from model import checkpoint as checkpoints
-from service.core import Answer, Core, Options
 from service.engine.device import compute_alone, open_devices
 from service.errors import InvalidImage, ServiceError
 from service.memory import keep_freed
 from service.metrics import Metrics
-from service.model_file import ModelEntry
+from service.models.lineup import ModelEntry
 from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.settings import Settings
+from service.tasks.core import Answer, Core, Options
 from service.text_file import read_text
 
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)

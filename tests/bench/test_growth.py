@@ -17,7 +17,7 @@ from bench.machine import RESULTS
 from bench.memory import IN_USE_ALONE, in_own_process, peak, reset_peak, resident
 from bench.report import growth_tables
 from model import DAT
-from service.engine.engine import EngineInput, EngineOutput
+from service.engine.classification import EngineInput, EngineOutput
 from tests.conftest import SMALL_DAT
 
 MIB = 1 << 20

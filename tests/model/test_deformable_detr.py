@@ -16,7 +16,7 @@ from model.deformable_detr import DeformableDetrAttention, weighted_samples
 from model.official import official_shapes
 from model.transforms import PixelMap
 from service.engine.classify import Classify
-from service.points import point_layers
+from service.tasks.points import point_layers
 from tests.conftest import official_state, recipe_state
 
 SMALL = DatConfig(

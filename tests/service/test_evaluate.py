@@ -18,10 +18,10 @@ from model.detection import create_detector
 from service.evaluation.accuracy import Accuracy, find_images, top_k_accuracy
 from service.evaluation.coco import CocoPrecision
 from service.evaluation.run import EvaluationError, evaluate
-from service.masks import Mask, run_lengths
-from service.model_file import choose_models
-from service.served_model import Label
+from service.models.lineup import choose_models
+from service.models.load import Label
 from service.settings import Settings
+from service.tasks.masks import Mask, run_lengths
 from tests.clients import JPEG, encoded
 from tests.service.commands import command, run, run_all
 

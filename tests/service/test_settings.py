@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from service import cli
-from service.model_file import choose_models
-from service.served_model import load
+from service.models.lineup import choose_models
+from service.models.load import load
 from service.settings import Settings, variables
 from tests.server import ROOT
 from tests.service.commands import run_all

@@ -1,0 +1,1 @@
+"""When an image leaves the queue: admission, batches, devices."""

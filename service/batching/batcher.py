@@ -1,0 +1,565 @@
+"""Turns single images into batches, in order of arrival.
+
+The batcher knows nothing of images, torch or transports: it moves opaque items from callers to
+the runner of a device and the results back.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import chain
+from math import inf
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import structlog
+
+from service.batching.breaker import Breaker, Fit
+from service.batching.dispatch import Dispatch, Place, no_device
+from service.batching.forecast import Forecast
+from service.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailed,
+    EngineUnavailable,
+    NotReady,
+    OutOfMemory,
+    Overloaded,
+    ServiceError,
+)
+from service.metrics import ModelMetrics, Rejection
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
+
+log = structlog.get_logger(__name__)
+
+# Batches' worth of images that are decoded ahead of the devices, beside those that these compute:
+# a batch that waits, and one that is being decoded. What waits beyond that holds no pixels, and
+# costs nothing if its caller leaves.
+_BATCHES_AHEAD = 2
+# How long after a failure parts of its batch are still tried, seconds: others wait meanwhile.
+_ISOLATE_S = 5.0
+
+
+class Runner(Protocol[Item_contra, Result_co]):
+    """What runs the batches of a model on one device."""
+
+    async def run_batch(self, batch: Sequence[Item_contra]) -> Sequence[Result_co]:
+        """Results for each item, in order.
+
+        Raises:
+            EngineUnavailable: the device is lost.
+            OutOfMemory: they are too many, or one of them is too large.
+        """
+        ...
+
+    async def settle(self) -> None:
+        """Work of the runner's own before the next batch; no answer waits for it."""
+        ...
+
+    async def probe(self) -> None:
+        """Run a blank item; raises whatever the device says."""
+        ...
+
+
+@dataclass(frozen=True)
+class Served(Generic[Result]):
+    """An answer with the story of its batch.
+
+    Attributes:
+        result: what the runner returned for the item.
+        queue_s: from the queue to the device, seconds.
+        compute_s: of the whole batch on the device, seconds.
+        batch_size: items of the batch, without padding.
+    """
+
+    result: Result
+    queue_s: float
+    compute_s: float
+    batch_size: int
+
+
+class Admission:
+    """Places in the queue for the items of one request.
+
+    A place is held from admission, through decoding and the queue, until the item goes to the
+    device or is given up; the end of the context gives back what is left.
+
+    Attributes:
+        since: when it was given, loop time, seconds.
+    """
+
+    def __init__(
+        self, places: int, release: Callable[[int], None], forecast: Forecast, since: float
+    ) -> None:
+        self.since = since
+        self._places = places
+        self._release = release
+        self._forecast = forecast
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.give_back(self._places)
+        if kind is asyncio.CancelledError:
+            self._forecast.caller_left(asyncio.get_running_loop().time() - self.since)
+        else:
+            self._forecast.caller_answered()
+
+    def give_back(self, places: int = 1) -> None:
+        """Give back places that are no longer needed."""
+        assert places <= self._places, "a place was given back twice: this is a bug"
+        self._places -= places
+        self._release(places)
+
+
+class Refusal(NamedTuple):
+    """Why a request is not admitted, as it is counted and as its caller is told."""
+
+    reason: Rejection
+    error: ServiceError
+
+
+@dataclass(eq=False, slots=True)
+class _Entry(Generic[Item, Result]):
+    item: Item
+    admission: Admission
+    future: asyncio.Future[Served[Result]]
+    enqueued_at: float  # perf_counter: loop time has a resolution of milliseconds
+    deadline: float  # loop time, seconds
+
+
+class Batcher(Generic[Item, Result]):
+    """A bounded first-in, first-out queue before one or several devices.
+
+    A batch leaves as soon as a device has a place for it (see `Dispatch`) and an item waits, with
+    up to `max_batch` of those that wait: the oldest, and the next ones of its group, so that no
+    group waits for ever.
+    Every item gets exactly one answer: a result or an error. An item whose
+    caller left or whose deadline passed leaves the queue at once and never reaches the device.
+    What by the forecast cannot be answered in its time is not admitted, and a batch is no larger
+    than lets its items be answered in theirs.
+
+    A batch that fails is tried again in halves, so that only the item that makes it fail does; one
+    that does not fit into memory likewise, and its size is remembered for a while. When several
+    batches in a row fail and a blank item does too, nothing more is admitted until a blank item
+    works (`Breaker`).
+
+    Args:
+        runners: one for each device, in the order of the dispatch; take at most `max_batch` items.
+        max_batch: most items in one batch.
+        queue_limit: most items admitted and not yet in a batch.
+        metrics: of the model whose items these are.
+        dispatch: of the devices; shared by the batchers of all models.
+        group: what all items of a batch must have in common; all may share one by default.
+        goes_ahead: whether a full batch goes to a device that has not done another one.
+    """
+
+    def __init__(
+        self,
+        runners: Sequence[Runner[Item, Result]],
+        *,
+        max_batch: int,
+        queue_limit: int,
+        metrics: ModelMetrics,
+        dispatch: Dispatch,
+        group: Callable[[Item], Hashable] = lambda _: None,
+        goes_ahead: bool = True,
+    ) -> None:
+        self._runners = runners
+        self._max_batch = max_batch
+        self._queue_limit = queue_limit
+        self._metrics = metrics
+        self._dispatch = dispatch
+        self._group = group
+        self._goes_ahead = goes_ahead
+        self._breaker = Breaker(metrics.failing)
+        self._fit = Fit(max_batch)
+        self._queue: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
+        self._held = 0  # places admitted and not given back
+        self._running = 0
+        self.forecast = Forecast()
+        ahead = sum(dispatch.depths) + _BATCHES_AHEAD
+        self._ahead = asyncio.Semaphore(ahead * max_batch)
+        self._served_at = 0.0  # end of the newest batch, perf_counter
+        self._wakeup = asyncio.Event()
+        self._open = False
+        self._draining = False
+
+    @property
+    def wait_estimate_s(self) -> float:
+        """Time in which everything admitted so far will have reached the device, seconds."""
+        return (self._held + self._running) * self.forecast.seconds_per_item
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the model has not failed again and again."""
+        return not self._breaker.open
+
+    def on_change(self, observer: Callable[[], None]) -> None:
+        """Call somebody when `trusted` changes."""
+        self._breaker.on_change(observer)
+
+    def open(self) -> None:
+        """Begin to admit."""
+        self._open = True
+
+    def begin_drain(self) -> None:
+        """Stop admitting; `run` returns once everything admitted has its answer."""
+        self._draining = True
+        self._wakeup.set()
+
+    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
+        """Why so many places could not be taken now, if so; asking counts nowhere.
+
+        Args:
+            places: that are wanted.
+            timeout_s: after which the answers are of no use, seconds; `None` where the caller
+                did not say.
+        """
+        if self._draining:
+            return Refusal("draining", Draining("this replica is draining"))
+        if not self._open:
+            return Refusal("not_ready", NotReady("this replica is starting"))
+        if (unavailable := self._unavailable()) is not None:
+            return Refusal("engine_unavailable", unavailable)
+        if self._held + places > self._queue_limit:
+            full = f"the queue holds {self._held} of {self._queue_limit} images"
+            return Refusal("queue_full", Overloaded(full, retry_after_s=self.wait_estimate_s))
+        ahead = self._held + self._running
+        patience_s = min(self.forecast.patience_s, inf if timeout_s is None else timeout_s)
+        # With nothing ahead the forecast is put to the test.
+        if ahead and (answer_s := self.forecast.answer_s(ahead + places)) > patience_s:
+            late = f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
+            return Refusal("too_late", Overloaded(late, retry_after_s=answer_s - patience_s))
+        return None
+
+    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+        """Refuse what could not be admitted now; the arguments are those of `refusal`.
+
+        Raises:
+            NotReady: the replica does not admit yet.
+            Draining: the replica no longer admits.
+            EngineUnavailable: no device is left, or the model fails again and again.
+            Overloaded: fewer places are free, or the answers would come too late.
+        """
+        if (refusal := self.refusal(places, timeout_s)) is not None:
+            self._metrics.rejected[refusal.reason].inc()
+            raise refusal.error
+
+    def admit(self, places: int, timeout_s: float | None = None) -> Admission:
+        """Take places in the queue for a request, all or none; the arguments are `refusal`'s.
+
+        Raises:
+            NotReady: as `check_room`, likewise the others.
+            Draining: likewise.
+            EngineUnavailable: likewise.
+            Overloaded: likewise.
+        """
+        self.check_room(places, timeout_s)
+        self._change_held(places)
+        since = asyncio.get_running_loop().time()
+        return Admission(places, self._release, self.forecast, since)
+
+    @asynccontextmanager
+    async def ahead(self, deadline: float) -> AsyncIterator[None]:
+        """Wait until few enough images are decoded and not yet answered, in order of arrival.
+
+        An image is decoded and submitted in this context.
+
+        Args:
+            deadline: loop time after which the answer is of no use, seconds.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._ahead.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+        try:
+            yield
+        finally:
+            self._ahead.release()
+
+    async def submit(
+        self, item: Item, admission: Admission, deadline: float, waited_s: float = 0.0
+    ) -> Served[Result]:
+        """Queue one item, on a place of `admission`, and wait for its answer.
+
+        Args:
+            item: what `run_batch` takes.
+            admission: holds a place for the item.
+            deadline: loop time after which the answer is of no use, seconds.
+            waited_s: how long it has waited for the device already, seconds.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first.
+            EngineFailed: the item failed on the device.
+            EngineUnavailable: the device was lost.
+        """
+        loop = asyncio.get_running_loop()
+        enqueued_at = perf_counter() - waited_s
+        entry = _Entry(item, admission, loop.create_future(), enqueued_at, deadline)
+        self._queue[entry] = None
+        self._wakeup.set()
+        if len(self._queue) >= self._max_batch:
+            self._dispatch.reconsider()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await entry.future
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the answer") from None
+        finally:
+            if entry in self._queue:
+                del self._queue[entry]
+                admission.give_back()
+
+    async def run(self) -> None:
+        """Serve batches until drained."""
+        async with asyncio.TaskGroup() as batches:
+            recovering = batches.create_task(self._recover())
+            while await self._wait_for_work():
+                if (unavailable := self._unavailable()) is not None:
+                    self._refuse_waiting(unavailable)
+                    continue
+                asked = perf_counter()
+                try:
+                    # The batch is taken when a device has a place for it: it gathers until then.
+                    place = await self._dispatch.place(self._full)
+                except EngineUnavailable:
+                    continue
+                batches.create_task(self._serve(self._take(), place, asked))
+            recovering.cancel()
+
+    def _unavailable(self) -> EngineUnavailable | None:
+        """Why nothing can be run now, if so."""
+        if not self._dispatch.available:
+            return no_device()
+        return self._breaker.error() if self._breaker.open else None
+
+    def _refuse_waiting(self, error: EngineUnavailable) -> None:
+        while self._queue:
+            entry, _ = self._queue.popitem(last=False)
+            entry.admission.give_back()
+            if not entry.future.done():
+                entry.future.set_exception(error.again())
+
+    async def _recover(self) -> None:
+        """Try a blank item from time to time while the breaker is open."""
+        while True:
+            await self._breaker.opened()
+            await asyncio.sleep(self._breaker.pause_s)
+            try:
+                with await self._dispatch.place(lambda: True) as place:
+                    await self._try_blank(self._runners[place.device])
+            except EngineUnavailable:  # no device is left, which no trial will change
+                return
+
+    async def _wait_for_work(self) -> bool:
+        while not self._queue:
+            if self._draining and not self._held:
+                return False
+            self._wakeup.clear()
+            await self._wakeup.wait()
+        return True
+
+    def _take(self) -> list[_Entry[Item, Result]]:
+        loop_time, now = asyncio.get_running_loop().time(), perf_counter()
+        batch: list[_Entry[Item, Result]] = []
+        earliest = inf
+        for entry in list(self._queue):
+            if len(batch) == self._max_batch:
+                break
+            # A busy loop can be late with the timeout of an entry.
+            alive = entry.deadline > loop_time and not entry.future.done()
+            if alive and batch and self._group(entry.item) != self._group(batch[0].item):
+                continue
+            wanted = min(earliest, self._wanted_by(entry, loop_time))
+            if alive and batch and loop_time + self.forecast.compute_s(len(batch) + 1) > wanted:
+                break
+            del self._queue[entry]
+            entry.admission.give_back()
+            if alive:
+                self._metrics.stage["queue"].observe(now - entry.enqueued_at)
+                batch.append(entry)
+                earliest = wanted
+        return batch
+
+    def _wanted_by(self, entry: _Entry[Item, Result], loop_time: float) -> float:
+        """When the caller of an item, by what is known of it, will have left; loop time.
+
+        Infinite where that is too late for any batch: it should not make this one smaller.
+        """
+        wanted = min(entry.deadline, entry.admission.since + self.forecast.patience_s)
+        return wanted if loop_time + self.forecast.compute_s(1) <= wanted else inf
+
+    def _full(self) -> bool:
+        if not self._goes_ahead or len(self._queue) < self._max_batch:
+            return False
+        groups = [self._group(entry.item) for entry in self._queue]
+        return groups.count(groups[0]) >= self._max_batch
+
+    async def _serve(self, batch: list[_Entry[Item, Result]], place: Place, asked: float) -> None:
+        with place:
+            if batch:
+                runner = self._runners[place.device]
+                full = len(batch) == self._max_batch
+                self._metrics.batches["full" if full else "idle"].inc()
+                await self._answer(batch, runner, place, asked)
+                await runner.settle()
+                if self._breaker.suspect:
+                    await self._try_blank(runner)
+
+    async def _try_blank(self, runner: Runner[Item, Result]) -> None:
+        """Let a blank item decide whether the model is to be trusted."""
+        try:
+            await runner.probe()
+        except EngineUnavailable:
+            return  # the device is at fault, and says so itself
+        except Exception:
+            if self.trusted:
+                log.exception("model out of use")
+            self._breaker.convict()
+        else:
+            if not self.trusted:
+                log.info("model in use again")
+            self._breaker.worked()
+
+    async def _answer(
+        self,
+        batch: list[_Entry[Item, Result]],
+        runner: Runner[Item, Result],
+        place: Place,
+        asked: float,
+    ) -> None:
+        """Run a batch, and where it fails its parts; every entry has its answer then."""
+        group = self._group(batch[0].item)
+        parts, since = deque([batch]), 0.0
+        worked, failed_at = False, inf
+        while parts:
+            wanted = self._still_wanted(parts.popleft())
+            fits = self._fit.limit(group)
+            part, rest = wanted[:fits], wanted[fits:]
+            parts.extendleft([rest] if rest else [])
+            if not part:
+                continue
+            try:
+                await self._run_part(part, runner, place, since, asked)
+            except EngineUnavailable as lost:
+                self._metrics.batch_failures[lost.cause].inc()
+                for entry in chain(part, *parts):
+                    _fail(entry, lost.again())
+                return
+            except Exception as cause:  # the one broad except: a bad batch must not end the loop
+                # One story of it is enough for a batch.
+                story = failed_at == inf
+                log.warning("batch failed", images=len(part), error=repr(cause), exc_info=story)
+                failed_at = min(failed_at, perf_counter())
+                parts.extendleft(reversed(self._halves(part, cause, failed_at)))
+            else:
+                worked = True
+                self._fit.worked(group, len(part))
+            since = perf_counter()
+        if worked:
+            self._breaker.worked()
+        elif failed_at < inf:
+            self._breaker.failed()
+
+    def _halves(
+        self, part: list[_Entry[Item, Result]], cause: Exception, failed_at: float
+    ) -> list[list[_Entry[Item, Result]]]:
+        """What is still to be tried of a part that failed; what is not has its answer."""
+        size, half = len(part), len(part) // 2
+        no_memory = isinstance(cause, OutOfMemory)
+        self._metrics.batch_failures["out_of_memory" if no_memory else "error"].inc()
+        if no_memory and size > 1:
+            self._fit.failed(self._group(part[0].item), size)
+        if size > 1 and (no_memory or perf_counter() - failed_at < _ISOLATE_S):
+            return [part[:half], part[half:]]
+        for entry in part:
+            _fail(entry, _failure(cause))
+        return []
+
+    def _still_wanted(self, part: list[_Entry[Item, Result]]) -> list[_Entry[Item, Result]]:
+        now = asyncio.get_running_loop().time()
+        return [entry for entry in part if entry.deadline > now and not entry.future.done()]
+
+    async def _run_part(
+        self,
+        part: list[_Entry[Item, Result]],
+        runner: Runner[Item, Result],
+        place: Place,
+        since: float,
+        asked: float,
+    ) -> None:
+        size = len(part)
+        self._change_running(size)
+        try:
+            results = await runner.run_batch([entry.item for entry in part])
+            answers = list(zip(part, results, strict=True))
+        finally:
+            self._change_running(-size)
+        began = max(place.began, since)
+        compute_s = perf_counter() - began
+        self._account(size, place.device, compute_s, asked)
+        for entry, result in answers:
+            # A caller can leave while its batch runs; to answer it would raise and end the loop.
+            if entry.future.done():
+                self._metrics.abandoned.inc()
+            else:
+                queue_s = began - entry.enqueued_at
+                entry.future.set_result(Served(result, queue_s, compute_s, size))
+
+    def _account(self, size: int, device: int, compute_s: float, asked: float) -> None:
+        self._metrics.batch_size.observe(size)
+        self._metrics.stage["compute"].observe(compute_s)
+        self._metrics.busy_seconds[device].inc(compute_s)
+        # Under load the time between the ends of two batches, on whichever devices they were,
+        # and with the time in which other models had those.
+        now = perf_counter()
+        self.forecast.batch_ended(size, compute_s, now - max(asked, self._served_at))
+        self._served_at = now
+        self._metrics.wait_estimate.set(self.wait_estimate_s)
+
+    def _change_held(self, places: int) -> None:
+        self._held += places
+        self._metrics.waiting.set(self._held)
+        self._metrics.wait_estimate.set(self.wait_estimate_s)
+
+    def _release(self, places: int) -> None:
+        self._change_held(-places)
+        self._wakeup.set()  # a drain waits for the last place
+
+    def _change_running(self, size: int) -> None:
+        self._running += size
+        self._metrics.running.set(self._running)
+
+
+def _failure(cause: Exception) -> ServiceError:
+    """What the caller of an item is told; one for each, because tracebacks grow."""
+    error = (
+        OutOfMemory(str(cause))
+        if isinstance(cause, OutOfMemory)
+        else EngineFailed("the image failed on the device")
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _fail(entry: _Entry[Any, Any], error: ServiceError) -> None:
+    if not entry.future.done():
+        entry.future.set_exception(error)

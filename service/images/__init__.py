@@ -1,0 +1,1 @@
+"""What was uploaded: encoded images, and what they become."""

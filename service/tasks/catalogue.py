@@ -1,0 +1,159 @@
+"""The models that a replica serves, by task and name."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from service.batching.batcher import Refusal
+from service.errors import NotReady, UnknownModel, quoted
+from service.metrics import CountedRequest
+from service.tasks.core import Core
+
+TaskCore = TypeVar("TaskCore", bound=Core[Any, Any, Any, Any, Any])
+
+
+class Refused(NamedTuple):
+    """A request that is not admitted: by which model, if only one may answer it, and why."""
+
+    model: str | None
+    refusal: Refusal
+
+
+class Catalogue:
+    """The cores of all models, once these are read."""
+
+    def __init__(self) -> None:
+        self._cores: tuple[Core[Any, Any, Any, Any, Any], ...] = ()
+        self._default: str | None = None
+        # Asked for at every request, and a look at the kind of a core is not free.
+        self._by_task: dict[type, Sequence[Any]] = {}
+
+    def fill(
+        self, cores: Sequence[Core[Any, Any, Any, Any, Any]], default: str | None = None
+    ) -> None:
+        """Take the models that were read.
+
+        Args:
+            cores: in the order of the settings.
+            default: name of the one that answers requests without a name.
+        """
+        self._cores = tuple(cores)
+        self._default = default
+        self._by_task = {}
+
+    @property
+    def cores(self) -> tuple[Core[Any, Any, Any, Any, Any], ...]:
+        """In the order of the settings.
+
+        Raises:
+            NotReady: the models are still being read.
+        """
+        if not self._cores:
+            raise NotReady("the models are still being read")
+        return self._cores
+
+    def default(self, kind: type[TaskCore]) -> TaskCore | None:
+        """The model of a task that answers requests without a name.
+
+        The default of the settings, if it has the task, else the first that has it.
+        """
+        cores = [core for core in self.cores if isinstance(core, kind)]
+        named = [core for core in cores if core.card.name == self._default]
+        return next(iter(named or cores), None)
+
+    def find(self, kind: type[TaskCore], name: str | None) -> TaskCore:
+        """The model of a task by its name, or the task's default.
+
+        Raises:
+            UnknownModel: none of that task is served under that name.
+            NotReady: the models are still being read.
+        """
+        cores = {core.card.name: core for core in self.cores if isinstance(core, kind)}
+        core = self.default(kind) if name is None else cores.get(name)
+        if core is None:
+            wanted = "" if name is None else f" {quoted(name)}"
+            served = ", ".join(map(repr, cores)) or "none"
+            raise UnknownModel(f"no model{wanted} for this task is served here; there is {served}")
+        return core
+
+    def check_room(
+        self,
+        kind: type[TaskCore],
+        counted: CountedRequest,
+        *,
+        only: TaskCore | None = None,
+        timeout_s: float | None = None,
+        places: int = 1,
+    ) -> None:
+        """Refuse a request before it is read, if no model that may answer it could admit it.
+
+        Args:
+            kind: of its task.
+            counted: is told the model, where no other may answer.
+            only: the model that answers, where the request can name no other any more.
+            timeout_s: after which an answer is of no use, seconds, where that is known.
+            places: that it needs, as far as is known.
+
+        Raises:
+            UnknownModel: there is no model of that task.
+            NotReady: the replica does not admit yet, or no longer.
+            EngineUnavailable: nothing can be computed.
+            Overloaded: all queues are full, or the answer would come too late.
+        """
+        refused = self.refusal(kind, only=only, timeout_s=timeout_s, places=places)
+        if refused is None:
+            return
+        counted.images = 1  # at least, of a request that nobody reads
+        if refused.model is not None:
+            counted.model = refused.model
+        self._candidates(kind, only)[0].check_room(timeout_s, places)
+
+    def refusal(
+        self,
+        kind: type[TaskCore],
+        *,
+        only: TaskCore | None = None,
+        timeout_s: float | None = None,
+        places: int = 1,
+    ) -> Refused | None:
+        """Why `check_room` would refuse a request, if it would; asking counts nowhere.
+
+        Raises:
+            UnknownModel: there is no model of that task.
+            NotReady: the models are still being read.
+        """
+        cores = self._candidates(kind, only)
+        refusals = []
+        for core in cores:
+            refusal = core.refusal(timeout_s, places)
+            if refusal is None:
+                return None
+            refusals.append(refusal)
+        return Refused(cores[0].card.name if len(cores) == 1 else None, refusals[0])
+
+    def _candidates(self, kind: type[TaskCore], only: TaskCore | None) -> Sequence[TaskCore]:
+        """The models that may answer a request."""
+        if only is not None:
+            return [only]
+        if kind not in self._by_task:
+            of_task = [core for core in self.cores if isinstance(core, kind)]
+            self._by_task[kind] = of_task or [self.find(kind, None)]
+        cores: Sequence[TaskCore] = self._by_task[kind]
+        return cores
+
+    def describe(self, name: str | None) -> Core[Any, Any, Any, Any, Any]:
+        """The model of any task by its name, or the first default.
+
+        Raises:
+            UnknownModel: none is served under that name.
+            NotReady: the models are still being read.
+        """
+        wanted = name or self._default or self.cores[0].card.name
+        for core in self.cores:
+            if core.card.name == wanted:
+                return core
+        served = ", ".join(repr(core.card.name) for core in self.cores)
+        raise UnknownModel(f"no model {quoted(wanted)} is served here; there is {served}")
+
+    def is_default(self, core: Core[Any, Any, Any, Any, Any]) -> bool:
+        """Whether it answers requests of its task that name no model."""
+        return core is self.default(type(core))

@@ -1,0 +1,298 @@
+"""The core of detection: the objects in an image, best first."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.detection.masks import paste
+from model.detection.transforms import Resizing, to_model_pixels
+from service.batching.batcher import Batcher, Served
+from service.engine.detection import DetectionInput, DetectionOutput
+from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
+from service.images.decode import decode
+from service.images.decoders import Decoders
+from service.metrics import ModelMetrics
+from service.models.load import ModelCard, ServedDetector
+from service.settings import Limits, ResizeMode
+from service.tasks.core import Answer, Core, Options, Timing
+from service.tasks.masks import EncodedMask, Mask, MaskFormat, encode
+from service.tasks.points import LayerPoints, layers_for_size
+
+MOST_DETECTIONS = 100  # the detectors give no more
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectOptions(Options):
+    """What a request for objects may ask for.
+
+    Attributes:
+        score_threshold: least score of a detection; under 0.05 the detectors keep none.
+        max_detections: most detections in an image, best first.
+        classes: names of the classes that are wanted; empty means all.
+        masks: form of the masks; `None` means `rle` where the model has masks.
+        resize_mode: how the images are resized; `None` means as the model's settings say.
+    """
+
+    score_threshold: float = 0.05
+    max_detections: int = MOST_DETECTIONS
+    classes: tuple[str, ...] = ()
+    masks: MaskFormat | Literal["none"] | None = None
+    resize_mode: ResizeMode | None = None
+
+
+@dataclass(frozen=True)
+class PointsInside:
+    """Which points of one deformable layer lie inside of an object.
+
+    Attributes:
+        stage: from 0.
+        block: from 0, in its stage.
+        indices: into the points `(G, Hk, Wk)` of the layer, row-major.
+    """
+
+    stage: int
+    block: int
+    indices: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object.
+
+    Attributes:
+        label: its class.
+        index: of the class.
+        score: from 0 to 1.
+        box: `(x1, y1, x2, y2)` in pixels of the uploaded image after its EXIF orientation.
+        mask: its pixels, or `None` when not asked for.
+        points_inside: for each deformable layer, or `None` when not asked for.
+    """
+
+    label: str
+    index: int
+    score: float
+    box: tuple[float, float, float, float]
+    mask: EncodedMask | None
+    points_inside: tuple[PointsInside, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectedImage(Answer):
+    """The objects of one image.
+
+    Attributes:
+        detections: best first.
+        points: one entry for each deformable layer, or `None` when not asked for.
+        input_size: `(H, W)` that the detector saw, without padding, pixels.
+        resize_mode: how the image was resized to that.
+    """
+
+    detections: tuple[Detection, ...]
+    points: tuple[LayerPoints, ...] | None
+    input_size: tuple[int, int]
+    resize_mode: ResizeMode
+
+
+@dataclass(frozen=True)
+class PreparedForDetection:
+    """One image, ready for the detector."""
+
+    pixels: NDArray[np.uint8]
+    resizing: Resizing
+    resize_mode: ResizeMode
+
+
+class DetectorCore(
+    Core[DetectOptions, PreparedForDetection, DetectionInput, DetectionOutput, DetectedImage]
+):
+    """Answers requests of one detector.
+
+    Attributes:
+        has_masks: whether it finds the pixels of an object, beside its box.
+    """
+
+    def __init__(
+        self,
+        served: ServedDetector,
+        card: ModelCard,
+        batcher: Batcher[DetectionInput, DetectionOutput],
+        *,
+        decoders: Decoders,
+        limits: Limits,
+        metrics: ModelMetrics,
+    ) -> None:
+        super().__init__(
+            card, served.labels, batcher, decoders=decoders, limits=limits, metrics=metrics
+        )
+        self._config = served.detector.config
+        self.has_masks = self._config.has_masks
+        self._resize_mode = served.resize_mode
+        self._letterbox_size = served.letterbox_size
+        self._names = {label.name for label in served.labels}
+        # The workers are as many as may use the cores; OpenCV would share each image among threads
+        # of its own.
+        cv2.setNumThreads(1)
+
+    def check(self, options: DetectOptions) -> None:  # noqa: D102
+        if not 0 <= options.score_threshold <= 1:
+            raise InvalidOption(
+                f"score_threshold must be from 0 to 1, not {options.score_threshold}"
+            )
+        if not 1 <= options.max_detections <= MOST_DETECTIONS:
+            raise InvalidOption(
+                f"max_detections must be from 1 to {MOST_DETECTIONS}, not {options.max_detections}"
+            )
+        if unknown := [name for name in options.classes if name not in self._names]:
+            raise InvalidOption(f"{self.card.name} has no class {quoted(unknown[0])}")
+        if options.masks not in (None, "none") and not self.has_masks:
+            raise InvalidOption(f"{self.card.name} gives no masks")
+
+    def prepare(self, upload: bytes, options: DetectOptions) -> PreparedForDetection:  # noqa: D102
+        image = decode(upload, self._limits)
+        resize_mode = options.resize_mode or self._resize_mode
+        image_size = (image.height, image.width)
+        resizing = (
+            Resizing.letterbox(image_size, self._letterbox_size)
+            if resize_mode == "letterbox"
+            else self._config.resizing(image_size)
+        )
+        if not resizing.fits:
+            raise InvalidImage(
+                "unsupported",
+                f"an image of {image.width}x{image.height} pixels is too long and narrow to be "
+                f"resized to {resizing.resized[1]}x{resizing.resized[0]}",
+            )
+        pixels = to_model_pixels(np.asarray(image), resizing)
+        return PreparedForDetection(pixels, resizing, resize_mode)
+
+    def item(self, prepared: PreparedForDetection, options: DetectOptions) -> DetectionInput:  # noqa: D102
+        return DetectionInput(
+            prepared.pixels,
+            prepared.resizing.resized,
+            prepared.resizing.scale_xy,
+            options.explain != "none",
+        )
+
+    async def finish(  # noqa: D102
+        self,
+        prepared: PreparedForDetection,
+        served: Served[DetectionOutput],
+        options: DetectOptions,
+        timing: Timing,
+    ) -> DetectedImage:
+        # Pasting a hundred masks takes tens of milliseconds.
+        return await self._decoders.run_now(
+            partial(self._finish, prepared, served.result, options, timing)
+        )
+
+    def _finish(
+        self,
+        prepared: PreparedForDetection,
+        output: DetectionOutput,
+        options: DetectOptions,
+        timing: Timing,
+    ) -> DetectedImage:
+        if not (np.isfinite(output.scores).all() and np.isfinite(output.boxes).all()):
+            raise EngineFailed("the model gave no number for this image")
+        resizing = prepared.resizing
+        height, width = resizing.image_size
+        points = None
+        if options.explain != "none":
+            layers = layers_for_size(self._config.backbone, resizing.padded)
+            points = tuple(
+                layer.points(locations, resizing)
+                for layer, locations in zip(layers, output.sampling_locations, strict=True)
+            )
+        wanted = self._wanted(output, options)
+        masks = self._masks(output, wanted, resizing.image_size, options)
+        return DetectedImage(
+            width=width,
+            height=height,
+            timing=timing,
+            detections=tuple(
+                self._detection(output, int(row), mask, points, options)
+                for row, mask in zip(wanted, masks, strict=True)
+            ),
+            points=points,
+            input_size=resizing.resized,
+            resize_mode=prepared.resize_mode,
+        )
+
+    def _wanted(self, output: DetectionOutput, options: DetectOptions) -> NDArray[np.int64]:
+        keep = output.scores >= options.score_threshold
+        if options.classes:
+            wanted = [i for i, label in enumerate(self.labels) if label.name in options.classes]
+            keep &= np.isin(output.classes, wanted)
+        rows: NDArray[np.int64] = np.flatnonzero(keep)
+        return rows[: options.max_detections]
+
+    def _masks(
+        self,
+        output: DetectionOutput,
+        rows: NDArray[np.int64],
+        image_size: tuple[int, int],
+        options: DetectOptions,
+    ) -> list[Mask | None]:
+        probabilities = output.mask_probabilities
+        inside = options.explain == "objects"
+        if probabilities is None or (options.masks == "none" and not inside):
+            return [None] * len(rows)
+        chosen, boxes = (torch.from_numpy(part[rows]) for part in (probabilities, output.boxes))
+        return [
+            Mask(pasted.top, pasted.left, pasted.pixels.numpy(), image_size)
+            for pasted in paste(chosen, boxes, image_size)
+        ]
+
+    def _detection(
+        self,
+        output: DetectionOutput,
+        row: int,
+        mask: Mask | None,
+        points: tuple[LayerPoints, ...] | None,
+        options: DetectOptions,
+    ) -> Detection:
+        index = int(output.classes[row])
+        x1, y1, x2, y2 = output.boxes[row].tolist()
+        inside = None
+        if points is not None and options.explain == "objects":
+            inside = tuple(
+                PointsInside(
+                    layer.stage,
+                    layer.block,
+                    _indices_inside(layer.sampling_locations, (x1, y1, x2, y2), mask),
+                )
+                for layer in points
+            )
+        encoded = None
+        if mask is not None and options.masks != "none":
+            encoded = encode(mask, options.masks or "rle")
+        return Detection(
+            self.labels[index].name,
+            index,
+            float(output.scores[row]),
+            (x1, y1, x2, y2),
+            encoded,
+            inside,
+        )
+
+
+def _indices_inside(
+    points_xy: NDArray[np.float32], box: tuple[float, float, float, float], mask: Mask | None
+) -> NDArray[np.int64]:
+    """Which points `(G, Hk, Wk, 2)` lie in a mask, or in a box where there is no mask."""
+    x, y = points_xy.reshape(-1, 2).T
+    if mask is None:
+        x1, y1, x2, y2 = box
+        indices: NDArray[np.int64] = np.flatnonzero((x >= x1) & (x < x2) & (y >= y1) & (y < y2))
+        return indices
+    height, width = mask.pixels.shape
+    column, row = np.floor(x).astype(int) - mask.left, np.floor(y).astype(int) - mask.top
+    within = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    candidates: NDArray[np.int64] = np.flatnonzero(within)
+    inside: NDArray[np.int64] = candidates[mask.pixels[row[within], column[within]]]
+    return inside

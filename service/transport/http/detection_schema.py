@@ -1,0 +1,220 @@
+"""The JSON of detection."""
+
+from base64 import b64encode
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, FailFast, Field
+
+from service.errors import ServiceError
+from service.models.load import ModelCard
+from service.settings import ResizeMode
+from service.tasks.core import show_each
+from service.tasks.detection import MOST_DETECTIONS, DetectedImage, Detection, DetectOptions
+from service.tasks.masks import EncodedMask, PngMask, Polygons, RunLengths
+from service.transport.http.schema import (
+    ErrorBody,
+    ImagesBody,
+    ImageSize,
+    LayerPointsBody,
+    OptionsBody,
+    TimingBody,
+    error_body,
+)
+
+
+class DetectOptionsBody(OptionsBody):
+    """Options of a request for objects."""
+
+    explain: Literal["none", "points", "objects"] = Field(  # type: ignore[assignment]
+        "none",
+        description="`points` returns where every deformable layer looked; `objects` says of "
+        "every detection as well which of those points lie inside of it.",
+    )
+    score_threshold: float = Field(
+        0.05,
+        description="Least score of a detection; under 0.05 the detectors keep none.",
+        json_schema_extra={"minimum": 0, "maximum": 1},
+    )
+    max_detections: int = Field(
+        MOST_DETECTIONS,
+        description="Most detections in an image, best first.",
+        json_schema_extra={"minimum": 1, "maximum": MOST_DETECTIONS},
+    )
+    classes: Annotated[list[str], FailFast()] = Field(
+        [],
+        description="Names of the classes that are wanted, in a query or form separated by commas; "
+        "none: all.",
+    )
+    masks: Literal["none", "rle", "polygon", "png"] | None = Field(
+        None, description="Form of the masks; absent: `rle` where the model has masks."
+    )
+
+    resize_mode: ResizeMode | None = Field(
+        None,
+        description="`official`: fit the sizes of the training, padded to multiples of 32; "
+        "`letterbox`: fit a square of the model, all of which is filled. Absent: that of the "
+        "model.",
+    )
+
+    @classmethod
+    def of_text(cls, given: dict[str, str]) -> Self:  # noqa: D102
+        if "classes" not in given:
+            return cls.model_validate(given)
+        written = given["classes"]
+        return cls.model_validate(given | {"classes": written.split(",") if written else []})
+
+    def options(self) -> DetectOptions:
+        """The same for the core."""
+        return DetectOptions(
+            model=self.model,
+            explain=self.explain,
+            timeout_s=self.timeout,
+            score_threshold=self.score_threshold,
+            max_detections=self.max_detections,
+            classes=tuple(self.classes),
+            masks=self.masks,
+            resize_mode=self.resize_mode,
+        )
+
+
+class DetectJson(ImagesBody, DetectOptionsBody):
+    """A JSON body: one image or several, with options."""
+
+
+class RunLengthsBody(BaseModel):
+    """What pycocotools calls a compressed RLE."""
+
+    size: tuple[int, int] = Field(description="Height and width of the image, pixels.")
+    counts: str
+
+
+class PngMaskBody(BaseModel):
+    """The part of the image around an object, one bit a pixel, white inside."""
+
+    png: str = Field(description="The PNG file, base64.")
+    left: int = Field(description="Column of its top-left corner, pixels.")
+    top: int = Field(description="Row of its top-left corner, pixels.")
+
+
+class MaskBody(BaseModel):
+    """The pixels of an object, in the form that was asked for."""
+
+    rle: RunLengthsBody | None = None
+    polygon: list[list[tuple[int, int]]] | None = Field(
+        None, description="Closed rings of [x, y]; fill them by the even-odd rule."
+    )
+    png: PngMaskBody | None = None
+
+    @classmethod
+    def of(cls, mask: EncodedMask) -> "MaskBody":
+        """From the core's."""
+        match mask:
+            case RunLengths():
+                return cls(rle=RunLengthsBody(size=mask.image_size, counts=mask.counts))
+            case Polygons():
+                return cls.model_construct(polygon=[ring.tolist() for ring in mask.rings])
+            case PngMask():
+                text = b64encode(mask.png).decode()
+                return cls(png=PngMaskBody(png=text, left=mask.left, top=mask.top))
+
+
+class PointsInsideBody(BaseModel):
+    """Which points of one deformable layer lie inside of an object."""
+
+    stage: int = Field(description="Stage, from 0.")
+    block: int = Field(description="Block in its stage, from 0.")
+    indices: list[int] = Field(
+        description="Into the sampling locations of the layer, counted over groups, rows, columns."
+    )
+
+
+class DetectionBody(BaseModel):
+    """One object."""
+
+    label: str = Field(examples=["person"])
+    index: int = Field(description="Index of the class, from 0.", examples=[0])
+    score: float = Field(examples=[0.93])
+    box: tuple[float, float, float, float] = Field(
+        description="[x1, y1, x2, y2] in pixels of the uploaded image after its EXIF orientation."
+    )
+    mask: MaskBody | None = None
+    points_inside: list[PointsInsideBody] | None = None
+
+    @classmethod
+    def of(cls, found: Detection) -> "DetectionBody":
+        """From the core's."""
+        inside = found.points_inside
+        return cls(
+            label=found.label,
+            index=found.index,
+            score=found.score,
+            box=found.box,
+            mask=None if found.mask is None else MaskBody.of(found.mask),
+            points_inside=None
+            if inside is None
+            else [
+                PointsInsideBody.model_construct(
+                    stage=layer.stage, block=layer.block, indices=layer.indices.tolist()
+                )
+                for layer in inside
+            ],
+        )
+
+
+class DetectResult(BaseModel):
+    """What became of one image: `ok` with detections, perhaps none, or `error`."""
+
+    status: Literal["ok", "error"]
+    detections: list[DetectionBody] | None = None
+    image: ImageSize | None = None
+    input: ImageSize | None = Field(
+        default=None, description="Size at which the detector saw the image, pixels."
+    )
+    resize_mode: ResizeMode | None = Field(
+        default=None, description="How the image was resized to that."
+    )
+    points: list[LayerPointsBody] | None = Field(
+        default=None, description="One entry for each deformable layer; present when asked for."
+    )
+    timing: TimingBody | None = None
+    error: ErrorBody | None = None
+
+    @classmethod
+    def of(cls, outcome: DetectedImage | ServiceError, request_id: str) -> "DetectResult":
+        """From the core's."""
+        if isinstance(outcome, ServiceError):
+            return cls(status="error", error=error_body(outcome, request_id))
+        points, (height, width) = outcome.points, outcome.input_size
+        return cls(
+            status="ok",
+            detections=[DetectionBody.of(found) for found in outcome.detections],
+            image=ImageSize(width=outcome.width, height=outcome.height),
+            input=ImageSize(width=width, height=height),
+            resize_mode=outcome.resize_mode,
+            points=None if points is None else [LayerPointsBody.of(layer) for layer in points],
+            timing=TimingBody.of(outcome.timing),
+        )
+
+
+class DetectAnswer(BaseModel):
+    """One result for each image of the request, in order."""
+
+    model: str = Field(examples=["mask_rcnn_dat_pp_tiny"])
+    version: str = Field(examples=["1"])
+    request_id: str
+    results: list[DetectResult]
+
+    @classmethod
+    def of(
+        cls,
+        card: ModelCard,
+        outcomes: list[DetectedImage | ServiceError],
+        request_id: str,
+    ) -> "DetectAnswer":
+        """From the core's."""
+        return cls(
+            model=card.name,
+            version=card.version,
+            request_id=request_id,
+            results=show_each(outcomes, lambda outcome: DetectResult.of(outcome, request_id)),
+        )

@@ -1,0 +1,120 @@
+"""Turns requests away by their head alone, while no model that may answer them has room.
+
+A crowd asks ten times as often as the server can answer, and what it costs to refuse is taken from
+those that are answered. What is known already is therefore asked before the application begins: the
+same questions as there (`Catalogue.check_room`), at a fifth of the cost.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+import structlog
+
+from service.errors import ServiceError
+from service.logs import Summed
+from service.metrics import Metrics, Task
+from service.tasks.catalogue import Catalogue, Refused
+from service.tasks.core import Core
+
+AnyCore = Core[Any, Any, Any, Any, Any]
+
+# What a small request takes on a busy loop from its head to its place in the queue, seconds.
+# Without it all that come in one turn of the loop would be let pass by one free place.
+_ON_THE_WAY_S = 0.02
+# How long everybody is told the same, seconds: a queue that is full has more to do than that.
+_SHUT_S = 0.005
+_MOST_SHUT = 64  # URLs, which are the callers' choice
+
+log = structlog.get_logger(__name__)
+
+
+class _Shut(NamedTuple):
+    """What everybody is told who asks for a URL before a time of the clock."""
+
+    until: float
+    task: Task
+    refused: Refused
+
+
+class Gate:
+    """Knows of a head whether its request would be refused.
+
+    Args:
+        catalogue: of the models.
+        tasks: by path.
+        metrics: count the requests that are turned away.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        tasks: Mapping[bytes, tuple[Task, type[AnyCore]]],
+        metrics: Metrics,
+    ) -> None:
+        self._catalogue = catalogue
+        self._tasks = tasks
+        self._metrics = metrics
+        self._turned_away = Summed(log.info, "requests turned away")
+        # When requests were let pass that may not have reached the queue yet.
+        self._passing = {path: deque[float]() for path in tasks}
+        self._shut: dict[bytes, _Shut] = {}
+
+    def __call__(
+        self, method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]
+    ) -> ServiceError | None:
+        """Why a request is turned away, if it is; it is counted then.
+
+        What is not certain is left to the application: a query that cannot be read, and pages of
+        other origins, which could not read the answer.
+        """
+        if method != b"POST":
+            return None
+        now = monotonic()
+        shut = self._shut.get(url)
+        if shut is None or now >= shut.until:
+            shut = self._look(url, now)
+        if shut is None or any(name == b"origin" for name, _ in headers):
+            return None
+        error = shut.refused.refusal.error
+        self._metrics.turned_away(shut.task, shut.refused.model, shut.refused.refusal.reason, error)
+        self._turned_away.add(code=error.code)
+        return error
+
+    def _look(self, url: bytes, now: float) -> _Shut | None:
+        path, _, query = url.partition(b"?")
+        if path not in self._tasks:
+            return None
+        task, kind = self._tasks[path]
+        try:
+            model, timeout_s = _asked(query)
+            only = None if model is None else self._catalogue.find(kind, model)
+            places = 1 + self._count_passing(path, now)
+            refused = self._catalogue.refusal(kind, only=only, timeout_s=timeout_s, places=places)
+        except (ServiceError, ValueError):
+            return None
+        if refused is None:
+            self._passing[path].append(now)
+            return None
+        if len(self._shut) >= _MOST_SHUT:
+            self._shut.clear()
+        shut = self._shut[url] = _Shut(now + _SHUT_S, task, refused)
+        return shut
+
+    def _count_passing(self, path: bytes, now: float) -> int:
+        """How many requests are on their way from here to the queue."""
+        passing = self._passing[path]
+        while passing and now - passing[0] > _ON_THE_WAY_S:
+            passing.popleft()
+        return len(passing)
+
+
+def _asked(query: bytes) -> tuple[str | None, float | None]:
+    """The model and the timeout of a query, seconds."""
+    if b"model=" not in query and b"timeout=" not in query:
+        return None, None
+    options = dict(parse_qsl(query.decode("latin-1")))
+    timeout = options.get("timeout")
+    return options.get("model"), None if timeout is None else float(timeout)

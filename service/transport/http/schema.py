@@ -1,0 +1,203 @@
+"""The JSON of the HTTP interface: what OpenAPI documents and what clients parse."""
+
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
+
+from service.errors import ServiceError
+from service.settings import ResizeMode
+from service.tasks.catalogue import Catalogue
+from service.tasks.core import Core, Timing
+from service.tasks.points import LayerPoints
+
+AnyCore = Core[Any, Any, Any, Any, Any]
+Base64 = Annotated[
+    StrictStr,
+    Field(
+        description="A file's bytes, base64 (RFC 4648, in either alphabet, with or without padding "
+        "and line breaks), perhaps as a `data:` URL."
+    ),
+]
+
+
+class OptionsBody(BaseModel):
+    """Options of a request of any task, in the query, the JSON body or the form fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    explain: Literal["none", "points"] = Field(
+        "none", description="`points` returns where every deformable layer looked."
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds from the head of the request until the answer is of no use.",
+    )
+    model: str | None = Field(None, description="Name of the model; absent: the default.")
+
+    @classmethod
+    def of_text(cls, given: dict[str, str]) -> Self:
+        """From a query or the fields of a form.
+
+        Raises:
+            pydantic.ValidationError: an option is unknown or ill-typed.
+        """
+        return cls.model_validate(given)
+
+
+class ImagesBody(BaseModel):
+    """The images of a JSON body: one or several."""
+
+    image: Base64 | None = None
+    images: list[Base64] | None = None
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    code: str = Field(description="Stable name of the failure.", examples=["invalid_image"])
+    message: str = Field(examples=["the bytes are not a JPEG, PNG or WebP image"])
+    request_id: str | None = Field(None, examples=["4f9a1c2e"])
+
+
+class ErrorAnswer(BaseModel):
+    """The answer to a request that failed as a whole."""
+
+    error: ErrorBody
+
+
+class HealthAnswer(BaseModel):
+    """Whether it is as the probe asks."""
+
+    status: Literal["ok", "unavailable"]
+
+
+class ImageSize(BaseModel):
+    """Size of an image, pixels; of an uploaded one after its EXIF orientation."""
+
+    width: int = Field(examples=[640])
+    height: int = Field(examples=[480])
+
+
+class LayerPointsBody(BaseModel):
+    """Where one deformable layer read its keys and values.
+
+    Points are [x, y] in pixels of the uploaded image after its EXIF orientation, from the
+    top-left corner of the top-left pixel; they may lie outside the image.
+    """
+
+    stage: int = Field(description="Stage, from 0.", examples=[3])
+    block: int = Field(description="Block in its stage, from 0.", examples=[1])
+    sampling_locations: list[list[list[list[float]]]] = Field(
+        description="Offset groups, rows, columns, [x, y]."
+    )
+    reference_points: list[list[list[float]]] = Field(
+        description="Rows, columns, [x, y]: where the points of every group moved from."
+    )
+
+    @classmethod
+    def of(cls, layer: LayerPoints) -> "LayerPointsBody":
+        """From the core's."""
+        return cls.model_construct(
+            stage=layer.stage,
+            block=layer.block,
+            sampling_locations=_pixels(layer.sampling_locations),
+            reference_points=_pixels(layer.reference_points),
+        )
+
+
+class TimingBody(BaseModel):
+    """Where the time of one image went."""
+
+    decode_s: float = Field(description="Decoding and resizing, seconds.")
+    queue_s: float = Field(description="Waiting for the device, seconds.")
+    compute_s: float = Field(description="The forward pass of its batch, seconds.")
+    batch_size: int = Field(description="Images in its batch.")
+
+    @classmethod
+    def of(cls, timing: Timing) -> "TimingBody":
+        """From the core's."""
+        return cls(**vars(timing))
+
+
+class ModelBody(BaseModel):
+    """A model that is served here."""
+
+    name: str = Field(description="What requests call it.", examples=["dat_nano"])
+    version: str = Field(examples=["1"])
+    default: bool = Field(description="Whether it answers requests of its task without a name.")
+    task: str = Field(examples=["classify"])
+    variant: str = Field(examples=["dat_nano"])
+    image_size: ImageSize | None = Field(
+        None,
+        description="Its input, pixels; absent where it changes with the image.",
+    )
+    resize_mode: ResizeMode | None = Field(
+        None, description="How a detector resizes the images of requests that do not say."
+    )
+    letterbox_size: int | None = Field(None, description="Side of a detector's letterbox, pixels.")
+    classes: int = Field(examples=[12])
+    parameters: int = Field(description="As published for the variant.")
+    flops: int | None = Field(
+        None,
+        description="Of one image, a multiply-add is one; absent where they change with the image.",
+    )
+    device: str = Field(examples=["cpu"])
+    dtype: str = Field(description="Of its features.", examples=["float32"])
+    max_batch: int = Field(description="Most images in one batch.")
+
+    @classmethod
+    def of(cls, core: AnyCore, catalogue: Catalogue) -> "ModelBody":
+        """From the core's."""
+        return cls(**_card(core, catalogue))
+
+
+class LabelBody(BaseModel):
+    """A class of a model."""
+
+    index: int = Field(description="From 0.")
+    label: str = Field(examples=["star"])
+    wnid: str | None = Field(None, description="WordNet id, of ImageNet's classes.")
+
+
+class LabelledModelBody(ModelBody):
+    """A model with the names of its classes."""
+
+    labels: list[LabelBody]
+
+    @classmethod
+    def of(cls, core: AnyCore, catalogue: Catalogue) -> "LabelledModelBody":
+        """From the core's."""
+        labels = [
+            LabelBody(index=index, label=label.name, wnid=label.wnid)
+            for index, label in enumerate(core.labels)
+        ]
+        return cls(labels=labels, **_card(core, catalogue))
+
+
+class ModelsAnswer(BaseModel):
+    """All models that are served here."""
+
+    models: list[ModelBody]
+
+
+def _card(core: AnyCore, catalogue: Catalogue) -> dict[str, Any]:
+    size = core.card.image_size
+    return vars(core.card) | {
+        "default": catalogue.is_default(core),
+        "image_size": None if size is None else ImageSize(width=size[1], height=size[0]),
+    }
+
+
+def error_body(error: ServiceError, request_id: str) -> ErrorBody:
+    """The JSON of a failure."""
+    return ErrorBody(code=error.code, message=str(error), request_id=request_id)
+
+
+def _pixels(points: NDArray[np.float32]) -> list[Any]:
+    """Nested lists; a hundredth of a pixel is finer than any model places a point."""
+    nested: list[Any] = points.astype(np.float64).round(2).tolist()
+    return nested

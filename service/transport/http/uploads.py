@@ -1,0 +1,263 @@
+"""HTTP requests to images and options, within the limits of bytes and time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
+
+from service.byte_budget import HeldBytes
+from service.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidOption,
+    InvalidRequest,
+    UnsupportedMediaType,
+    quoted,
+)
+from service.settings import Limits
+from service.tasks.core import Options, Upload
+from service.transport.http import content_coding
+from service.transport.http.form_body import boundary_of, read_form
+from service.transport.http.json_body import MAX_OPTIONS, read_json
+from service.transport.http.schema import ImagesBody
+
+T = TypeVar("T")
+TaskOptions = TypeVar("TaskOptions", bound=Options)
+Options_co = TypeVar("Options_co", bound=Options, covariant=True)
+
+_Given = TypeVar("_Given", bound="TaskOptionsBody[Any]")
+
+# What the bytes are decides, not what they are called: some of these are what old systems say.
+RAW_TYPES = (
+    "image/jpeg", "image/png", "image/webp", "image/jpg", "image/pjpeg", "image/x-png",
+    "application/octet-stream",
+)  # fmt: skip
+_PARSED_AT_ONCE_BYTES = 256 * 1024  # in a few milliseconds
+
+
+class TaskOptionsBody(Protocol[Options_co]):
+    """The options of a task as its requests give them: a pydantic model."""
+
+    @classmethod
+    def of_text(cls, given: dict[str, str], /) -> Self:
+        """From a query or the fields of a form."""
+
+    @classmethod
+    def model_validate_json(cls, json_data: bytes, /, *, strict: bool) -> Self: ...  # noqa: D102
+
+    @classmethod
+    def model_json_schema(cls) -> dict[str, Any]: ...  # noqa: D102
+
+    @property
+    def model_fields_set(self) -> set[str]: ...  # noqa: D102
+
+    def model_copy(self, *, update: dict[str, Any]) -> Self: ...  # noqa: D102
+
+    def options(self) -> Options_co:
+        """The same for the core."""
+
+
+@dataclass(frozen=True)
+class Form(Generic[TaskOptions]):
+    """What the requests of a task look like.
+
+    Attributes:
+        options: the options of a query, of form fields or of a JSON body.
+        json: a JSON body.
+    """
+
+    options: type[TaskOptionsBody[TaskOptions]]
+    json: type[ImagesBody]
+
+
+@dataclass(frozen=True)
+class Head(Generic[TaskOptions]):
+    """What is known of a request before its body is read.
+
+    Attributes:
+        kind: media type of the body.
+        boundary: of the parts of a multipart body.
+        coding: how the body is compressed; empty if it is not.
+        length: of the body as announced, bytes; 0 where it is not.
+        limit: of the body, bytes.
+        query: the options that the query gives.
+        options: the same for the core.
+        began: when the request was received, loop time, seconds.
+    """
+
+    kind: str
+    boundary: bytes
+    coding: str
+    length: int
+    limit: int
+    query: TaskOptionsBody[TaskOptions]
+    options: TaskOptions
+    began: float
+
+    @property
+    def names_model(self) -> bool:
+        """Whether the model is known: the body cannot name another one."""
+        return self.kind in RAW_TYPES or "model" in self.query.model_fields_set
+
+
+@dataclass(frozen=True)
+class Body(Generic[TaskOptions]):
+    """What a request holds."""
+
+    uploads: Sequence[Upload]
+    options: TaskOptions
+    size: int  # bytes
+
+
+def read_head(request: Request, limits: Limits, form: Form[TaskOptions]) -> Head[TaskOptions]:
+    """Understand a request as far as that needs no body.
+
+    Raises:
+        UnsupportedMediaType: a content type, or a coding, that is not read here.
+        ImageTooLarge: more bytes are announced than allowed.
+        InvalidRequest: a multipart body without a boundary.
+        InvalidOption: an option of the query that cannot be used.
+    """
+    content_type = request.headers.get("content-type") or "application/octet-stream"
+    kind, boundary = content_type.partition(";")[0].strip().lower(), b""
+    if kind == "multipart/form-data":
+        boundary = boundary_of(content_type)
+    elif kind not in RAW_TYPES and kind != "application/json":
+        raise UnsupportedMediaType(
+            f"content type {quoted(kind)} is not read here; send {', '.join(RAW_TYPES)}, "
+            "multipart/form-data or application/json"
+        )
+    coding = content_coding.choose(request.headers.getlist("content-encoding"))
+    limit = limits.max_image_bytes if kind in RAW_TYPES else limits.max_body_bytes
+    length = int(request.headers.get("content-length", 0))
+    if length > limit:
+        raise _too_large(limit)
+    query = _checked(form.options.of_text, _read_query(request.scope["query_string"]))
+    began = asyncio.get_running_loop().time()
+    return Head(kind, boundary, coding, length, limit, query, query.options(), began)
+
+
+async def read_body(
+    request: Request,
+    head: Head[TaskOptions],
+    form: Form[TaskOptions],
+    limits: Limits,
+    held: HeldBytes,
+) -> Body[TaskOptions]:
+    """Read the rest of a request, until its deadline.
+
+    Args:
+        request: of which the head was read.
+        head: of the request.
+        form: of the requests of the task.
+        limits: of a request.
+        held: what the request holds of the budget: as much as its head announces, and in the end
+            the bytes of its images.
+
+    Raises:
+        ImageTooLarge: more bytes than allowed, or than that when decompressed.
+        Overloaded: more bytes are in flight than the budget allows.
+        DeadlineExceeded: the deadline passed before the end of the request.
+        Cancelled: the client left before that.
+        InvalidRequest: malformed JSON, multipart or compressed data.
+        InvalidOption: an option that cannot be used.
+    """
+    try:
+        async with asyncio.timeout_at(_deadline(head, head.options, limits)):
+            data = await _receive(request, head, held)
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed before the request was received") from None
+    except ClientDisconnect:
+        raise Cancelled("the client left before the end of its request") from None
+    options, size = head.options, len(data)
+    uploads: Sequence[Upload]
+    if head.kind in RAW_TYPES:
+        uploads = [bytes(data)]
+    elif head.kind == "application/json":
+        # Its images are decoded beside it. A request that is alone always has room for them.
+        held.grow(min(size * 3 // 4, held.free))
+        uploads, written = await _parse(lambda: read_json(data, limits.max_images), size)
+        body = _checked(form.options.model_validate_json, written, strict=True)
+        options = _merge(head.query, body).options()
+    else:
+        uploads, fields = await _parse(
+            lambda: read_form(data, head.boundary, limits.max_images), size
+        )
+        options = _merge(head.query, _checked(form.options.of_text, fields)).options()
+    decoded = sum(len(upload) for upload in uploads if isinstance(upload, bytes))
+    held.give_back(max(0, held.size - decoded))
+    left_s = _deadline(head, options, limits) - asyncio.get_running_loop().time()
+    if left_s <= 0:
+        raise DeadlineExceeded("the deadline passed before the request was received")
+    return Body(uploads, replace(options, timeout_s=left_s), size)
+
+
+async def _receive(request: Request, head: Head[Any], held: HeldBytes) -> bytearray:
+    chunks: AsyncIterator[bytes] = request.stream()
+    if head.coding:
+        chunks = content_coding.decompressed(chunks, head.coding, head.limit)
+    body = bytearray()
+    async for chunk in chunks:
+        size = len(body) + len(chunk)
+        if size > head.limit:
+            raise _too_large(head.limit)
+        if size > held.size:
+            held.grow(size - held.size)
+        body += chunk
+    return body
+
+
+def _too_large(limit: int) -> ImageTooLarge:
+    return ImageTooLarge("too_large", f"the body has more than {limit} bytes")
+
+
+def _deadline(head: Head[Any], options: Options, limits: Limits) -> float:
+    """Of a request, from its head on; loop time, seconds."""
+    timeout_s = options.timeout_s
+    return head.began + (limits.default_timeout_s if timeout_s is None else timeout_s)
+
+
+async def _parse(work: Callable[[], T], size: int) -> T:
+    # Off the event loop where it takes longer than a few milliseconds.
+    return work() if size <= _PARSED_AT_ONCE_BYTES else await asyncio.to_thread(work)
+
+
+def _read_query(query: bytes) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(
+            query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_OPTIONS
+        )
+    except ValueError as error:
+        raise InvalidOption(f"the query has more than {MAX_OPTIONS} options") from error
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidOption(f"{quoted(twice)} is given twice in the query")
+    return given
+
+
+def _merge(query: _Given, body: _Given) -> _Given:
+    given = body.model_fields_set
+    if twice := query.model_fields_set & given:
+        raise InvalidOption(f"{', '.join(sorted(twice))} is given in the query and in the body")
+    return query.model_copy(update={name: getattr(body, name) for name in given})
+
+
+def _checked(validate: Callable[..., T], given: Any, **how: bool) -> T:
+    try:
+        return validate(given, **how)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        message = "; ".join(
+            f"{quoted('.'.join(map(str, fault['loc'])))}: {fault['msg']}" for fault in faults[:4]
+        )
+        if faults[0]["type"] == "json_invalid":
+            raise InvalidRequest(f"the options of the body are not JSON: {message}") from error
+        raise InvalidOption(message) from error
