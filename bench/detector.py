@@ -32,11 +32,13 @@ from bench.weights import DETECTOR_CASES, detector_state
 from model.detection import Detections, Detector, create_detector
 from model.detection.detections import SCORE_THRESHOLD
 from model.detection.detector import DenseFeatures
+from model.detection.normalise import Normalise
 from model.detection.roi_heads import TwoStageHead
 from model.detection.rpn import proposals
-from model.detection.transforms import DIVISOR, Normalise
-from service.engine.detection import DetectionEngine, DetectionInput
+from model.detection.transforms import DIVISOR
+from service.engine.detection import DetectionEngine
 from service.engine.device import Device, compute_alone
+from service.engine.items import DetectionInput
 from service.memory import keep_freed
 from service.metrics import Metrics
 

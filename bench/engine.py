@@ -30,10 +30,11 @@ from bench.weights import recipe_state
 from model import DAT, VARIANTS, load_model
 from model.checkpoint import Checkpoint
 from model.cost import flops
-from model.transforms import Normalise
+from model.normalise import Normalise
 from service import process
-from service.engine.classification import Engine, EngineInput, EngineOutput
+from service.engine.classification import ClassificationEngine
 from service.engine.device import Device
+from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
 from service.memory import keep_freed
 from service.metrics import Metrics
 
@@ -50,7 +51,7 @@ class OpenEngine:
     """
 
     network: DAT
-    run: Callable[[Sequence[EngineInput]], list[EngineOutput]]
+    run: Callable[[Sequence[ClassificationInput]], list[ClassificationOutput]]
 
 
 def load_engine(
@@ -66,7 +67,9 @@ def load_engine(
     """Load a variant and its engine as the service does; the options are those of the service."""
     network = load_model(weights, name, image_size)
     metrics = Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1)
-    engine = Engine(network, device, metrics, dtype=dtype, max_batch=max_batch, buckets=buckets)
+    engine = ClassificationEngine(
+        network, device, metrics, dtype=dtype, max_batch=max_batch, buckets=buckets
+    )
     loop = asyncio.new_event_loop()
     loop.run_until_complete(engine.load())
     return OpenEngine(network, lambda batch: loop.run_until_complete(engine.run_batch(batch)))
@@ -85,7 +88,9 @@ def open_engine(name: str, device: str, threads: int, *, dtype: str, max_batch: 
     keep_freed()
 
     def run(pixels: Pixels, *, explain: bool = False) -> NDArray[np.float32]:
-        outputs = engine.run([EngineInput(image, explain) for image in pixels])
+        outputs = engine.run(
+            [ClassificationInput(image, Wanted(points=explain)) for image in pixels]
+        )
         return np.stack([output.scores[np.argsort(output.classes)] for output in outputs])
 
     return run

@@ -33,12 +33,18 @@ from demo.evaluate import LARGEST_PICTURE, bundled_model
 from demo.views import upload, view
 from model import DAT, VARIANTS, create_model
 from model.detection import DETECTORS, Detector, create_detector, load_detector
-from model.transforms import Normalise
-from service.engine.classification import Engine, EngineInput, EngineOutput
+from model.normalise import Normalise
+from service.engine.classification import ClassificationEngine
 from service.engine.classify import Classify
-from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
+from service.engine.detection import DetectionEngine
 from service.engine.device import Device
 from service.engine.gpu import compute_float32_in_full
+from service.engine.items import (, Wanted
+    ClassificationInput,
+    ClassificationOutput,
+    DetectionInput,
+    DetectionOutput,
+)
 from service.metrics import Metrics, ModelMetrics
 from service.models.load import BUNDLED
 from tests import recipe
@@ -139,11 +145,11 @@ def check_graphs(name: str, model: DAT, kind: str) -> None:
     dtype = DTYPE[kind]
     height, width = model.config.image_size
     pixels = np.stack([recipe.image(0, index, height, width) for index in range(8)])
-    batch = [EngineInput(image, explain=True) for image in pixels]
+    batch = [ClassificationInput(image, Wanted(points=True)) for image in pixels]
     eager = Classify(deepcopy(model), dtype).to(kind).eval()
     device = Device(kind, 2)
     on_cpu: dict[str, Any] = {} if kind == "cuda" else {"capture": recorded, "buckets": (1, 4, 8)}
-    engine = Engine(
+    engine = ClassificationEngine(
         model,
         device,
         metrics(name, "classify"),
@@ -160,7 +166,9 @@ def check_graphs(name: str, model: DAT, kind: str) -> None:
         scores, classes = ranked.scores.cpu().numpy(), ranked.classes.cpu().numpy()
         locations = [layer.float().cpu().numpy() for layer in ranked.sampling_locations]
         expected = [
-            EngineOutput(scores[row], classes[row], tuple(layer[row] for layer in locations))
+            ClassificationOutput(
+                scores[row], classes[row], tuple(layer[row] for layer in locations)
+            )
             for row in range(len(batch))
         ]
         # Large before small: rows of an earlier batch stay behind as padding.
@@ -196,7 +204,10 @@ async def in_flight(
 
 
 def compare(
-    name: str, title: str, outputs: Sequence[EngineOutput], expected: Sequence[EngineOutput]
+    name: str,
+    title: str,
+    outputs: Sequence[ClassificationOutput],
+    expected: Sequence[ClassificationOutput],
 ) -> None:
     """Print how far apart the probabilities and the sampling locations are."""
     scores, points = 0.0, 0.0

@@ -27,10 +27,11 @@ from bench.rival import make_pixels
 from bench.weights import recipe_state
 from model import VARIANTS, create_model, kernels
 from model.cost import flops
-from service.engine.classification import Engine, EngineInput
+from service.engine.classification import ClassificationEngine
 from service.engine.classify import Classify
 from service.engine.device import Device
 from service.engine.graphs import Capture, CudaCapture
+from service.engine.items import ClassificationInput
 from service.metrics import Metrics
 from tests.service.recorded import recorded
 
@@ -175,7 +176,7 @@ def time_engine(name: str, arguments: argparse.Namespace, times: Times) -> None:
     """Time an engine, one batch at a time and with as many as its device takes."""
     kind, loop = arguments.device, asyncio.new_event_loop()
     device = Device(kind)
-    engine = Engine(
+    engine = ClassificationEngine(
         deepcopy(network(name, kind).model),  # which an engine on a CPU packs
         device,
         Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1),
@@ -186,7 +187,7 @@ def time_engine(name: str, arguments: argparse.Namespace, times: Times) -> None:
 
     for title, together in ((ENGINE, 1), (f"{ENGINE}, overlapping", device.depth)):
         for size in arguments.batches:
-            batch = [EngineInput(image) for image in make_pixels(name, size)]
+            batch = [ClassificationInput(image) for image in make_pixels(name, size)]
             call = partial(_batches, loop, engine, batch, together)
             taken = median(time_calls(call, arguments.seconds))
             times.add(name, title, size, taken / BATCHES_A_CALL)
@@ -196,7 +197,10 @@ def time_engine(name: str, arguments: argparse.Namespace, times: Times) -> None:
 
 
 def _batches(
-    loop: asyncio.AbstractEventLoop, engine: Engine, batch: Sequence[EngineInput], together: int
+    loop: asyncio.AbstractEventLoop,
+    engine: ClassificationEngine,
+    batch: Sequence[ClassificationInput],
+    together: int,
 ) -> None:
     """Run a call's batches, so many at a time."""
     left = iter(range(BATCHES_A_CALL))

@@ -32,8 +32,8 @@ from model import VARIANTS, create_model
 from model.checkpoint import Checkpoint
 from model.cost import flops
 from model.transforms import Preprocessing
-from service.engine.classification import EngineInput
 from service.engine.device import Device, compute_alone
+from service.engine.items import ClassificationInput, Wanted
 from service.memory import keep_freed
 from service.tasks.points import point_layers
 from tests import recipe
@@ -77,10 +77,13 @@ class Setup:
         )
 
 
-def make_batch(batch: int, size: int = SIZES[0], *, explained: int = 0) -> list[EngineInput]:
+def make_batch(
+    batch: int, size: int = SIZES[0], *, explained: int = 0
+) -> list[ClassificationInput]:
     """Test pictures, the first of them to be explained."""
     return [
-        EngineInput(recipe.image(0, index, size, size), index < explained) for index in range(batch)
+        ClassificationInput(recipe.image(0, index, size, size), Wanted(points=index < explained))
+        for index in range(batch)
     ]
 
 
@@ -239,7 +242,7 @@ def memory_of_work(setup: Setup, shapes: Sequence[tuple[int, int]]) -> list[int]
     ]
 
 
-def _heap_memory(load: Callable[[], OpenEngine], batch: list[EngineInput]) -> int:
+def _heap_memory(load: Callable[[], OpenEngine], batch: list[ClassificationInput]) -> int:
     engine = load()
     engine.run(batch)
     before = METERS["cpu"].in_use()
@@ -248,7 +251,7 @@ def _heap_memory(load: Callable[[], OpenEngine], batch: list[EngineInput]) -> in
     return peak() - before
 
 
-def _graph_memory(load: Callable[[], OpenEngine], batch: list[EngineInput]) -> int:
+def _graph_memory(load: Callable[[], OpenEngine], batch: list[ClassificationInput]) -> int:
     # A graph has its memory from its capture on.
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

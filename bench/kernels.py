@@ -29,8 +29,8 @@ from model.attention import DeformableAttention, sample_features
 from model.dat import Block, BlockPP, ConvMlp, Stage, make_attention
 from model.detection.detections import IOU_THRESHOLD
 from model.detection.nms import nms
+from model.detection.normalise import Normalise as NormalisePadded
 from model.detection.roi_align import STRIDES, pooled_features
-from model.detection.transforms import Normalise as NormalisePadded
 from model.fused import (
     Stream,
     add_norm,
@@ -44,7 +44,7 @@ from model.kernels.deformable_attention import attend
 from model.kernels.offsets import sample_keys
 from model.kernels.ranking import rank
 from model.local_attention import LocalAttention, NeighborhoodAttention, WindowAttention
-from model.transforms import Normalise
+from model.normalise import Normalise
 
 # Classifiers at a batch of the command line; the maps of a detector one image at a time.
 CLASSIFIERS = ("dat_tiny_224", "dat_pp_tiny_224")

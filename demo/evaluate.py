@@ -31,7 +31,7 @@ from demo.views import View, upload, view
 from model import DAT, create_model
 from model.attention import DeformableAttention
 from model.checkpoint import read
-from model.transforms import Normalise
+from model.normalise import Normalise
 
 BATCH = 50
 LARGEST_PICTURE = 480

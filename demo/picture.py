@@ -15,7 +15,8 @@ from demo.evaluate import bundled_model
 from demo.scenes import CLASSES, scene
 from demo.views import view
 from model import DAT
-from model.transforms import Normalise, Preprocessing
+from model.normalise import Normalise
+from model.transforms import Preprocessing
 
 PICTURE = Path(__file__).parent.parent / "docs" / "points.png"
 SEED = 4

@@ -26,7 +26,7 @@ from model import DAT, VARIANTS, create_model
 from model.attention import DeformableAttention
 from model.checkpoint import write
 from model.local_attention import LocalAttention
-from model.transforms import Normalise
+from model.normalise import Normalise
 
 CONFIG = VARIANTS["dat_nano"]
 # Of the picture, as a sampling location.

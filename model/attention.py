@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from math import prod
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model import geometry
 from model.config import DatConfig
 from model.fused import Stream, convolve, linear, linear_add
 from model.kernels import usable
@@ -185,9 +188,9 @@ def _per_slice(weight: Tensor) -> Tensor:
     return weight[..., None, None, None]
 
 
-def _rounded(positions: Tensor) -> Tensor:
+def _rounded(positions: NDArray[np.float64]) -> Tensor:
     """Positions computed in float64, in the default type of torch."""
-    return positions.to(torch.get_default_dtype())
+    return torch.from_numpy(positions).to(torch.get_default_dtype())
 
 
 def _of_each_row(tensor: Tensor, rows: int) -> Tensor:
@@ -254,12 +257,12 @@ class DeformableAttention(nn.Module):
     @staticmethod
     def reference_axis(size: int) -> Tensor:
         """Positions `(size,)` of the reference points along one axis: inside (-1, 1), symmetric."""
-        return _rounded((torch.arange(size, dtype=torch.float64) + 0.5).mul(2 / size).sub(1))
+        return _rounded(geometry.reference_axis("dat", size))
 
     @staticmethod
     def query_axis(size: int) -> Tensor:
         """Positions `(size,)` of the queries along one axis, as the bias sees them."""
-        return DeformableAttention.reference_axis(size)
+        return _rounded(geometry.query_axis("dat", size))
 
     def move(self, offsets: Tensor) -> Tensor:
         """Sampling locations from raw offsets, both `(B, G, Hk, Wk, 2)`.
@@ -383,12 +386,12 @@ class DeformableAttentionPP(DeformableAttention):
 
         It lies half a cell towards the end of the axis, where it leaves [-1, 1].
         """
-        return _rounded((torch.arange(size, dtype=torch.float64) + 0.5).mul(2 / (size - 1)).sub(1))
+        return _rounded(geometry.reference_axis("dat_pp", size))
 
     @staticmethod
     def query_axis(size: int) -> Tensor:
         """Positions `(size,)` of the queries: the centres of the cells."""
-        return _rounded(torch.linspace(-1, 1, size, dtype=torch.float64))
+        return _rounded(geometry.query_axis("dat_pp", size))
 
     def move(self, offsets: Tensor) -> Tensor:
         """Sampling locations inside [-1, 1] from raw offsets, both `(B, G, Hk, Wk, 2)`."""

@@ -211,6 +211,7 @@ def _evaluate(arguments: Namespace) -> int:
 def _convert(arguments: Namespace) -> int:
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.models.convert import convert  # noqa: PLC0415
+    from service.served_tasks import TASKS  # noqa: PLC0415
 
     try:
         chosen = settings.ModelChoice(
@@ -223,7 +224,7 @@ def _convert(arguments: Namespace) -> int:
     except ValidationError as error:
         return _fail(*_faults(error, _option))
     try:
-        written = convert(chosen, arguments.out)
+        written = convert(chosen, arguments.out, [task.loader for task in TASKS])
     except CheckpointError as error:
         return _fail(str(error))
     facts = {name: value for name, value in written.items() if name != "labels"}

@@ -28,7 +28,6 @@ from service.errors import (
     all_errors,
 )
 
-Task = Literal["classify", "detect"]
 Protocol = Literal["http", "grpc", "stream"]
 Stage = Literal["decode", "queue", "compute", "postprocess"]
 Explanation = Literal["points", "objects"]
@@ -80,7 +79,7 @@ class Metrics:
             buckets=_REQUEST_SECONDS,
             registry=registry,
         )
-        self._requests: dict[tuple[str, Task, Protocol, Outcome], Counter] = {}
+        self._requests: dict[tuple[str, str, Protocol, Outcome], Counter] = {}
         self._duration: dict[tuple[str, Protocol], Histogram] = {}
         self._images_vector = Counter(
             "dat_image_outcomes",
@@ -88,9 +87,7 @@ class Metrics:
             ["model", "task", "outcome", "code"],
             registry=registry,
         )
-        self._images: dict[tuple[str, Task, str], Counter] = {}
-        for task in get_args(Task):
-            self._bind_requests(_UNKNOWN, "", task)
+        self._images: dict[tuple[str, str, str], Counter] = {}
         self.responses = Counter(
             "dat_responses",
             "Responses by the code that the protocol showed.",
@@ -174,11 +171,15 @@ class Metrics:
             registry=registry,
         ).labels(version("dat-serve"), version("torch")).set(1)
 
+    def add_task(self, task: str) -> None:
+        """Count the requests of one more task whose model is not known."""
+        self._bind_requests(_UNKNOWN, "", task)
+
     def add_model(
         self,
         name: str,
         model_version: str,
-        task: Task,
+        task: str,
         capacity: int,
         devices: Sequence[str] = ("cpu:0",),
     ) -> "ModelMetrics":
@@ -202,7 +203,7 @@ class Metrics:
             devices=devices,
         )
 
-    def _bind_requests(self, model: str, model_version: str, task: Task) -> None:
+    def _bind_requests(self, model: str, model_version: str, task: str) -> None:
         codes = {error.code: error.outcome for error in all_errors()}
         for code, outcome in [("ok", _OK), *codes.items()]:
             self._images[model, task, code] = self._images_vector.labels(model, task, outcome, code)
@@ -214,7 +215,7 @@ class Metrics:
                 )
 
     def turned_away(
-        self, task: Task, model: str | None, reason: Rejection, error: ServiceError
+        self, task: str, model: str | None, reason: Rejection, error: ServiceError
     ) -> None:
         """Count a request of one image that came over HTTP and was refused by its head.
 
@@ -231,7 +232,7 @@ class Metrics:
         self._duration[name, "http"].observe(0.0)
 
     @contextmanager
-    def request(self, task: Task, protocol: Protocol) -> Iterator["CountedRequest"]:
+    def request(self, task: str, protocol: Protocol) -> Iterator["CountedRequest"]:
         """Count one request, its time and what became of it and of its images, whatever that is."""
         start, counted = perf_counter(), CountedRequest()
         failure: ServiceError | None = None
@@ -403,7 +404,11 @@ class _ModelVectors:
 
 
 class ModelMetrics:
-    """The instruments of one model, and those of the replica that count for it."""
+    """The instruments of one model, and those of the replica that count for it.
+
+    Attributes:
+        model: its name.
+    """
 
     def __init__(
         self,
@@ -412,11 +417,11 @@ class ModelMetrics:
         *,
         name: str,
         model_version: str,
-        task: Task,
+        task: str,
         capacity: int,
         devices: Sequence[str],
     ) -> None:
-        self._name = name
+        self.model = name
         self.rejected = replica.rejected
         self.decode_errors = replica.decode_errors
         self.stage = {stage: vectors.stage.labels(name, stage) for stage in get_args(Stage)}
@@ -451,7 +456,7 @@ class ModelMetrics:
 
     def memory(self, device: str, part: Part) -> Gauge:
         """Bytes of one of the devices that a part of the model takes."""
-        return self._memory.labels(self._name, device, part)
+        return self._memory.labels(self.model, device, part)
 
     def engine_is(self, **labels: str) -> None:
         """Tell what computes the model on one of the devices.
@@ -459,4 +464,4 @@ class ModelMetrics:
         Args:
             **labels: of `dat_model_engine_info`, without the model.
         """
-        self._engine_info.labels(model=self._name, **labels).set(1)
+        self._engine_info.labels(model=self.model, **labels).set(1)

@@ -5,43 +5,38 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from torch import nn
 
-from model import kernels
 from service.batching.batcher import Batcher
 from service.batching.dispatch import Dispatch
-from service.engine.classification import Engine, EngineInput, EngineOutput
-from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
 from service.engine.device import Device, compute_alone
 from service.images.decoders import Decoders
 from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics
-from service.models import load as served_model
-from service.models.lineup import ModelEntry, ModelFileError
-from service.models.load import ModelCard, ServedDetector, ServedModel
-from service.settings import Batching, Limits, Settings, keep_compiled
-from service.tasks.classification import Classifier
-from service.tasks.core import Core
-from service.tasks.detection import DetectorCore
+from service.models.card import ModelCard
+from service.models.lineup import ModelEntry
+from service.models.load import LoadedModel, load
+from service.served_tasks import TASKS, Engine, EngineChoice, ServedTask
+from service.settings import Limits, Settings
+from service.tasks.core import AnyCore
 from service.threads import open_pool
 
 log = structlog.get_logger(__name__)
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class OpenModel:
     """A model from its weights to its core; `load` and `batcher.run` make it work."""
 
-    core: Core[Any, Any, Any, Any, Any]
+    core: AnyCore
     batcher: Batcher[Any, Any]
-    engines: Sequence[Engine | DetectionEngine]
+    engines: Sequence[Engine]
     metrics: ModelMetrics
     source: Path
 
@@ -89,6 +84,7 @@ class Shared:
     devices: Sequence[Device]
     decoders: Decoders
     metrics: Metrics
+    tasks: Sequence[ServedTask] = TASKS
 
     @cached_property
     def dispatch(self) -> Dispatch:
@@ -109,118 +105,57 @@ def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
         ModelFileError: sizes for a model that has a fixed one.
         DeviceUnavailable: a setting that the device cannot follow.
     """
-    kernels.enabled = shared.settings.engine.kernels
-    if shared.settings.engine.cache is not None:
-        keep_compiled(shared.settings.engine.cache)
+    settings, devices = shared.settings, shared.devices
     start = perf_counter()
-    served = served_model.load(entry)
+    loaded = load(entry, [task.loader for task in shared.tasks])
     read_s = perf_counter() - start
-    batching = entry.batching(shared.settings.batching)
-    opened = (
-        _open_detector(served, entry, batching, shared)
-        if isinstance(served, ServedDetector)
-        else _open_classifier(served, entry, batching, shared)
-    )
-    opened.metrics.load_seconds["read"].set(read_s)
-    _log(opened.core.card, served.source)
-    return opened
-
-
-def _open_classifier(
-    served: ServedModel, entry: ModelEntry, batching: Batching, shared: Shared
-) -> OpenModel:
-    if entry.sizes:
-        raise ModelFileError(f"{served.name}: sizes are for detectors")
+    task = next(task for task in shared.tasks if task.name == loaded.task)
+    batching = entry.batching(settings.batching)
     metrics = shared.metrics.add_model(
-        served.name, served.version, "classify", batching.queue_limit, shared.device_names
+        loaded.name,
+        loaded.version,
+        loaded.task,
+        batching.queue_limit,
+        [device.name for device in devices],
     )
+    metrics.load_seconds["read"].set(read_s)
+    choice = EngineChoice(entry, batching, settings.engine)
     engines = [
-        Engine(
-            network,
-            device,
-            metrics,
-            dtype=entry.dtype or shared.settings.engine.dtype,
-            max_batch=batching.max_batch,
-            buckets=batching.buckets,
-            backend=shared.settings.engine.backend,
-            cache=shared.settings.engine.cache,
-            compiled=shared.settings.engine.compile,
-        )
-        for device, network in _on_each(shared.devices, served.network)
+        task.engine(loaded, network, device, metrics, choice)
+        for device, network in _on_each(devices, loaded)
     ]
-    batcher = Batcher[EngineInput, EngineOutput](
+    max_batch = engines[0].max_batch
+    batcher = Batcher[Any, Any](
         engines,
-        max_batch=engines[0].max_batch,
+        max_batch=max_batch,
         queue_limit=batching.queue_limit,
         metrics=metrics,
         dispatch=shared.dispatch,
-        goes_ahead=_goes_ahead(shared.devices, engines[0].max_batch),
+        group=attrgetter("group"),
+        goes_ahead=_goes_ahead(devices, max_batch),
     )
-    card = ModelCard.of(
-        served,
-        device=",".join(str(device.torch_device) for device in shared.devices),
+    card = loaded.card(
+        device=",".join(str(device.torch_device) for device in devices),
         dtype=str(engines[0].dtype).removeprefix("torch."),
-        max_batch=engines[0].max_batch,
+        max_batch=max_batch,
     )
-    core = Classifier(
-        served,
+    core = task.core(
+        loaded.config,
         card,
+        loaded.labels,
         batcher,
         decoders=shared.decoders,
-        limits=shared.settings.limits,
+        limits=settings.limits,
         metrics=metrics,
     )
-    return OpenModel(core, batcher, engines, metrics, served.source)
+    _log(card, loaded.source)
+    return OpenModel(core, batcher, engines, metrics, loaded.source)
 
 
-def _open_detector(
-    served: ServedDetector, entry: ModelEntry, batching: Batching, shared: Shared
-) -> OpenModel:
-    metrics = shared.metrics.add_model(
-        served.name, served.version, "detect", batching.queue_limit, shared.device_names
-    )
-    engines = [
-        DetectionEngine(
-            detector,
-            device,
-            metrics,
-            dtype=entry.dtype or shared.settings.engine.dtype,
-            max_batch=batching.max_batch,
-            buckets=batching.buckets,
-            sizes=_ready_sizes(served, batching),
-        )
-        for device, detector in _on_each(shared.devices, served.detector)
-    ]
-    batcher = Batcher[DetectionInput, DetectionOutput](
-        engines,
-        max_batch=engines[0].max_batch,
-        queue_limit=batching.queue_limit,
-        metrics=metrics,
-        dispatch=shared.dispatch,
-        goes_ahead=_goes_ahead(shared.devices, engines[0].max_batch),
-        group=lambda item: item.padded_size,
-    )
-    card = ModelCard.of_detector(
-        served,
-        device=",".join(str(device.torch_device) for device in shared.devices),
-        dtype=str(engines[0].dtype).removeprefix("torch."),
-        max_batch=engines[0].max_batch,
-    )
-    core = DetectorCore(
-        served,
-        card,
-        batcher,
-        decoders=shared.decoders,
-        limits=shared.settings.limits,
-        metrics=metrics,
-    )
-    return OpenModel(core, batcher, engines, metrics, served.source)
-
-
-def _on_each(devices: Sequence[Device], network: Network) -> Iterator[tuple[Device, Network]]:
+def _on_each(devices: Sequence[Device], loaded: LoadedModel) -> Iterator[tuple[Device, nn.Module]]:
     """Each device with a network of its own."""
     for index, device in enumerate(devices):
-        yield device, deepcopy(network) if index else network
+        yield device, deepcopy(loaded.network) if index else loaded.network
 
 
 def _goes_ahead(devices: Sequence[Device], max_batch: int) -> bool:
@@ -230,14 +165,6 @@ def _goes_ahead(devices: Sequence[Device], max_batch: int) -> bool:
     longer wants is best found in the queue.
     """
     return max_batch > 1 or devices[0].torch_device.type == "cuda"
-
-
-def _ready_sizes(served: ServedDetector, batching: Batching) -> tuple[tuple[int, int], ...]:
-    """Those of the settings, and that of the letterbox where every image comes in one."""
-    square = (served.letterbox_size, served.letterbox_size)
-    if served.resize_mode == "official" or square in batching.sizes:
-        return batching.sizes
-    return (square, *batching.sizes)
 
 
 def _log(card: ModelCard, source: Path) -> None:

@@ -23,11 +23,12 @@ from service.metrics import Metrics
 from service.models.lineup import Lineup
 from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.ports import Ports
+from service.served_tasks import TASKS, ServedTask
 from service.servers import Servers, open_servers
 from service.settings import Settings
 from service.tasks.catalogue import Catalogue
 from service.threads import need_spare, open_pool
-from service.transport.rpc import server as rpc
+from service.transport.rpc.watching import Health
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,13 @@ _CLOSE_S = 2.0  # beyond the grace, to end what is idle
 _LOOP_THREADS = 4
 
 
-async def serve(settings: Settings, lineup: Lineup, ports: Ports, lines: LineWriter) -> None:
+async def serve(
+    settings: Settings,
+    lineup: Lineup,
+    ports: Ports,
+    lines: LineWriter,
+    tasks: Sequence[ServedTask] = TASKS,
+) -> None:
     """Run a replica until SIGTERM or SIGINT, then drain it.
 
     Args:
@@ -45,6 +52,7 @@ async def serve(settings: Settings, lineup: Lineup, ports: Ports, lines: LineWri
         lineup: the models.
         ports: already open.
         lines: of the log.
+        tasks: that are served.
 
     Raises:
         model.checkpoint.CheckpointError: the weights or the class names cannot be used.
@@ -69,24 +77,24 @@ async def serve(settings: Settings, lineup: Lineup, ports: Ports, lines: LineWri
     asyncio.get_running_loop().set_default_executor(of_loop)
     decoders = open_decoders(settings.limits, metrics)
     need_spare(sum(device.threads for device in devices))
-    shared = Shared(settings, devices, decoders, metrics)
+    shared = Shared(settings, devices, decoders, metrics, tasks)
     models: list[OpenModel] = []
     catalogue = Catalogue()
     lifecycle = Lifecycle(
         lambda: all(device.healthy for device in devices),
         lambda: shared.dispatch.available and any(model.batcher.trusted for model in models),
     )
-    async with open_servers(settings, ports, catalogue, lifecycle, metrics) as servers:
+    async with open_servers(tasks, settings, ports, catalogue, lifecycle, metrics) as servers:
         async with _watched(devices):
             loaded = await _unless(leave, _load(lineup, shared, models))
         if loaded:
             catalogue.fill([model.core for model in models], lineup.default)
             _let_know(lifecycle, devices, models, servers.health)
-            async with asyncio.TaskGroup() as tasks:
-                background = [tasks.create_task(model.batcher.run()) for model in models]
-                background += [tasks.create_task(device.watch()) for device in devices]
-                background.append(tasks.create_task(_measure_lag(metrics)))
-                background.append(tasks.create_task(give_back_when_quiet()))
+            async with asyncio.TaskGroup() as group:
+                background = [group.create_task(model.batcher.run()) for model in models]
+                background += [group.create_task(device.watch()) for device in devices]
+                background.append(group.create_task(_measure_lag(metrics)))
+                background.append(group.create_task(give_back_when_quiet()))
                 keep_freed()
                 process.loaded()
                 for model in models:
@@ -160,7 +168,7 @@ def _let_know(
     lifecycle: Lifecycle,
     devices: Sequence[Device],
     models: Sequence[OpenModel],
-    health: rpc.Health,
+    health: Health,
 ) -> None:
     """Let gRPC's health and the metrics follow the lifecycle, and that the devices and models."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,12 +21,15 @@ from service.errors import InvalidRequest
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.ports import Ports, StartupError
+from service.served_tasks import ServedTask
 from service.settings import Server, Settings
 from service.tasks.catalogue import Catalogue
-from service.transport.http import app as rest
+from service.transport.http.app import create_app
 from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
-from service.transport.rpc import server as rpc
+from service.transport.rpc.server import create_server
+from service.transport.rpc.v1 import MODEL_SERVICE
+from service.transport.rpc.watching import Health
 
 # As many connections beyond the limit may ask for the health of the replica.
 _RESERVE = 8
@@ -45,7 +48,7 @@ class Servers:
         ports: by name, as they are logged.
     """
 
-    health: rpc.Health
+    health: Health
     ports: dict[str, int]
     _rpc_server: grpc.aio.Server
     _http_server: uvicorn.Server
@@ -59,7 +62,12 @@ class Servers:
 
 @asynccontextmanager
 async def open_servers(
-    settings: Settings, ports: Ports, catalogue: Catalogue, lifecycle: Lifecycle, metrics: Metrics
+    tasks: Sequence[ServedTask],
+    settings: Settings,
+    ports: Ports,
+    catalogue: Catalogue,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
 ) -> AsyncIterator[Servers]:
     """Serve HTTP, gRPC and metrics; not ready until `health` and `lifecycle` say so.
 
@@ -67,11 +75,14 @@ async def open_servers(
         StartupError: the gRPC port is taken.
     """
     server = settings.server
-    health = rpc.Health()
+    for task in tasks:
+        metrics.add_task(task.name)
+    health = Health([*(task.rpc.service for task in tasks), MODEL_SERVICE])
     await health.show(serving=False)
     budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
     http_server = _HttpServer(
-        rest.create_app(
+        create_app(
+            [task.http for task in tasks],
             catalogue,
             lifecycle,
             settings.limits,
@@ -86,12 +97,18 @@ async def open_servers(
             reserve=_RESERVE,
             port="http",
             metrics=metrics,
-            gate=Gate(catalogue, rest.TASKS, metrics),
+            gate=Gate(catalogue, [task.name for task in tasks], metrics),
         ),
         ceil(server.drain_grace_s),
     )
-    rpc_server = rpc.create_server(
-        catalogue, health, metrics, budget, limits=settings.limits, server=server
+    rpc_server = create_server(
+        [task.rpc for task in tasks],
+        catalogue,
+        health,
+        metrics,
+        budget,
+        limits=settings.limits,
+        server=server,
     )
     rpc_port = _add_port(rpc_server, server)
     with _metrics_server(ports.metrics, server, metrics):

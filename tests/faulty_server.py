@@ -26,13 +26,15 @@ from typing import Any, NoReturn
 import torch
 
 from service.cli import main
-from service.engine.classification import Engine
+from service.engine.classification import ClassificationEngine
 from service.engine.computing import Computing
-from service.tasks.classification import Classifier
-from service.tasks.core import Timing
+from service.images import decode
+from service.tasks import classification
+from service.tasks.passage import Computed, ImagePassage
 
 folder = Path(sys.argv[1])
-launch, load, finish, prepare = Engine.launch, Engine._load, Classifier.finish, Classifier.prepare
+launch, load = ClassificationEngine.launch, ClassificationEngine._load
+prepare, submit = decode.prepare, ImagePassage.submit
 COLOURS = {"hang": (0, 255, 0), "error": (255, 0, 0), "memory": (0, 0, 255)}
 UNSHOWABLE = (255, 255, 255)
 
@@ -65,7 +67,7 @@ def fail(fault: str) -> None:
             raise RuntimeError("told to fail")
 
 
-def faulty_launch(self: Engine, batch: Sequence[Any]) -> Any:
+def faulty_launch(self: ClassificationEngine, batch: Sequence[Any]) -> Any:
     for file in folder.iterdir():
         fault, _, most = file.name.partition("-")
         if not most or len(batch) > int(most):
@@ -77,30 +79,29 @@ def faulty_launch(self: Engine, batch: Sequence[Any]) -> Any:
     return launch(self, batch)
 
 
-def faulty_load(self: Engine) -> Computing:
+def faulty_load(self: ClassificationEngine) -> Computing:
     if (folder / "load").exists():
         fail("hang")
     return load(self)
 
 
-def faulty_prepare(self: Classifier, upload: bytes, options: Any) -> Any:
+def faulty_prepare(*arguments: Any) -> Any:
     if (folder / "decode").exists():
         fail("hang")
-    return prepare(self, upload, options)
+    return prepare(*arguments)
 
 
-async def faulty_finish(
-    self: Classifier, prepared: Any, served: Any, options: Any, timing: Timing
-) -> Any:
-    if is_colour(prepared.pixels, UNSHOWABLE):
+async def faulty_submit(self: ImagePassage, item: Any) -> Computed:
+    computed = await submit(self, item)
+    if is_colour(item.pixels, UNSHOWABLE):
         raise ValueError("told to fail")
-    return await finish(self, prepared, served, options, timing)
+    return computed
 
 
 if __name__ == "__main__":
-    Engine.launch = faulty_launch  # type: ignore[method-assign]
-    Engine._load = faulty_load  # type: ignore[method-assign]
-    Classifier.prepare = faulty_prepare  # type: ignore[method-assign, assignment]
-    Classifier.finish = faulty_finish  # type: ignore[method-assign]
+    ClassificationEngine.launch = faulty_launch  # type: ignore[method-assign]
+    ClassificationEngine._load = faulty_load  # type: ignore[method-assign]
+    classification.prepare = faulty_prepare  # type: ignore[attr-defined, assignment]
+    ImagePassage.submit = faulty_submit  # type: ignore[method-assign]
     sys.argv = ["dat-serve"]
     main()

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,18 +66,38 @@ def start_server(
         program: a module that is a server, with its arguments.
         settings: from the environment.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("DAT_")}
-    environment |= {
-        "DAT_SERVER__HOST": "127.0.0.1",
-        "DAT_SERVER__HTTP_PORT": "0",
-        "DAT_SERVER__GRPC_PORT": "0",
-        "DAT_SERVER__METRICS_PORT": "0",
-        "DAT_LOG__FORMAT": "json",
-    } | {name: str(value) for name, value in settings.items()}
+    with running([sys.executable, "-m", *program], _environment(settings), ROOT) as server:
+        yield server
+
+
+def _environment(settings: Mapping[str, object]) -> dict[str, str]:
+    """This process's, with no settings but these."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("DAT_")}
+    return inherited | {name: str(value) for name, value in settings.items()}
+
+
+@contextmanager
+def running(
+    command: Sequence[object], environment: Mapping[str, str], folder: Path
+) -> Iterator[RunningServer]:
+    """Run a server, and wait for it.
+
+    Args:
+        command: that starts it.
+        environment: its variables; free ports of this machine are added where it names none.
+        folder: in which it runs.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, program)],
-        cwd=ROOT,
-        env=environment,
+        list(map(str, command)),
+        cwd=folder,
+        env={
+            "DAT_SERVER__HOST": "127.0.0.1",
+            "DAT_SERVER__HTTP_PORT": "0",
+            "DAT_SERVER__GRPC_PORT": "0",
+            "DAT_SERVER__METRICS_PORT": "0",
+            "DAT_LOG__FORMAT": "json",
+            **environment,
+        },
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -1,6 +1,8 @@
-"""Dependencies point one way: transports, core, batcher, engine, model."""
+"""Dependencies point one way: transports, tasks, batching, engine, model."""
 
 import ast
+import json
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,67 +10,55 @@ from pathlib import Path
 
 from tests.server import ROOT
 
-LEAVES = {"service.errors", "service.settings", "service.metrics", "service.machine"}
-# What a module of the service may import of this repository, beside the leaves.
-ALLOWED = {
-    "service/errors.py": set(),
-    "service/machine.py": set(),
-    "service/byte_budget.py": set(),
-    "service/settings.py": set(),
-    "service/metrics.py": set(),
-    "service/logs.py": set(),
-    "service/lifecycle.py": set(),
-    "service/ports.py": set(),
-    "service/memory.py": set(),
-    "service/leaving.py": set(),
-    "service/threads.py": set(),
-    "service/batching/dispatch.py": set(),
-    "service/process.py": set(),
-    "service/batching/forecast.py": set(),
-    "service/images/decoders.py": set(),
-    "service/batching/breaker.py": set(),
-    "service/batching/batcher.py": {"service.batching.breaker", "service.batching.dispatch", "service.batching.forecast"},
-    "service/images/containers.py": set(),
-    "service/text_file.py": set(),
-    "service/images/decode.py": {"model", "service.images.containers"},
-    "service/models/load.py": {"model", "service"},
-    "service/engine/graphs.py": {"model"},
-    "service/engine/lanes.py": {"service.memory", "service.threads"},
-    "service/engine/worker.py": set(),
-    "service/engine/device.py": {"service.engine", "service.memory"},
-    "service/engine/classify.py": {"model"},
-    "service/engine/openvino.py": {"model", "service.engine"},
-    "service/engine/pipeline.py": {"service.engine"},
-    "service/engine/pace.py": set(),
-    "service/engine/slots.py": set(),
-    "service/engine/gpu.py": {"model"},
-    "service/engine/computing.py": {"service.engine"},
-    "service/engine/classification.py": {"model", "service.engine"},
-    "service/models/lineup.py": {"service.text_file"},
-    "service/preconditions.py": set(),
-    "service/healthcheck.py": set(),
-    "service/tasks/points.py": {"model"},
-    "service/tasks/core.py": {
-        "service.batching.batcher", "service.images.containers", "service.images.decoders", "service.models.load",
-    },
-    "service/tasks/classification.py": {
-        "model", "service.batching.batcher", "service.tasks.core", "service.images.decoders", "service.engine",
-        "service.images.decode", "service.tasks.points", "service.models.load",
-    },
-    "service/tasks/catalogue.py": {"service.batching.batcher", "service.tasks.core"},
-    "service/tasks/masks.py": set(),
-    "service/engine/detection.py": {"model", "service.engine"},
-    "service/tasks/detection.py": {
-        "model", "service.batching.batcher", "service.tasks.core", "service.images.decoders", "service.engine",
-        "service.images.decode", "service.tasks.masks", "service.tasks.points", "service.models.load",
-    },
-    "service/models/convert.py": {"model", "service.models.load"},
+# Anybody may know them; they know each other alone.
+LEAVES = {
+    "service.errors", "service.settings", "service.metrics", "service.machine", "service.logs",
+    "service.threads", "service.text_file", "service.byte_budget", "service.lifecycle",
+    "service.ports", "service.process",
 }  # fmt: skip
-TRANSPORT = {
-    "service.byte_budget", "service.tasks.catalogue", "service.tasks.classification", "service.tasks.core",
-    "service.tasks.detection", "service.lifecycle", "service.logs", "service.tasks.masks", "service.pb",
-    "service.tasks.points", "service.models.load", "service.transport",
+# The model without torch: what follows from a configuration, and pixels.
+TORCH_FREE = {
+    "model.config", "model.geometry", "model.transforms", "model.detection.config",
+    "model.detection.masks", "model.detection.transforms",
 }  # fmt: skip
+# What each room may know beside itself and the leaves, from the top of the house down.
+ROOMS = {
+    "service.transport.request_id": set(),
+    "service.transport.http": {
+        "service.transport.request_id", "service.tasks", "service.models.card",
+    },
+    "service.transport.rpc": {
+        "service.transport.request_id", "service.tasks", "service.models.card", "service.pb",
+    },
+    "service.tasks": TORCH_FREE | {
+        "service.batching", "service.images", "service.engine.items", "service.models.card",
+    },
+    "service.images": TORCH_FREE,
+    "service.batching": set(),
+    "service.models": {"model"},
+    "service.engine": {"model", "service.memory"},
+    "service.memory": set(),
+    "service.leaving": set(),
+    "service.preconditions": set(),
+    "service.healthcheck": set(),
+}  # fmt: skip
+# Those who put the house together, and see all of it.
+ON_TOP = {
+    "service", "service.__main__", "service.cli", "service.replica", "service.servers",
+    "service.open_model", "service.served_tasks", "service.evaluation", "service.pb",
+    "service.transport",
+}  # fmt: skip
+WITHOUT_TORCH = (
+    "service.transport.http.app", "service.transport.rpc.server", "service.tasks.classification",
+    "service.tasks.detection", "service.images.decode", "service.batching.batcher",
+    "service.models.card",
+)  # fmt: skip
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in (ROOT / "service").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), path
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -88,37 +78,61 @@ def ours(path: Path) -> list[str]:
     return [name for name in imports(path) if within(name, {"model", "service", "demo"})]
 
 
+def room_of(name: str) -> str | None:
+    return next((room for room in ROOMS if within(name, {room})), None)
+
+
 def test_the_model_knows_nothing_of_serving():
     for path in (ROOT / "model").rglob("*.py"):
         assert all(within(name, {"model"}) for name in ours(path)), path
 
 
-def test_imports_of_the_service_point_down():
-    for file, allowed in ALLOWED.items():
-        for name in ours(ROOT / file):
-            assert within(name, allowed | LEAVES), f"{file} imports {name}"
+def test_every_module_has_a_room():
+    for name, path in modules():
+        homes = [name in ON_TOP or within(name, ON_TOP - {"service", "service.transport"}),
+                 within(name, LEAVES), room_of(name) is not None]  # fmt: skip
+        empty_package = path.name == "__init__.py"
+        assert any(homes) or empty_package, f"{name} is in no room"
 
 
-def test_transports_see_the_core_alone():
-    for path in (ROOT / "service" / "transport").glob("*.py"):
-        for name in ours(path):
-            assert within(name, TRANSPORT | LEAVES), f"{path} imports {name}"
+def test_imports_point_down():
+    for name, path in modules():
+        room = room_of(name)
+        allowed = LEAVES if room is None else LEAVES | ROOMS[room] | {room}
+        if within(name, LEAVES) or room is not None:
+            for imported in ours(path):
+                assert within(imported, allowed), f"{name} imports {imported}"
 
 
-def test_the_batcher_knows_no_torch():
-    """Nor does anything that it imports."""
-    seen = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys, service.batching.batcher; print('torch' in sys.modules)",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+def test_nobody_below_a_task_knows_which_tasks_there_are():
+    """Only a task's own files and the record of all tasks name one."""
+    own = ("classif", "detect", "masks")
+    shared = [
+        path
+        for name, path in modules()
+        if within(name, {"service.batching", "service.transport", "service.tasks"})
+        and not any(part in path.name for part in own)
+    ]
+    assert shared
+    for path in shared:
+        for imported in ours(path):
+            assert not any(part in imported for part in own), f"{path} imports {imported}"
+
+
+def test_what_stands_before_the_device_does_without_torch():
+    """So a front end can be a process of its own, and a small one; prints what it weighs."""
+    code = (
+        f"import json, sys, {', '.join(WITHOUT_TORCH)}\n"
+        "pages = int(open('/proc/self/statm').read().split()[1])\n"
+        "print(json.dumps(['torch' in sys.modules, pages]))"
     )
-    assert seen.stdout == "False\n"
+    seen = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    torch_is_there, pages = json.loads(seen.stdout)
+    mebibytes = pages * resource.getpagesize() / 2**20
+    print(f"a process with all but the engine: {mebibytes:.0f} MiB")  # noqa: T201
+    assert not torch_is_there
 
 
 def test_the_environment_is_read_in_one_place():

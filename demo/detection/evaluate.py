@@ -35,7 +35,8 @@ from demo.detection.views import decoded
 from model.attention import DeformableAttentionPP
 from model.detection import Detections, Detector, ExplainedDetections, load_detector
 from model.detection.masks import paste_whole
-from model.detection.transforms import Normalise, to_model_pixels
+from model.detection.normalise import Normalise
+from model.detection.transforms import to_model_pixels
 
 CHECKPOINT = Path(__file__).parent / "mask_rcnn_dat_nano.safetensors"
 
@@ -93,7 +94,7 @@ def _share_at_objects(detector: Detector, locations: Tensor, rendered: Scene) ->
 def _results(found: Detections, image_size: tuple[int, int], image: int) -> list[dict[str, Any]]:
     """Detections in the format of COCO's results."""
     assert found.mask_probabilities is not None
-    masks = paste_whole(found.mask_probabilities, found.boxes, image_size).numpy()
+    masks = paste_whole(found.mask_probabilities, found.boxes, image_size)
     return [
         {
             "image_id": image,

@@ -17,9 +17,9 @@ from model.detection import Detector
 from model.detection.anchors import RPN_ANCHORS
 from model.detection.dense import Candidates, LevelOutput, candidates
 from model.detection.nms import moved_apart, nms
+from model.detection.normalise import Normalise
 from model.detection.roi_align import ragged_features
 from model.detection.roi_heads import BOX_BINS, MASK_BINS, STDS, BoxHead, MaskHead, TwoStageHead
-from model.detection.transforms import Normalise
 
 ANCHORS_SAMPLED = 128
 REGIONS_SAMPLED = 64

@@ -51,7 +51,7 @@ def panel(detector: Detector, index: int) -> Image.Image:
         explained = detect(detector, decoded(jpeg(rendered.pixels, 92)))
     (found,) = explained.detections
     assert found.mask_probabilities is not None
-    masks = paste_whole(found.mask_probabilities, found.boxes, (HEIGHT, WIDTH)).numpy()
+    masks = paste_whole(found.mask_probabilities, found.boxes, (HEIGHT, WIDTH))
     certain = found.scores >= LEAST_SCORE
 
     pixels = rendered.pixels.astype(np.float32)

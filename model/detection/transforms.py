@@ -11,14 +11,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
 
-from model.kernels import BYTES, usable
-
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
 LONG_SIDE, SHORT_SIDE = 1333, 800  # pixels
 DIVISOR = 32
 
@@ -89,47 +83,3 @@ def resize_bilinear(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray
     """Resize an RGB image `(H, W, 3)` to `(H', W', 3)` as mmdetection does."""
     height, width = size
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-class Normalise(nn.Module):
-    """Bytes to a detector's input, on the device that holds them.
-
-    Move this module with `.to(device)` only: `.to(dtype)` would round the mean and the deviation.
-
-    Args:
-        dtype: of the result.
-    """
-
-    mean: Tensor
-    inverse_std: Tensor
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.dtype = dtype
-        inverse = 1 / torch.tensor(STD, dtype=torch.float64)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("inverse_std", inverse.float().view(3, 1, 1), persistent=False)
-
-    def forward(self, pixels: Tensor, resized_sizes: Tensor) -> Tensor:
-        """Normalise a batch of bytes, and fill the padding with the mean colour, zero.
-
-        Args:
-            pixels: `(B, H, W, 3)`, RGB.
-            resized_sizes: `(B, 2)`, `(H, W)` of the images without padding, pixels.
-
-        Returns:
-            `(B, 3, H, W)`, in the memory order of the bytes (`torch.channels_last`).
-        """
-        if usable(pixels, BYTES):
-            from model.kernels.pixels import normalise_padded  # noqa: PLC0415
-
-            return normalise_padded(
-                pixels.contiguous(), resized_sizes, self.mean, self.inverse_std, self.dtype
-            )
-        _, H, W, _ = pixels.shape
-        height, width = resized_sizes.view(-1, 2, 1, 1, 1).unbind(1)
-        row = torch.arange(H, device=pixels.device).view(H, 1)
-        column = torch.arange(W, device=pixels.device)
-        inside = (row < height) & (column < width)  # (B, 1, H, W)
-        images = (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.inverse_std
-        return torch.where(inside, images, 0).to(self.dtype)

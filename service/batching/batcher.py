@@ -67,6 +67,10 @@ class Runner(Protocol[Item_contra, Result_co]):
         """Run a blank item; raises whatever the device says."""
         ...
 
+    def describe(self, size: int) -> dict[str, object]:
+        """What runs a batch of so many items, for the log: model, device and bucket."""
+        ...
+
 
 @dataclass(frozen=True)
 class Served(Generic[Result]):
@@ -93,12 +97,19 @@ class Admission:
 
     Attributes:
         since: when it was given, loop time, seconds.
+        request_id: of the request whose places these are.
     """
 
     def __init__(
-        self, places: int, release: Callable[[int], None], forecast: Forecast, since: float
+        self,
+        places: int,
+        release: Callable[[int], None],
+        forecast: Forecast,
+        since: float,
+        request_id: str,
     ) -> None:
         self.since = since
+        self.request_id = request_id
         self._places = places
         self._release = release
         self._forecast = forecast
@@ -259,8 +270,13 @@ class Batcher(Generic[Item, Result]):
             self._metrics.rejected[refusal.reason].inc()
             raise refusal.error
 
-    def admit(self, places: int, timeout_s: float | None = None) -> Admission:
-        """Take places in the queue for a request, all or none; the arguments are `refusal`'s.
+    def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
+        """Take places in the queue for a request, all or none.
+
+        Args:
+            places: as in `refusal`.
+            timeout_s: likewise.
+            request_id: that a batch which fails is logged with.
 
         Raises:
             NotReady: as `check_room`, likewise the others.
@@ -271,7 +287,7 @@ class Batcher(Generic[Item, Result]):
         self.check_room(places, timeout_s)
         self._change_held(places)
         since = asyncio.get_running_loop().time()
-        return Admission(places, self._release, self.forecast, since)
+        return Admission(places, self._release, self.forecast, since, request_id)
 
     @asynccontextmanager
     async def ahead(self, deadline: float) -> AsyncIterator[None]:
@@ -467,7 +483,15 @@ class Batcher(Generic[Item, Result]):
             except Exception as cause:  # the one broad except: a bad batch must not end the loop
                 # One story of it is enough for a batch.
                 story = failed_at == inf
-                log.warning("batch failed", images=len(part), error=repr(cause), exc_info=story)
+                log.warning(
+                    "batch failed",
+                    **runner.describe(len(part)),
+                    images=len(part),
+                    # In order; one request may have several images in the batch.
+                    requests=list(dict.fromkeys(entry.admission.request_id for entry in part)),
+                    error=repr(cause),
+                    exc_info=story,
+                )
                 failed_at = min(failed_at, perf_counter())
                 parts.extendleft(reversed(self._halves(part, cause, failed_at)))
             else:

@@ -1,7 +1,6 @@
 """One classifier on one device: loaded, warmed up, and run in batches."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +19,7 @@ from service.engine.classify import Classify, Ranked
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device, DeviceUnavailable
 from service.engine.graphs import Capture, CudaCapture, choose_buckets, fused, pick_bucket
+from service.engine.items import ClassificationInput, ClassificationOutput
 from service.engine.openvino import OpenVinoClassify, check_available
 from service.engine.pipeline import Pipeline
 from service.metrics import ModelMetrics
@@ -31,36 +31,7 @@ DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}
 TEAM_FLOPS = 500_000_000
 
 
-@dataclass(frozen=True)
-class EngineInput:
-    """One image on its way to the device.
-
-    Attributes:
-        pixels: `(H, W, 3)` RGB bytes of the model's input size.
-        explain: whether its sampling locations are asked for.
-    """
-
-    pixels: NDArray[np.uint8]
-    explain: bool = False
-
-
-@dataclass(frozen=True)
-class EngineOutput:
-    """What the device says of one image.
-
-    Attributes:
-        scores: softmax probabilities `(num_classes,)`, float32, best first.
-        classes: `(num_classes,)`, int32, the class of each score.
-        sampling_locations: for each deformable layer `(G, Hk, Wk, 2)`, (y, x), normalised as in
-            `model.attention`; empty unless asked for.
-    """
-
-    scores: NDArray[np.float32]
-    classes: NDArray[np.int32]
-    sampling_locations: tuple[NDArray[np.float32], ...] = ()
-
-
-class Engine:
+class ClassificationEngine:
     """Runs batches of one classifier on a device.
 
     Args:
@@ -127,7 +98,7 @@ class Engine:
         """
         return await self._device.run(self._load)
 
-    async def run_batch(self, batch: Sequence[EngineInput]) -> list[EngineOutput]:
+    async def run_batch(self, batch: Sequence[ClassificationInput]) -> list[ClassificationOutput]:
         """Classify at most `max_batch` images; what the batcher calls.
 
         Raises:
@@ -150,7 +121,12 @@ class Engine:
         Raises:
             Exception: whatever the device says.
         """
-        await self.run_batch([EngineInput(np.zeros((*self._image_size, 3), np.uint8))])
+        await self.run_batch([ClassificationInput(np.zeros((*self._image_size, 3), np.uint8))])
+
+    def describe(self, size: int) -> dict[str, object]:
+        """What runs a batch of so many images, for the log."""
+        bucket = pick_bucket(size, self.buckets)
+        return {"model": self._metrics.model, "device": self._device.name, "bucket": bucket}
 
     def _load(self) -> Computing:
         device = self._device.torch_device
@@ -224,10 +200,12 @@ class Engine:
             lambda rows: compute(pixels[rows]), len(pixels), team=self._team
         )
 
-    def launch(self, batch: Sequence[EngineInput]) -> Callable[[], list[EngineOutput]]:
+    def launch(
+        self, batch: Sequence[ClassificationInput]
+    ) -> Callable[[], list[ClassificationOutput]]:
         """Begin a batch, in the thread of the device; the function returned waits for its end."""
         if self._pipeline is not None:
-            explain = any(item.explain for item in batch)
+            explain = any(item.wanted.points for item in batch)
             results = self._pipeline.launch(
                 [(item.pixels,) for item in batch], partial(_wanted, explain=explain)
             )
@@ -257,19 +235,21 @@ def _ranked(wanted: Sequence[Tensor]) -> Ranked:
     return Ranked(scores, classes, tuple(locations))
 
 
-def _split(parts: Sequence[Ranked], batch: Sequence[EngineInput]) -> list[EngineOutput]:
+def _split(
+    parts: Sequence[Ranked], batch: Sequence[ClassificationInput]
+) -> list[ClassificationOutput]:
     """The output of each item; the parts have at least as many rows, in their order."""
-    outputs: list[EngineOutput] = []
+    outputs: list[ClassificationOutput] = []
     for part in parts:
         scores, classes = part.scores.numpy(), part.classes.numpy()
         items = batch[len(outputs) : len(outputs) + len(scores)]
-        explained = any(item.explain for item in items)
+        explained = any(item.wanted.points for item in items)
         locations = [layer.numpy() for layer in part.sampling_locations] if explained else []
         outputs += [
-            EngineOutput(
+            ClassificationOutput(
                 scores[row],
                 classes[row],
-                tuple(layer[row] for layer in locations) if item.explain else (),
+                tuple(layer[row] for layer in locations) if item.wanted.points else (),
             )
             for row, item in enumerate(items)
         ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.dat import DAT
 from model.kernels import usable
-from model.transforms import Normalise
+from model.normalise import Normalise
 
 
 class Ranked(NamedTuple):

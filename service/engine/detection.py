@@ -1,21 +1,20 @@
 """One detector on its device: loaded, warmed up, and run in batches of equally large images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.detection.detector import Detector, ExplainedFound
-from model.detection.transforms import Normalise
+from model.detection.normalise import Normalise
 from service.engine import gpu
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device
-from service.engine.graphs import Capture, CudaCapture, choose_buckets
+from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
+from service.engine.items import DetectionInput, DetectionOutput
 from service.engine.pipeline import Pipeline
 from service.engine.slots import Row
 from service.metrics import ModelMetrics
@@ -25,49 +24,6 @@ DEFAULT_MAX_BATCH = {"cpu": 1, "cuda": 8}
 WARM_UP_SIZE = (320, 320)  # pixels
 
 Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class DetectionInput:
-    """One image on its way to the device.
-
-    Attributes:
-        pixels: `(H, W, 3)` RGB bytes, resized and padded.
-        resized: `(H, W)` without the padding, pixels.
-        scale_xy: by which the image was enlarged.
-        explain: whether its sampling locations are asked for.
-    """
-
-    pixels: NDArray[np.uint8]
-    resized: tuple[int, int]
-    scale_xy: tuple[float, float]
-    explain: bool = False
-
-    @property
-    def padded_size(self) -> tuple[int, int]:
-        """`(H, W)` with the padding; only images of one such size may share a batch."""
-        height, width, _ = self.pixels.shape
-        return height, width
-
-
-@dataclass(frozen=True)
-class DetectionOutput:
-    """What the device says of one image.
-
-    Attributes:
-        boxes: `(N, 4)`, `(x1, y1, x2, y2)` in pixels of the image.
-        scores: `(N,)`, best first.
-        classes: `(N,)`, indices.
-        mask_probabilities: `(N, 28, 28)` over each box, or `None` from a detector without masks.
-        sampling_locations: for each deformable layer `(G, Hk, Wk, 2)`, (y, x), normalised as in
-            `model.attention`; empty unless asked for.
-    """
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    classes: NDArray[np.int64]
-    mask_probabilities: NDArray[np.float32] | None
-    sampling_locations: tuple[NDArray[np.float32], ...] = ()
 
 
 class DetectionEngine:
@@ -150,6 +106,11 @@ class DetectionEngine:
         """Capture a graph that batches called for; see `Pipeline.settle`."""
         await self._pipeline.settle()
 
+    def describe(self, size: int) -> dict[str, object]:
+        """What runs a batch of so many images, for the log."""
+        bucket = pick_bucket(size, self.buckets)
+        return {"model": self._metrics.model, "device": self._device.name, "bucket": bucket}
+
     def _load(self) -> Computing:
         device = self._device.torch_device
         began = perf_counter()
@@ -199,7 +160,7 @@ class DetectionEngine:
 
     def launch(self, batch: Sequence[DetectionInput]) -> Callable[[], list[DetectionOutput]]:
         """Begin a batch, in the thread of the device; the function returned waits for its end."""
-        explain = any(item.explain for item in batch)
+        explain = any(item.wanted.points for item in batch)
         results = self._pipeline.launch(
             [_row(item) for item in batch], partial(_wanted, explain=explain)
         )
@@ -236,7 +197,7 @@ def _split(
             scores[row, :count],
             labels[row, :count],
             None if probabilities is None else probabilities[row, :count],
-            tuple(layer[row] for layer in locations) if item.explain else (),
+            tuple(layer[row] for layer in locations) if item.wanted.points else (),
         )
         for row, (item, count) in enumerate(zip(batch, counts.tolist(), strict=True))
     ]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.evaluation.run import Answers, AnyCore, Evaluation, EvaluationError
-from service.models.load import Label
-from service.tasks.classification import Classification, Classifier, ClassifyOptions
+from service.evaluation.run import Answers, Evaluation, EvaluationError
+from service.models.card import Label
+from service.tasks.classification import Classification, ClassificationCore, ClassifyOptions
+from service.tasks.core import AnyCore
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _TOP_K = 5
@@ -22,7 +23,7 @@ class Accuracy(Evaluation[Classification]):
     """
 
     def files(self, core: AnyCore) -> list[str]:  # noqa: D102
-        if not isinstance(core, Classifier):
+        if not isinstance(core, ClassificationCore):
             raise EvaluationError(f"{core.card.name} is no classifier; a detector needs --coco")
         self._targets = find_images(self.folder, core.labels)
         return list(self._targets)

@@ -19,9 +19,10 @@ from pydantic import (
     field_validator,
 )
 
-from service.evaluation.run import Answers, AnyCore, Evaluation, EvaluationError
+from service.evaluation.run import Answers, Evaluation, EvaluationError
 from service.settings import ResizeMode
-from service.tasks.detection import DetectedImage, DetectOptions, DetectorCore
+from service.tasks.core import AnyCore
+from service.tasks.detection import DetectedImage, DetectionCore, DetectOptions
 from service.tasks.masks import RunLengths
 from service.text_file import read_text
 
@@ -194,7 +195,7 @@ class CocoPrecision(Evaluation[DetectedImage]):
         return [*super().data, str(self._annotations.resolve())]
 
     def files(self, core: AnyCore) -> list[str]:  # noqa: D102
-        if not isinstance(core, DetectorCore):
+        if not isinstance(core, DetectionCore):
             raise EvaluationError(f"{core.card.name} is no detector")
         by_name = {category.name: category.id for category in self._given.categories}
         missing = [label.name for label in core.labels if label.name not in by_name]

@@ -25,11 +25,10 @@ from service.metrics import Metrics
 from service.models.lineup import ModelEntry
 from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.settings import Settings
-from service.tasks.core import Answer, Core, Options
+from service.tasks.core import Answer, AnyCore, Options
 from service.text_file import read_text
 
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
-AnyCore = Core[Any, Any, Any, Any, Any]
 # What the journal keeps of each file's answer, by its path; `None` where it could not be decoded.
 Answers = dict[str, Any]
 

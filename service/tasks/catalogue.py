@@ -1,14 +1,12 @@
 """The models that a replica serves, by task and name."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from service.batching.batcher import Refusal
 from service.errors import NotReady, UnknownModel, quoted
 from service.metrics import CountedRequest
-from service.tasks.core import Core
-
-TaskCore = TypeVar("TaskCore", bound=Core[Any, Any, Any, Any, Any])
+from service.tasks.core import AnyCore
 
 
 class Refused(NamedTuple):
@@ -22,14 +20,12 @@ class Catalogue:
     """The cores of all models, once these are read."""
 
     def __init__(self) -> None:
-        self._cores: tuple[Core[Any, Any, Any, Any, Any], ...] = ()
+        self._cores: tuple[AnyCore, ...] = ()
         self._default: str | None = None
         # Asked for at every request, and a look at the kind of a core is not free.
-        self._by_task: dict[type, Sequence[Any]] = {}
+        self._by_task: dict[str, Sequence[AnyCore]] = {}
 
-    def fill(
-        self, cores: Sequence[Core[Any, Any, Any, Any, Any]], default: str | None = None
-    ) -> None:
+    def fill(self, cores: Sequence[AnyCore], default: str | None = None) -> None:
         """Take the models that were read.
 
         Args:
@@ -41,7 +37,7 @@ class Catalogue:
         self._by_task = {}
 
     @property
-    def cores(self) -> tuple[Core[Any, Any, Any, Any, Any], ...]:
+    def cores(self) -> tuple[AnyCore, ...]:
         """In the order of the settings.
 
         Raises:
@@ -51,24 +47,24 @@ class Catalogue:
             raise NotReady("the models are still being read")
         return self._cores
 
-    def default(self, kind: type[TaskCore]) -> TaskCore | None:
+    def default(self, task: str) -> AnyCore | None:
         """The model of a task that answers requests without a name.
 
         The default of the settings, if it has the task, else the first that has it.
         """
-        cores = [core for core in self.cores if isinstance(core, kind)]
+        cores = [core for core in self.cores if core.card.task == task]
         named = [core for core in cores if core.card.name == self._default]
         return next(iter(named or cores), None)
 
-    def find(self, kind: type[TaskCore], name: str | None) -> TaskCore:
+    def find(self, task: str, name: str | None) -> AnyCore:
         """The model of a task by its name, or the task's default.
 
         Raises:
             UnknownModel: none of that task is served under that name.
             NotReady: the models are still being read.
         """
-        cores = {core.card.name: core for core in self.cores if isinstance(core, kind)}
-        core = self.default(kind) if name is None else cores.get(name)
+        cores = {core.card.name: core for core in self.cores if core.card.task == task}
+        core = self.default(task) if name is None else cores.get(name)
         if core is None:
             wanted = "" if name is None else f" {quoted(name)}"
             served = ", ".join(map(repr, cores)) or "none"
@@ -77,17 +73,17 @@ class Catalogue:
 
     def check_room(
         self,
-        kind: type[TaskCore],
+        task: str,
         counted: CountedRequest,
         *,
-        only: TaskCore | None = None,
+        only: AnyCore | None = None,
         timeout_s: float | None = None,
         places: int = 1,
     ) -> None:
         """Refuse a request before it is read, if no model that may answer it could admit it.
 
         Args:
-            kind: of its task.
+            task: of the request.
             counted: is told the model, where no other may answer.
             only: the model that answers, where the request can name no other any more.
             timeout_s: after which an answer is of no use, seconds, where that is known.
@@ -99,19 +95,19 @@ class Catalogue:
             EngineUnavailable: nothing can be computed.
             Overloaded: all queues are full, or the answer would come too late.
         """
-        refused = self.refusal(kind, only=only, timeout_s=timeout_s, places=places)
+        refused = self.refusal(task, only=only, timeout_s=timeout_s, places=places)
         if refused is None:
             return
         counted.images = 1  # at least, of a request that nobody reads
         if refused.model is not None:
             counted.model = refused.model
-        self._candidates(kind, only)[0].check_room(timeout_s, places)
+        self._candidates(task, only)[0].check_room(timeout_s, places)
 
     def refusal(
         self,
-        kind: type[TaskCore],
+        task: str,
         *,
-        only: TaskCore | None = None,
+        only: AnyCore | None = None,
         timeout_s: float | None = None,
         places: int = 1,
     ) -> Refused | None:
@@ -121,7 +117,7 @@ class Catalogue:
             UnknownModel: there is no model of that task.
             NotReady: the models are still being read.
         """
-        cores = self._candidates(kind, only)
+        cores = self._candidates(task, only)
         refusals = []
         for core in cores:
             refusal = core.refusal(timeout_s, places)
@@ -130,17 +126,17 @@ class Catalogue:
             refusals.append(refusal)
         return Refused(cores[0].card.name if len(cores) == 1 else None, refusals[0])
 
-    def _candidates(self, kind: type[TaskCore], only: TaskCore | None) -> Sequence[TaskCore]:
+    def _candidates(self, task: str, only: AnyCore | None) -> Sequence[AnyCore]:
         """The models that may answer a request."""
         if only is not None:
             return [only]
-        if kind not in self._by_task:
-            of_task = [core for core in self.cores if isinstance(core, kind)]
-            self._by_task[kind] = of_task or [self.find(kind, None)]
-        cores: Sequence[TaskCore] = self._by_task[kind]
+        if task not in self._by_task:
+            of_task = [core for core in self.cores if core.card.task == task]
+            self._by_task[task] = of_task or [self.find(task, None)]
+        cores: Sequence[AnyCore] = self._by_task[task]
         return cores
 
-    def describe(self, name: str | None) -> Core[Any, Any, Any, Any, Any]:
+    def describe(self, name: str | None) -> AnyCore:
         """The model of any task by its name, or the first default.
 
         Raises:
@@ -154,6 +150,6 @@ class Catalogue:
         served = ", ".join(repr(core.card.name) for core in self.cores)
         raise UnknownModel(f"no model {quoted(wanted)} is served here; there is {served}")
 
-    def is_default(self, core: Core[Any, Any, Any, Any, Any]) -> bool:
+    def is_default(self, core: AnyCore) -> bool:
         """Whether it answers requests of its task that name no model."""
-        return core is self.default(type(core))
+        return core is self.default(core.card.task)

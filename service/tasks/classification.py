@@ -1,20 +1,23 @@
-"""The core of classification: the classes of an image, best first."""
+"""Classification: the classes of an image, best first."""
 
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
+from model.config import DatConfig
 from model.transforms import Preprocessing
-from service.batching.batcher import Batcher, Served
-from service.engine.classification import EngineInput, EngineOutput
+from service.batching.batcher import Batcher
+from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
 from service.errors import EngineFailed, InvalidOption
-from service.images.decode import PreparedImage, prepare
+from service.images.decode import prepare
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
-from service.models.load import ModelCard, ServedModel
+from service.models.card import Label, ModelCard
 from service.settings import Limits
-from service.tasks.core import Answer, Core, Options, Timing
-from service.tasks.points import LayerPoints, point_layers
+from service.tasks.core import Answer, Core, Options
+from service.tasks.passage import ImagePassage
+from service.tasks.points import explained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,67 +47,56 @@ class Classification(Answer):
 
     Attributes:
         predictions: best first.
-        points: one entry for each deformable layer, or `None` when not asked for.
     """
 
     predictions: tuple[Prediction, ...]
-    points: tuple[LayerPoints, ...] | None
 
 
-class Classifier(Core[ClassifyOptions, PreparedImage, EngineInput, EngineOutput, Classification]):
+class ClassificationCore(Core[ClassifyOptions, Classification]):
     """Classifies requests of one model."""
 
     def __init__(
         self,
-        served: ServedModel,
+        config: DatConfig,
         card: ModelCard,
-        batcher: Batcher[EngineInput, EngineOutput],
+        labels: tuple[Label, ...],
+        batcher: Batcher[ClassificationInput, ClassificationOutput],
         *,
         decoders: Decoders,
         limits: Limits,
         metrics: ModelMetrics,
     ) -> None:
-        super().__init__(
-            card, served.labels, batcher, decoders=decoders, limits=limits, metrics=metrics
-        )
-        self._preprocessing = Preprocessing.of(served.network.config)
-        self._layers = point_layers(served.network)
+        super().__init__(card, labels, batcher, decoders=decoders, limits=limits, metrics=metrics)
+        self._config = config
+        self._preprocessing = Preprocessing.of(config)
 
-    def check(self, options: ClassifyOptions) -> None:  # noqa: D102
+    @override
+    def check(self, options: ClassifyOptions) -> None:
         if options.top_k < 1:
             raise InvalidOption(f"top_k must be at least 1, not {options.top_k}")
         if options.explain == "objects":
             raise InvalidOption("explain=objects is for detectors")
 
-    def prepare(self, upload: bytes, _: ClassifyOptions) -> PreparedImage:  # noqa: D102
-        return prepare(upload, self._limits, self._preprocessing)
-
-    def item(self, prepared: PreparedImage, options: ClassifyOptions) -> EngineInput:  # noqa: D102
-        return EngineInput(prepared.pixels, options.explain == "points")
-
-    async def finish(  # noqa: D102
-        self,
-        prepared: PreparedImage,
-        served: Served[EngineOutput],
-        options: ClassifyOptions,
-        timing: Timing,
-    ) -> Classification:
-        scores = served.result.scores
-        if not np.isfinite(scores).all():
+    @override
+    async def answer_image(self, passage: ImagePassage, options: ClassifyOptions) -> Classification:
+        image = await passage.decode(lambda data: prepare(data, self._limits, self._preprocessing))
+        wanted = Wanted(points=options.explain == "points")
+        output: ClassificationOutput
+        output, timing = await passage.submit(ClassificationInput(image.pixels, wanted))
+        if not np.isfinite(output.scores).all():
             raise EngineFailed("the model gave no number for this image")
-        classes = served.result.classes[: options.top_k]
-        best = zip(classes.tolist(), scores[: options.top_k].tolist(), strict=True)
+        best = zip(
+            output.classes[: options.top_k].tolist(),
+            output.scores[: options.top_k].tolist(),
+            strict=True,
+        )
         points = None
-        if options.explain == "points":
-            points = tuple(
-                layer.points(locations, prepared.pixel_map)
-                for layer, locations in zip(
-                    self._layers, served.result.sampling_locations, strict=True
-                )
-            )
+        if wanted.points:
+            size, locations = self._config.image_size, output.sampling_locations
+            points = explained(self._config, size, locations, image.pixel_map)
         return Classification(
-            width=prepared.width,
-            height=prepared.height,
+            width=image.width,
+            height=image.height,
             timing=timing,
             predictions=tuple(self._prediction(index, score) for index, score in best),
             points=points,

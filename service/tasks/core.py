@@ -1,22 +1,19 @@
 """What every task does with a request: encoded images in, one outcome for each of them out.
 
 The only place where a request is understood: its limits, its deadline, and what becomes of each
-of its images. A task adds its options, how it prepares an image and what it makes of the device's
-output.
+of its images. A task adds its options and, in `Core.answer_image`, the way of one image.
 """
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
-from typing import Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import structlog
 
-from service.batching.batcher import Admission, Batcher, Refusal, Served
+from service.batching.batcher import Batcher, Refusal
 from service.errors import (
-    DeadlineExceeded,
     ImageTooLarge,
     Internal,
     InvalidImage,
@@ -25,10 +22,12 @@ from service.errors import (
     TooManyImages,
 )
 from service.images.containers import declared_pixels
-from service.images.decoders import Decoders, DecodingRequest
+from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
-from service.models.load import Label, ModelCard
+from service.models.card import Label, ModelCard
 from service.settings import Limits
+from service.tasks.passage import ImagePassage, RequestPassage, Timing
+from service.tasks.points import LayerPoints
 
 Explain = Literal["none", "points", "objects"]
 # One image of a request: its bytes, or why the transport could not get at them.
@@ -51,16 +50,6 @@ class Options:
     timeout_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Where the time of one image went, seconds, and the images in its batch."""
-
-    decode_s: float
-    queue_s: float
-    compute_s: float
-    batch_size: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """What every task says of an image.
@@ -69,32 +58,16 @@ class Answer:
         width: of the uploaded image after its EXIF orientation, pixels.
         height: likewise.
         timing: where the time went.
+        points: one entry for each deformable layer, or `None` when not asked for.
     """
 
     width: int
     height: int
     timing: Timing
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What the images of one request have in common.
-
-    Attributes:
-        admission: their places in the queue.
-        decoding: their turns at the decoders.
-        deadline: loop time, seconds.
-    """
-
-    admission: Admission
-    decoding: DecodingRequest
-    deadline: float
+    points: tuple[LayerPoints, ...] | None
 
 
 TaskOptions = TypeVar("TaskOptions", bound=Options)
-Prepared = TypeVar("Prepared")
-Item = TypeVar("Item")
-Output = TypeVar("Output")
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
 Shown = TypeVar("Shown")
 
@@ -134,7 +107,7 @@ def _internal(event: str) -> Internal:
     return Internal("internal error")
 
 
-class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
+class Core(ABC, Generic[TaskOptions, TaskAnswer]):
     """Answers requests of one model.
 
     Attributes:
@@ -146,7 +119,7 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         self,
         card: ModelCard,
         labels: tuple[Label, ...],
-        batcher: Batcher[Item, Output],
+        batcher: Batcher[Any, Any],
         *,
         decoders: Decoders,
         limits: Limits,
@@ -168,25 +141,13 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         """
 
     @abstractmethod
-    def prepare(self, upload: bytes, options: TaskOptions) -> Prepared:
-        """Decode an upload and make it the input of the model; runs in a worker's thread.
+    async def answer_image(self, passage: ImagePassage, options: TaskOptions) -> TaskAnswer:
+        """Decode an image, submit it to the device, and make the answer of what that says.
 
         Raises:
             InvalidImage: not a usable image.
-        """
-
-    @abstractmethod
-    def item(self, prepared: Prepared, options: TaskOptions) -> Item:
-        """What the batcher takes."""
-
-    @abstractmethod
-    async def finish(
-        self, prepared: Prepared, served: Served[Output], options: TaskOptions, timing: Timing
-    ) -> TaskAnswer:
-        """The answer for an image, from what the device said of it.
-
-        Raises:
             EngineFailed: the device gave no numbers.
+            ServiceError: the image could not be answered; see `service.errors`.
         """
 
     def refusal(self, timeout_s: float | None = None, places: int = 1) -> Refusal | None:
@@ -208,9 +169,14 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         self._batcher.check_room(places, timeout_s)
 
     async def answer(
-        self, uploads: Sequence[Upload], options: TaskOptions
+        self, uploads: Sequence[Upload], options: TaskOptions, request_id: str = ""
     ) -> list[TaskAnswer | ServiceError]:
         """Answer for the images of one request.
+
+        Args:
+            uploads: its images.
+            options: what it asks for.
+            request_id: that its failures are logged with.
 
         Returns:
             What became of each image, in order. A request with a single image raises its
@@ -227,22 +193,22 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         )
         if options.explain != "none":
             self._metrics.explained[options.explain].inc()
-        outcomes = await self._outcomes(uploads, options, deadline)
+        outcomes = await self._outcomes(uploads, options, deadline, request_id)
         if len(outcomes) == 1 and isinstance(outcomes[0], ServiceError):
             # If this frame still held it, its traceback and the images would be a cycle.
             raise cast(ServiceError, outcomes.pop())
         return outcomes
 
     async def _outcomes(
-        self, uploads: Sequence[Upload], options: TaskOptions, deadline: float
+        self, uploads: Sequence[Upload], options: TaskOptions, deadline: float, request_id: str
     ) -> list[TaskAnswer | ServiceError]:
         pixels = [self._declared_pixels(upload) for upload in uploads]
         self._check_pixels(sum(pixels))
         with (
-            self._batcher.admit(len(uploads), options.timeout_s) as admission,
+            self._batcher.admit(len(uploads), options.timeout_s, request_id) as admission,
             self._decoders.request(sum(pixels)) as decoding,
         ):
-            request = _Request(admission, decoding, deadline)
+            request = RequestPassage(self._batcher, admission, decoding, deadline, self._metrics)
             async with asyncio.TaskGroup() as tasks:
                 running = [
                     tasks.create_task(self._outcome(upload, size, options, request))
@@ -275,10 +241,11 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
             )
 
     async def _outcome(
-        self, upload: Upload, pixels: int, options: TaskOptions, request: _Request
+        self, upload: Upload, pixels: int, options: TaskOptions, request: RequestPassage
     ) -> TaskAnswer | ServiceError:
         try:
-            return await self._answer(upload, pixels, options, request)
+            async with request.image(upload, pixels) as passage:
+                return await self.answer_image(passage, options)
         # Without their tracebacks: those lead to frames that hold the image, and these failures.
         except InvalidImage as error:
             self._metrics.decode_errors[error.reason].inc()
@@ -288,44 +255,5 @@ class Core(ABC, Generic[TaskOptions, Prepared, Item, Output, TaskAnswer]):
         except Exception:  # a bug that one image finds must not cost the others their answers
             return _internal("image failed")
 
-    async def _answer(
-        self, upload: Upload, pixels: int, options: TaskOptions, request: _Request
-    ) -> TaskAnswer:
-        came = perf_counter()
-        async with self._batcher.ahead(request.deadline):
-            start = perf_counter()
-            waited_s = start - came
-            try:
-                prepared = await self._decode(upload, pixels, options, request)
-            except Exception:
-                request.admission.give_back()
-                raise
-            decode_s = perf_counter() - start
-            self._metrics.stage["decode"].observe(decode_s)
-            served = await self._batcher.submit(
-                self.item(prepared, options), request.admission, request.deadline, waited_s
-            )
-        self._metrics.images.inc()
-        start = perf_counter()
-        timing = Timing(decode_s, served.queue_s, served.compute_s, served.batch_size)
-        answer = await self.finish(prepared, served, options, timing)
-        self._metrics.stage["postprocess"].observe(perf_counter() - start)
-        return answer
 
-    async def _decode(
-        self, upload: Upload, pixels: int, options: TaskOptions, request: _Request
-    ) -> Prepared:
-        if isinstance(upload, InvalidImage):
-            raise upload
-
-        def work() -> tuple[Prepared, float]:
-            start = perf_counter()
-            return self.prepare(upload, options), perf_counter() - start
-
-        try:
-            async with asyncio.timeout_at(request.deadline):
-                prepared, seconds = await request.decoding.run(pixels, work)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
-        self._batcher.forecast.decoded(seconds)
-        return prepared
+AnyCore = Core[Any, Any]

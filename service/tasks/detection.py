@@ -1,27 +1,27 @@
-"""The core of detection: the objects in an image, best first."""
+"""Detection: the objects in an image, best first."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
+from model.detection.config import DetectorConfig
 from model.detection.masks import paste
 from model.detection.transforms import Resizing, to_model_pixels
-from service.batching.batcher import Batcher, Served
-from service.engine.detection import DetectionInput, DetectionOutput
+from service.batching.batcher import Batcher
+from service.engine.items import DetectionInput, DetectionOutput, Wanted
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
 from service.images.decode import decode
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
-from service.models.load import ModelCard, ServedDetector
+from service.models.card import Label, ModelCard
 from service.settings import Limits, ResizeMode
-from service.tasks.core import Answer, Core, Options, Timing
+from service.tasks.core import Answer, Core, Options
 from service.tasks.masks import EncodedMask, Mask, MaskFormat, encode
-from service.tasks.points import LayerPoints, layers_for_size
+from service.tasks.passage import ImagePassage, Timing
+from service.tasks.points import LayerPoints, explained
 
 MOST_DETECTIONS = 100  # the detectors give no more
 
@@ -87,13 +87,11 @@ class DetectedImage(Answer):
 
     Attributes:
         detections: best first.
-        points: one entry for each deformable layer, or `None` when not asked for.
         input_size: `(H, W)` that the detector saw, without padding, pixels.
         resize_mode: how the image was resized to that.
     """
 
     detections: tuple[Detection, ...]
-    points: tuple[LayerPoints, ...] | None
     input_size: tuple[int, int]
     resize_mode: ResizeMode
 
@@ -107,38 +105,35 @@ class PreparedForDetection:
     resize_mode: ResizeMode
 
 
-class DetectorCore(
-    Core[DetectOptions, PreparedForDetection, DetectionInput, DetectionOutput, DetectedImage]
-):
-    """Answers requests of one detector.
-
-    Attributes:
-        has_masks: whether it finds the pixels of an object, beside its box.
-    """
+class DetectionCore(Core[DetectOptions, DetectedImage]):
+    """Answers requests of one detector."""
 
     def __init__(
         self,
-        served: ServedDetector,
+        config: DetectorConfig,
         card: ModelCard,
+        labels: tuple[Label, ...],
         batcher: Batcher[DetectionInput, DetectionOutput],
         *,
         decoders: Decoders,
         limits: Limits,
         metrics: ModelMetrics,
     ) -> None:
-        super().__init__(
-            card, served.labels, batcher, decoders=decoders, limits=limits, metrics=metrics
-        )
-        self._config = served.detector.config
-        self.has_masks = self._config.has_masks
-        self._resize_mode = served.resize_mode
-        self._letterbox_size = served.letterbox_size
-        self._names = {label.name for label in served.labels}
-        # The workers are as many as may use the cores; OpenCV would share each image among threads
-        # of its own.
-        cv2.setNumThreads(1)
+        super().__init__(card, labels, batcher, decoders=decoders, limits=limits, metrics=metrics)
+        assert card.resize_mode is not None, "this is a bug"
+        assert card.letterbox_size is not None, "this is a bug"
+        self._config = config
+        self._resize_mode = card.resize_mode
+        self._letterbox_size = card.letterbox_size
+        self._names = {label.name for label in labels}
 
-    def check(self, options: DetectOptions) -> None:  # noqa: D102
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model finds the pixels of an object, beside its box."""
+        return self._config.has_masks
+
+    @override
+    def check(self, options: DetectOptions) -> None:
         if not 0 <= options.score_threshold <= 1:
             raise InvalidOption(
                 f"score_threshold must be from 0 to 1, not {options.score_threshold}"
@@ -152,7 +147,18 @@ class DetectorCore(
         if options.masks not in (None, "none") and not self.has_masks:
             raise InvalidOption(f"{self.card.name} gives no masks")
 
-    def prepare(self, upload: bytes, options: DetectOptions) -> PreparedForDetection:  # noqa: D102
+    @override
+    async def answer_image(self, passage: ImagePassage, options: DetectOptions) -> DetectedImage:
+        image = await passage.decode(lambda data: self._prepare(data, options))
+        wanted = Wanted(points=options.explain != "none")
+        resizing = image.resizing
+        item = DetectionInput(image.pixels, resizing.resized, resizing.scale_xy, wanted)
+        output: DetectionOutput
+        output, timing = await passage.submit(item)
+        # Pasting a hundred masks takes tens of milliseconds.
+        return await self._decoders.run_now(lambda: self._answer(image, output, options, timing))
+
+    def _prepare(self, upload: bytes, options: DetectOptions) -> PreparedForDetection:
         image = decode(upload, self._limits)
         resize_mode = options.resize_mode or self._resize_mode
         image_size = (image.height, image.width)
@@ -170,27 +176,7 @@ class DetectorCore(
         pixels = to_model_pixels(np.asarray(image), resizing)
         return PreparedForDetection(pixels, resizing, resize_mode)
 
-    def item(self, prepared: PreparedForDetection, options: DetectOptions) -> DetectionInput:  # noqa: D102
-        return DetectionInput(
-            prepared.pixels,
-            prepared.resizing.resized,
-            prepared.resizing.scale_xy,
-            options.explain != "none",
-        )
-
-    async def finish(  # noqa: D102
-        self,
-        prepared: PreparedForDetection,
-        served: Served[DetectionOutput],
-        options: DetectOptions,
-        timing: Timing,
-    ) -> DetectedImage:
-        # Pasting a hundred masks takes tens of milliseconds.
-        return await self._decoders.run_now(
-            partial(self._finish, prepared, served.result, options, timing)
-        )
-
-    def _finish(
+    def _answer(
         self,
         prepared: PreparedForDetection,
         output: DetectionOutput,
@@ -203,11 +189,8 @@ class DetectorCore(
         height, width = resizing.image_size
         points = None
         if options.explain != "none":
-            layers = layers_for_size(self._config.backbone, resizing.padded)
-            points = tuple(
-                layer.points(locations, resizing)
-                for layer, locations in zip(layers, output.sampling_locations, strict=True)
-            )
+            backbone, locations = self._config.backbone, output.sampling_locations
+            points = explained(backbone, resizing.padded, locations, resizing)
         wanted = self._wanted(output, options)
         masks = self._masks(output, wanted, resizing.image_size, options)
         return DetectedImage(
@@ -242,10 +225,9 @@ class DetectorCore(
         inside = options.explain == "objects"
         if probabilities is None or (options.masks == "none" and not inside):
             return [None] * len(rows)
-        chosen, boxes = (torch.from_numpy(part[rows]) for part in (probabilities, output.boxes))
         return [
-            Mask(pasted.top, pasted.left, pasted.pixels.numpy(), image_size)
-            for pasted in paste(chosen, boxes, image_size)
+            Mask(pasted.top, pasted.left, pasted.pixels, image_size)
+            for pasted in paste(probabilities[rows], output.boxes[rows], image_size)
         ]
 
     def _detection(

@@ -1,5 +1,6 @@
 """Where the model looked: sampling locations as pixels of the uploaded image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -7,9 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from model.attention import DeformableAttentionPP, grid_positions
 from model.config import DatConfig
-from model.dat import DAT
+from model.geometry import deformable_layers
 
 
 class PixelMap(Protocol):
@@ -78,29 +78,37 @@ class PointLayer:
         return pixel_map.to_image(model_xy).astype(np.float32)
 
 
-def point_layers(network: DAT) -> tuple[PointLayer, ...]:
-    """The geometry of every deformable layer, in the order of the engine's output."""
+@lru_cache(maxsize=64)
+def point_layers(config: DatConfig, image_size: tuple[int, int]) -> tuple[PointLayer, ...]:
+    """The geometry of every deformable layer, in the order of the engine's output.
+
+    Args:
+        config: of the classifier, or of the backbone.
+        image_size: `(H, W)` of its input, pixels.
+    """
     layers = []
-    for stage, block, attention in network.deformable_layers:
-        height, width = network.config.map_size(stage)
-        stride, first = network.config.cell_geometry(stage)
-        reference = attention.reference_points.numpy()
+    for stage, block, (height, width), reference in deformable_layers(config, image_size):
+        stride, first = config.cell_geometry(stage)
         layers.append(PointLayer(stage, block, (width, height), stride, first, reference))
     return tuple(layers)
 
 
-@lru_cache(maxsize=64)
-def layers_for_size(config: DatConfig, image_size: tuple[int, int]) -> tuple[PointLayer, ...]:
-    """The same for a DAT++ backbone and an input of `(H, W)` pixels, without a network of it."""
-    layers = []
-    for index, stage in enumerate(config.stages):
-        height, width = config.map_size(index, image_size)
-        stride, first = config.cell_geometry(index)
-        keys = (-(-side // stage.offset_stride) for side in (height, width))
-        reference = grid_positions(*map(DeformableAttentionPP.reference_axis, keys)).numpy()
-        layers += [
-            PointLayer(index, block, (width, height), stride, first, reference)
-            for block, kind in enumerate(stage.blocks)
-            if kind == "D"
-        ]
-    return tuple(layers)
+def explained(
+    config: DatConfig,
+    image_size: tuple[int, int],
+    sampling_locations: Sequence[NDArray[np.float32]],
+    pixel_map: PixelMap,
+) -> tuple[LayerPoints, ...]:
+    """Where every deformable layer looked, in pixels of the uploaded image.
+
+    Args:
+        config: as in `point_layers`.
+        image_size: likewise.
+        sampling_locations: what the device said, for each layer `(G, Hk, Wk, 2)`.
+        pixel_map: from the model's input to the uploaded image.
+    """
+    layers = point_layers(config, image_size)
+    return tuple(
+        layer.points(locations, pixel_map)
+        for layer, locations in zip(layers, sampling_locations, strict=True)
+    )

@@ -17,7 +17,7 @@ from bench.machine import RESULTS
 from bench.memory import IN_USE_ALONE, in_own_process, peak, reset_peak, resident
 from bench.report import growth_tables
 from model import DAT
-from service.engine.classification import EngineInput, EngineOutput
+from service.engine.items import ClassificationInput, ClassificationOutput
 from tests.conftest import SMALL_DAT
 
 MIB = 1 << 20
@@ -72,7 +72,7 @@ def test_the_ratio_is_taken_per_round() -> None:
 
 def test_the_first_images_of_a_batch_are_explained() -> None:
     batch = make_batch(3, 64, explained=2)
-    assert [item.explain for item in batch] == [True, True, False]
+    assert [item.wanted.points for item in batch] == [True, True, False]
     assert {item.pixels.shape for item in batch} == {(64, 64, 3)}
 
 
@@ -96,7 +96,7 @@ def test_the_peak_is_seen_after_it_is_over() -> None:
 def test_memory_of_a_batch_is_what_it_takes_beside_the_engine() -> None:
     loaded = []
 
-    def run(batch: Sequence[EngineInput]) -> list[EngineOutput]:
+    def run(batch: Sequence[ClassificationInput]) -> list[ClassificationOutput]:
         np.ones(len(batch) * 16 * MIB, np.uint8)
         return []
 

@@ -16,7 +16,8 @@ from demo.shapes import outline
 from demo.train import CHECKPOINT, CONFIG
 from demo.views import upload, view
 from model.checkpoint import read
-from model.transforms import Normalise, Preprocessing, to_model_pixels
+from model.normalise import Normalise
+from model.transforms import Preprocessing, to_model_pixels
 
 SEED = 11
 SIZES = [(128, 128), (150, 240), (300, 190)]

@@ -18,8 +18,9 @@ from PIL import Image
 from model import DAT, VARIANTS, DatConfig, Explained
 from model.attention import DeformableAttention
 from model.checkpoint import resize_tables
+from model.normalise import Normalise
 from model.official import official_shapes
-from model.transforms import Normalise, Preprocessing, to_model_pixels
+from model.transforms import Preprocessing, to_model_pixels
 from tests import recipe
 from tests.conftest import default_dtype, recipe_state
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.config import VARIANTS
-from model.transforms import Normalise, Preprocessing, to_model_pixels
+from model.normalise import Normalise
+from model.transforms import Preprocessing, to_model_pixels
 from tests import recipe
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "preprocess.npz")

@@ -18,8 +18,8 @@ from model.detection import create_detector
 from service.evaluation.accuracy import Accuracy, find_images, top_k_accuracy
 from service.evaluation.coco import CocoPrecision
 from service.evaluation.run import EvaluationError, evaluate
+from service.models.card import Label
 from service.models.lineup import choose_models
-from service.models.load import Label
 from service.settings import Settings
 from service.tasks.masks import Mask, run_lengths
 from tests.clients import JPEG, encoded

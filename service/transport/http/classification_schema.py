@@ -1,13 +1,10 @@
 """The JSON of classification."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.errors import ServiceError
-from service.models.load import ModelCard
 from service.tasks.classification import Classification, ClassifyOptions
-from service.tasks.core import show_each
 from service.transport.http.schema import (
     ErrorBody,
     ImagesBody,
@@ -15,15 +12,16 @@ from service.transport.http.schema import (
     LayerPointsBody,
     OptionsBody,
     TimingBody,
-    error_body,
 )
+from service.transport.http.task import RED_SQUARE, HttpTask
+from service.transport.http.uploads import Form
 
 
 class ClassifyOptionsBody(OptionsBody):
     """Options of a request for classes."""
 
     top_k: int = Field(
-        5,
+        ClassifyOptions.top_k,
         description="Predictions for each image, best first, at least 1; at most all classes.",
         json_schema_extra={"minimum": 1},
     )
@@ -62,20 +60,6 @@ class ImageResult(BaseModel):
     timing: TimingBody | None = None
     error: ErrorBody | None = None
 
-    @classmethod
-    def of(cls, outcome: Classification | ServiceError, request_id: str) -> "ImageResult":
-        """From the core's."""
-        if isinstance(outcome, ServiceError):
-            return cls(status="error", error=error_body(outcome, request_id))
-        points = outcome.points
-        return cls(
-            status="ok",
-            predictions=[PredictionBody(**vars(p)) for p in outcome.predictions],
-            image=ImageSize(width=outcome.width, height=outcome.height),
-            points=None if points is None else [LayerPointsBody.of(layer) for layer in points],
-            timing=TimingBody.of(outcome.timing),
-        )
-
 
 class ClassifyAnswer(BaseModel):
     """One result for each image of the request, in order."""
@@ -85,17 +69,17 @@ class ClassifyAnswer(BaseModel):
     request_id: str
     results: list[ImageResult]
 
-    @classmethod
-    def of(
-        cls,
-        card: ModelCard,
-        outcomes: list[Classification | ServiceError],
-        request_id: str,
-    ) -> "ClassifyAnswer":
-        """From the core's."""
-        return cls(
-            model=card.name,
-            version=card.version,
-            request_id=request_id,
-            results=show_each(outcomes, lambda outcome: ImageResult.of(outcome, request_id)),
-        )
+
+def _show(answer: Classification) -> dict[str, Any]:
+    return {"predictions": [PredictionBody(**vars(found)) for found in answer.predictions]}
+
+
+HTTP_CLASSIFY = HttpTask(
+    "classify",
+    Form(ClassifyOptionsBody, ClassifyJson),
+    ClassifyAnswer,
+    ImageResult,
+    _show,
+    "Classify the images of one request",
+    {"images": [RED_SQUARE, RED_SQUARE]},
+)

@@ -1,14 +1,12 @@
 """The JSON of detection."""
 
 from base64 import b64encode
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, FailFast, Field
+from typing_extensions import override
 
-from service.errors import ServiceError
-from service.models.load import ModelCard
 from service.settings import ResizeMode
-from service.tasks.core import show_each
 from service.tasks.detection import MOST_DETECTIONS, DetectedImage, Detection, DetectOptions
 from service.tasks.masks import EncodedMask, PngMask, Polygons, RunLengths
 from service.transport.http.schema import (
@@ -18,8 +16,9 @@ from service.transport.http.schema import (
     LayerPointsBody,
     OptionsBody,
     TimingBody,
-    error_body,
 )
+from service.transport.http.task import RED_SQUARE, HttpTask
+from service.transport.http.uploads import Form
 
 
 class DetectOptionsBody(OptionsBody):
@@ -31,7 +30,7 @@ class DetectOptionsBody(OptionsBody):
         "every detection as well which of those points lie inside of it.",
     )
     score_threshold: float = Field(
-        0.05,
+        DetectOptions.score_threshold,
         description="Least score of a detection; under 0.05 the detectors keep none.",
         json_schema_extra={"minimum": 0, "maximum": 1},
     )
@@ -57,7 +56,8 @@ class DetectOptionsBody(OptionsBody):
     )
 
     @classmethod
-    def of_text(cls, given: dict[str, str]) -> Self:  # noqa: D102
+    @override
+    def of_text(cls, given: dict[str, str]) -> Self:
         if "classes" not in given:
             return cls.model_validate(given)
         written = given["classes"]
@@ -179,22 +179,6 @@ class DetectResult(BaseModel):
     timing: TimingBody | None = None
     error: ErrorBody | None = None
 
-    @classmethod
-    def of(cls, outcome: DetectedImage | ServiceError, request_id: str) -> "DetectResult":
-        """From the core's."""
-        if isinstance(outcome, ServiceError):
-            return cls(status="error", error=error_body(outcome, request_id))
-        points, (height, width) = outcome.points, outcome.input_size
-        return cls(
-            status="ok",
-            detections=[DetectionBody.of(found) for found in outcome.detections],
-            image=ImageSize(width=outcome.width, height=outcome.height),
-            input=ImageSize(width=width, height=height),
-            resize_mode=outcome.resize_mode,
-            points=None if points is None else [LayerPointsBody.of(layer) for layer in points],
-            timing=TimingBody.of(outcome.timing),
-        )
-
 
 class DetectAnswer(BaseModel):
     """One result for each image of the request, in order."""
@@ -204,17 +188,22 @@ class DetectAnswer(BaseModel):
     request_id: str
     results: list[DetectResult]
 
-    @classmethod
-    def of(
-        cls,
-        card: ModelCard,
-        outcomes: list[DetectedImage | ServiceError],
-        request_id: str,
-    ) -> "DetectAnswer":
-        """From the core's."""
-        return cls(
-            model=card.name,
-            version=card.version,
-            request_id=request_id,
-            results=show_each(outcomes, lambda outcome: DetectResult.of(outcome, request_id)),
-        )
+
+def _show(answer: DetectedImage) -> dict[str, Any]:
+    height, width = answer.input_size
+    return {
+        "detections": [DetectionBody.of(found) for found in answer.detections],
+        "input": ImageSize(width=width, height=height),
+        "resize_mode": answer.resize_mode,
+    }
+
+
+HTTP_DETECT = HttpTask(
+    "detect",
+    Form(DetectOptionsBody, DetectJson),
+    DetectAnswer,
+    DetectResult,
+    _show,
+    "Detect the objects in the images of one request",
+    {"image": RED_SQUARE},
+)

@@ -6,20 +6,17 @@ same questions as there (`Catalogue.check_room`), at a fifth of the cost.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import structlog
 
 from service.errors import ServiceError
 from service.logs import Summed
-from service.metrics import Metrics, Task
+from service.metrics import Metrics
 from service.tasks.catalogue import Catalogue, Refused
-from service.tasks.core import Core
-
-AnyCore = Core[Any, Any, Any, Any, Any]
 
 # What a small request takes on a busy loop from its head to its place in the queue, seconds.
 # Without it all that come in one turn of the loop would be let pass by one free place.
@@ -35,7 +32,7 @@ class _Shut(NamedTuple):
     """What everybody is told who asks for a URL before a time of the clock."""
 
     until: float
-    task: Task
+    task: str
     refused: Refused
 
 
@@ -44,22 +41,22 @@ class Gate:
 
     Args:
         catalogue: of the models.
-        tasks: by path.
+        tasks: their names.
         metrics: count the requests that are turned away.
     """
 
     def __init__(
         self,
         catalogue: Catalogue,
-        tasks: Mapping[bytes, tuple[Task, type[AnyCore]]],
+        tasks: Collection[str],
         metrics: Metrics,
     ) -> None:
         self._catalogue = catalogue
-        self._tasks = tasks
+        self._tasks = {f"/v1/{task}".encode(): task for task in tasks}
         self._metrics = metrics
         self._turned_away = Summed(log.info, "requests turned away")
         # When requests were let pass that may not have reached the queue yet.
-        self._passing = {path: deque[float]() for path in tasks}
+        self._passing = {path: deque[float]() for path in self._tasks}
         self._shut: dict[bytes, _Shut] = {}
 
     def __call__(
@@ -87,12 +84,12 @@ class Gate:
         path, _, query = url.partition(b"?")
         if path not in self._tasks:
             return None
-        task, kind = self._tasks[path]
+        task = self._tasks[path]
         try:
             model, timeout_s = _asked(query)
-            only = None if model is None else self._catalogue.find(kind, model)
+            only = None if model is None else self._catalogue.find(task, model)
             places = 1 + self._count_passing(path, now)
-            refused = self._catalogue.refusal(kind, only=only, timeout_s=timeout_s, places=places)
+            refused = self._catalogue.refusal(task, only=only, timeout_s=timeout_s, places=places)
         except (ServiceError, ValueError):
             return None
         if refused is None:

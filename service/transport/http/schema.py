@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from service.errors import ServiceError
 from service.settings import ResizeMode
 from service.tasks.catalogue import Catalogue
-from service.tasks.core import Core, Timing
+from service.tasks.core import AnyCore
+from service.tasks.passage import Timing
 from service.tasks.points import LayerPoints
 
-AnyCore = Core[Any, Any, Any, Any, Any]
 Base64 = Annotated[
     StrictStr,
     Field(

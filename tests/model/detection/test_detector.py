@@ -9,8 +9,8 @@ from model.detection import DETECTORS, create_detector, load_detector, rpn
 from model.detection.anchors import _sizes
 from model.detection.detections import MOST_DETECTIONS
 from model.detection.detector import SIZES_KEPT
+from model.detection.normalise import Normalise
 from model.detection.official import official_shapes
-from model.detection.transforms import Normalise
 from tests.conftest import GOLDEN
 from tests.fake_cuda import OnDevice, fake_cuda, move
 from tests.model.detection.conftest import KINDS, SMALL_BACKBONE, detector_state, small_detector

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from model.detection import Detections, Detector, ExplainedDetections, create_detector, roi_heads
 from model.detection.dense import LevelOutput
 from model.detection.masks import THRESHOLD, paste
+from model.detection.normalise import Normalise
 from model.detection.official import official_shapes
 from model.detection.retinanet import RetinaNetHead
 from model.detection.roi_align import pooled_features
 from model.detection.rpn import proposals
-from model.detection.transforms import Normalise, Resizing, to_model_pixels
+from model.detection.transforms import Resizing, to_model_pixels
 from tests import recipe
 from tests.model.detection import recipe as detector_recipe
 

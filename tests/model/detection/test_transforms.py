@@ -7,14 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from model.detection import DETECTORS
-from model.detection.transforms import (
-    MEAN,
-    STD,
-    Normalise,
-    Resizing,
-    resize_bilinear,
-    to_model_pixels,
-)
+from model.detection.normalise import MEAN, STD, Normalise
+from model.detection.transforms import Resizing, resize_bilinear, to_model_pixels
 
 few, sides = st.integers(1, 12), st.integers(1, 40)
 

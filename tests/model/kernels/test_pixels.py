@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from model.detection import transforms as detection
 from model.kernels.pixels import normalise, normalise_padded
-from model.transforms import Normalise
+from model.normalise import Normalise
 from tests.model.kernels.conftest import DEVICE, DTYPES, generator, some_examples
 
 

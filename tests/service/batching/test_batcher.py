@@ -43,6 +43,9 @@ class Runner:
     async def settle(self) -> None:
         pass
 
+    def describe(self, size: int) -> dict[str, object]:
+        return {"model": "recorded", "bucket": size}
+
     async def probe(self) -> None:
         pass
 

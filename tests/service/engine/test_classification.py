@@ -15,9 +15,10 @@ from demo.evaluate import bundled_model
 from demo.train import CONFIG
 from demo.views import upload, view
 from model import create_model
-from service.engine.classification import Engine, EngineInput, EngineOutput
+from service.engine.classification import ClassificationEngine
 from service.engine.device import Device, DeviceUnavailable
 from service.engine.graphs import CapturedGraph, default_buckets, pick_bucket
+from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
 from service.metrics import Metrics, ModelMetrics
 from tests.conftest import official_state
 from tests.service.recorded import recorded
@@ -45,32 +46,39 @@ def test_default_buckets_reach_the_largest_batch(max_batch):
 
 def opened(
     device: str = "cpu", threads: int = 1, **settings: object
-) -> tuple[Engine, ModelMetrics]:
+) -> tuple[ClassificationEngine, ModelMetrics]:
     model = create_model("dat_nano")
     model.load_state_dict(official_state("dat_nano"))
     metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", 1)
-    engine = Engine(model, Device(device, threads), metrics, **settings)  # type: ignore[arg-type]
+    engine = ClassificationEngine(model, Device(device, threads), metrics, **settings)  # type: ignore[arg-type]
     asyncio.run(engine.load())
     return engine, metrics
 
 
-def inputs(count: int, *, explain: bool = True) -> list[EngineInput]:
+def inputs(count: int, *, explain: bool = True) -> list[ClassificationInput]:
     pixels = np.random.default_rng(1).integers(0, 256, (count, 128, 128, 3), np.uint8)
-    return [EngineInput(image, explain and bool(row % 2)) for row, image in enumerate(pixels)]
+    return [
+        ClassificationInput(image, Wanted(points=explain and bool(row % 2)))
+        for row, image in enumerate(pixels)
+    ]
 
 
-def served_demo(device: str, dtype: str) -> Engine:
+def served_demo(device: str, dtype: str) -> ClassificationEngine:
     metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", 1)
-    engine = Engine(bundled_model(), Device(device, 1), metrics, dtype=dtype, max_batch=8)
+    engine = ClassificationEngine(
+        bundled_model(), Device(device, 1), metrics, dtype=dtype, max_batch=8
+    )
     asyncio.run(engine.load())
     return engine
 
 
-def forward(engine: Engine, batch: list[EngineInput]) -> list[EngineOutput]:
+def forward(
+    engine: ClassificationEngine, batch: list[ClassificationInput]
+) -> list[ClassificationOutput]:
     return engine.launch(batch)()
 
 
-def by_class(output: EngineOutput) -> NDArray[np.float32]:
+def by_class(output: ClassificationOutput) -> NDArray[np.float32]:
     assert (np.diff(output.scores) <= 0).all()
     assert sorted(output.classes) == list(range(len(output.scores)))
     return output.scores[np.argsort(output.classes)]
@@ -197,7 +205,7 @@ def test_models_on_all_gpus_do_not_touch_each_other():
     images = inputs(6)
     expected = forward(exact, images)
 
-    async def classify(engine: Engine, start: int) -> None:
+    async def classify(engine: ClassificationEngine, start: int) -> None:
         outputs = await engine.run_batch(images[start : start + 3])
         for ours, theirs in zip(outputs, expected[start:], strict=False):
             np.testing.assert_allclose(by_class(ours), by_class(theirs), atol=1e-4)
@@ -226,7 +234,7 @@ def test_half_precision_names_the_classes_of_float32_on_the_device(dtype):
     engine = served_demo("cuda", dtype)
     exact = served_demo("cpu", "float32")
     views = [view(*upload(11, index, 320), CONFIG) for index in range(400)]
-    images = [EngineInput(one.pixels) for one in views]
+    images = [ClassificationInput(one.pixels) for one in views]
     same = [
         ours.classes[0] == theirs.classes[0]
         for start in range(0, len(images), 8)

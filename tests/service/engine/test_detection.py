@@ -18,9 +18,10 @@ from prometheus_client import CollectorRegistry
 
 from demo.detection import scenes
 from model.detection import load_detector
-from service.engine.detection import DetectionEngine, DetectionInput, DetectionOutput
+from service.engine.detection import DetectionEngine
 from service.engine.device import Device
 from service.engine.graphs import GraphCache
+from service.engine.items import DetectionInput, DetectionOutput, Wanted
 from service.engine.pipeline import CAPTURE_AFTER
 from service.metrics import Metrics, ModelMetrics
 from service.models.load import BUNDLED
@@ -46,7 +47,7 @@ def inputs(count: int, size: tuple[int, int] = SIZES[0], seed: int = 5) -> list[
     for row in range(count):
         padded[row, :height, :width] = scenes.scene(seed, row, height, width).pixels
     return [
-        DetectionInput(pixels, (height, width), (1.0, 1.0), explain=row % 2 == 1)
+        DetectionInput(pixels, (height, width), (1.0, 1.0), Wanted(points=row % 2 == 1))
         for row, pixels in enumerate(padded)
     ]
 

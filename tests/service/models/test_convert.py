@@ -8,8 +8,9 @@ from safetensors import safe_open
 from model import load_model
 from model.checkpoint import CheckpointError, sha256
 from model.detection import DETECTORS, load_detector
-from service.models.convert import convert
-from service.models.load import load
+from service.models import convert as converting
+from service.models import load as loading
+from service.served_tasks import TASKS
 from service.settings import Model, ModelChoice
 from tests import detection_clients
 from tests.clients import JPEG, over_http
@@ -20,6 +21,16 @@ from tests.service.commands import run, run_all
 
 DETECTOR = DETECTORS["mask_rcnn_dat_nano"]
 OBJECTS = tuple(f"object {n}" for n in range(DETECTOR.num_classes))
+
+LOADERS = [task.loader for task in TASKS]
+
+
+def load(chosen):
+    return loading.load(chosen, LOADERS)
+
+
+def convert(chosen, out):
+    return converting.convert(chosen, out, LOADERS)
 
 
 def save_detector(path, names=None, classes=DETECTOR.num_classes):
@@ -192,7 +203,7 @@ def test_the_moving_average_of_a_detector_is_converted(tmp_path):
     assert '"weights": "ema"' in ended.stdout
     for weights_of in ("model", "ema"):
         bias = (
-            load(Model(checkpoint=out, weights=weights_of)).detector.head.box_heads[0].classes.bias
+            load(Model(checkpoint=out, weights=weights_of)).network.head.box_heads[0].classes.bias
         )
         expected = state["roi_head.bbox_head.fc_cls.bias"] / 2
         torch.testing.assert_close(bias.data, expected)
@@ -222,7 +233,7 @@ def test_the_demo_detector_survives_a_conversion(tmp_path):
     convert(ModelChoice(checkpoint=demo.source), out)
     converted = load(Model(checkpoint=out))
     assert converted.labels == demo.labels
-    state = demo.detector.state_dict()
-    assert converted.detector.state_dict().keys() == state.keys()
-    for name, value in converted.detector.state_dict().items():
+    state = demo.network.state_dict()
+    assert converted.network.state_dict().keys() == state.keys()
+    for name, value in converted.network.state_dict().items():
         torch.testing.assert_close(value, state[name], rtol=0, atol=0)

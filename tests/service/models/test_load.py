@@ -6,7 +6,9 @@ import torch
 from model import create_model
 from model.checkpoint import CheckpointError, sha256, write
 from model.detection import DETECTORS
-from service.models.load import Label, load
+from service.models import load as loading
+from service.models.card import Label
+from service.served_tasks import TASKS
 from service.settings import Model
 from tests.conftest import official_state
 from tests.model.detection.conftest import detector_state
@@ -26,6 +28,10 @@ def labels(tmp_path):
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(NAMES))
     return path
+
+
+def load(chosen):
+    return loading.load(chosen, [task.loader for task in TASKS])
 
 
 def names(served):
@@ -74,7 +80,7 @@ def test_a_model_is_called_what_the_settings_say_or_by_its_variant(tiny_checkpoi
 
 
 def test_parameters_and_flops_are_those_of_the_paper(tiny_checkpoint):
-    cost = load(Model(checkpoint=tiny_checkpoint)).cost
+    cost = load(Model(checkpoint=tiny_checkpoint))
     assert (round(cost.parameters / 1e6, 1), round(cost.flops / 1e9, 1)) == (28.3, 4.6)
 
 

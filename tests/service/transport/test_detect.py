@@ -20,7 +20,8 @@ from model import checkpoint as checkpoints
 from model import kernels
 from model.detection import create_detector, load_detector
 from model.detection.masks import paste_whole
-from model.detection.transforms import Normalise, Resizing, to_model_pixels
+from model.detection.normalise import Normalise
+from model.detection.transforms import Resizing, to_model_pixels
 from service.engine.device import Device
 from service.metrics import Metrics
 from service.models.lineup import ModelEntry

@@ -1,0 +1,39 @@
+"""From bytes to the numbers that a classifier reads, on the device that holds them."""
+
+import torch
+from torch import Tensor, nn
+
+from model.kernels import BYTES, usable
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Normalise(nn.Module):
+    """Bytes `(B, H, W, 3)` to the model's input `(B, 3, H, W)`, on the device that holds them.
+
+    The arithmetic is float32 in the official order; only the result is cast to `dtype`. The
+    result keeps the memory order of the bytes (`torch.channels_last`). Move this module with
+    `.to(device)` only: `.to(dtype)` would round the mean and the deviation.
+
+    Args:
+        dtype: of the result.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise a batch of bytes."""
+        if usable(pixels, BYTES):
+            from model.kernels.pixels import normalise  # noqa: PLC0415
+
+            return normalise(pixels.contiguous(), self.mean, self.std, self.dtype)
+        images = pixels.permute(0, 3, 1, 2).float() / 255
+        return ((images - self.mean) / self.std).to(self.dtype)

@@ -1,0 +1,48 @@
+"""What is known of a model without its weights."""
+
+from dataclasses import dataclass
+
+from service.settings import ResizeMode
+
+
+@dataclass(frozen=True)
+class Label:
+    """The name of a class, and its WordNet id where it has one."""
+
+    name: str
+    wnid: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a caller may know of a model.
+
+    Attributes:
+        name: that requests use.
+        version: shown in every answer.
+        task: what it does.
+        variant: which network it is.
+        image_size: `(H, W)` of its input, pixels; `None` where it changes with the image.
+        resize_mode: of requests that name none; `None` where there is but one way to resize.
+        letterbox_size: side of the letterbox, pixels; `None` where there is none.
+        classes: how many it tells apart.
+        parameters: as published for the variant.
+        flops: of one image, see `model.cost`; `None` where they change with the image.
+        device: that runs it.
+        dtype: of its features.
+        max_batch: most images in one batch.
+    """
+
+    name: str
+    version: str
+    task: str
+    variant: str
+    image_size: tuple[int, int] | None
+    resize_mode: ResizeMode | None
+    letterbox_size: int | None
+    classes: int
+    parameters: int
+    flops: int | None
+    device: str
+    dtype: str
+    max_batch: int

@@ -1,0 +1,144 @@
+"""The way of one image through the decoders, the queue and the device, step by step."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from service.batching.batcher import Admission, Batcher
+from service.engine.items import Item
+from service.errors import DeadlineExceeded, InvalidImage
+from service.images.decoders import DecodingRequest
+from service.metrics import ModelMetrics
+
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one image went, seconds, and the images in its batch."""
+
+    decode_s: float
+    queue_s: float
+    compute_s: float
+    batch_size: int
+
+
+class Computed(NamedTuple):
+    """What the device said of an image, and where the time of that image went."""
+
+    output: Any
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class RequestPassage:
+    """What the images of one request have in common on their way.
+
+    Attributes:
+        batcher: of the model.
+        admission: their places in the queue.
+        decoding: their turns at the decoders.
+        deadline: loop time, seconds.
+        metrics: of the model.
+    """
+
+    batcher: Batcher[Any, Any]
+    admission: Admission
+    decoding: DecodingRequest
+    deadline: float
+    metrics: ModelMetrics
+
+    def image(self, upload: bytes | InvalidImage, pixels: int) -> "ImagePassage":
+        """The way of one image, as a context.
+
+        Args:
+            upload: its bytes, or why the transport could not get at them.
+            pixels: that it says it has.
+        """
+        return ImagePassage(self, upload, pixels)
+
+
+class ImagePassage:
+    """One image: `decode` it, then `submit` what the device takes.
+
+    Its place in the queue is given back at the end of the context if it was not submitted.
+    """
+
+    def __init__(self, request: RequestPassage, upload: bytes | InvalidImage, pixels: int) -> None:
+        self._request = request
+        self._upload = upload
+        self._pixels = pixels
+        self._ahead = AsyncExitStack()
+        self._submitted = False
+        self._computed_at: float | None = None
+        self._waited_s = self._decode_s = 0.0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._ahead.aclose()
+        if not self._submitted:
+            self._request.admission.give_back()
+        if error is None and self._computed_at is not None:
+            seconds = perf_counter() - self._computed_at
+            self._request.metrics.stage["postprocess"].observe(seconds)
+
+    async def decode(self, work: Callable[[bytes], Prepared]) -> Prepared:
+        """Make an upload the input of the model, in a thread, when it is this image's turn.
+
+        Args:
+            work: from the bytes.
+
+        Raises:
+            InvalidImage: not a usable image.
+            DeadlineExceeded: the deadline passed first.
+        """
+        upload, request = self._upload, self._request
+        if isinstance(upload, InvalidImage):
+            raise upload
+        came = perf_counter()
+        await self._ahead.enter_async_context(request.batcher.ahead(request.deadline))
+        start = perf_counter()
+
+        def timed() -> tuple[Prepared, float]:
+            began = perf_counter()
+            return work(upload), perf_counter() - began
+
+        try:
+            async with asyncio.timeout_at(request.deadline):
+                prepared, seconds = await request.decoding.run(self._pixels, timed)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+        self._waited_s, self._decode_s = start - came, perf_counter() - start
+        request.batcher.forecast.decoded(seconds)
+        request.metrics.stage["decode"].observe(self._decode_s)
+        return prepared
+
+    async def submit(self, item: Item) -> Computed:
+        """Queue an image for the device and wait for what that says of it.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first.
+            EngineFailed: the image failed on the device.
+            EngineUnavailable: the device was lost.
+        """
+        request = self._request
+        self._submitted = True
+        async with self._ahead:
+            served = await request.batcher.submit(
+                item, request.admission, request.deadline, self._waited_s
+            )
+        request.metrics.images.inc()
+        self._computed_at = perf_counter()
+        timing = Timing(self._decode_s, served.queue_s, served.compute_s, served.batch_size)
+        return Computed(served.result, timing)

@@ -1,0 +1,48 @@
+"""The answers to requests that failed as a whole."""
+
+from http import HTTPStatus
+from math import ceil
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from service.errors import ServiceError, UnsupportedCoding, quoted
+from service.transport.http import content_coding
+from service.transport.http.context import request_id
+from service.transport.http.schema import ErrorAnswer, ErrorBody, error_body
+
+
+def show_failures(app: FastAPI) -> None:
+    """Give every failure its status and its JSON."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+    if isinstance(error, UnsupportedCoding):
+        headers["Accept-Encoding"] = ", ".join(content_coding.READ)
+    body = ErrorAnswer(error=error_body(error, request_id(request)))
+    return JSONResponse(body.model_dump(), error.http_status, headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    body = ErrorBody(
+        code=phrase.lower().replace(" ", "_"),
+        message=f"{phrase}: {request.method} {quoted(request.url.path)}",
+        request_id=request_id(request),
+    )
+    headers = dict(error.headers or {})
+    return JSONResponse(ErrorAnswer(error=body).model_dump(), error.status_code, headers)
+
+
+async def _internal_error(request: Request, _: Exception) -> Response:
+    body = ErrorBody(code="internal", message="internal error", request_id=request_id(request))
+    return JSONResponse(ErrorAnswer(error=body).model_dump(), 500)

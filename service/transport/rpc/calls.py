@@ -1,0 +1,164 @@
+"""How calls are answered, and what becomes of them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from math import ceil
+from time import perf_counter
+from typing import Any
+
+import grpc
+import structlog
+
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.transport import request_id
+from service.transport.rpc.reading import Context
+
+# What answers a call, from its context: bytes, or nothing where it wrote its answers itself.
+Answer = Callable[[Context], Awaitable[Any]]
+
+_HEAR_OUT_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+def one_answer(answer: Answer) -> "grpc.RpcMethodHandler[Any, Any]":
+    """A method with one answer, whose requests come as bytes."""
+
+    async def serve(_: object, context: Context) -> bytes:
+        return await answer(context) or b""
+
+    return grpc.stream_unary_rpc_method_handler(serve)
+
+
+def many_answers(
+    answer: Answer, serializer: Callable[[Any], bytes] | None = None
+) -> "grpc.RpcMethodHandler[Any, Any]":
+    """A method that writes its answers itself."""
+
+    async def serve(_: object, context: Context) -> None:
+        await answer(context)
+
+    return grpc.stream_stream_rpc_method_handler(serve, response_serializer=serializer)
+
+
+def heard_out(answer: Answer) -> Answer:
+    """Answer a stream; if it fails, read on for a while what its caller still sends.
+
+    A client whose sending fails may take that for the end of the call, and not see its status.
+    """
+
+    async def serve(context: Context) -> None:
+        try:
+            await answer(context)
+        except ServiceError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEAR_OUT_S):
+                    while await context.read() is not grpc.aio.EOF:
+                        pass
+            raise
+
+    return serve
+
+
+async def _refuse(
+    context: Context, error: ServiceError, metadata: tuple[tuple[str, str], ...] = ()
+) -> None:
+    """End a call with a failure."""
+    told = [*metadata, ("dat-error-code", error.code)]
+    if error.retry_after_s is not None:
+        # What gRPC's own retry policies obey (proposal A6).
+        told.append(("grpc-retry-pushback-ms", str(max(1, ceil(error.retry_after_s * 1e3)))))
+    await _abort(context, error.grpc_code, str(error), tuple(told))
+
+
+async def _abort(
+    context: Context, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, str], ...]
+) -> None:
+    """End a call; the caller of this is to return.
+
+    To set the code and return would send an empty answer first, after which gRPC's clients do not
+    try again. gRPC keeps the exception of an abort with the call, and raises it once more on
+    return; with a traceback it would hold the frames, and with those the call.
+    """
+    try:
+        await context.abort(code, details, metadata)
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = None
+
+
+def uncounted(answer: Answer) -> Answer:
+    """Answer a call of those who watch over the server, and show them why it failed."""
+
+    async def serve(context: Context) -> Any:
+        try:
+            return await answer(context)
+        except ServiceError as error:
+            failure = error.with_traceback(None)
+        except grpc.aio.AbortError as aborted:  # gRPC keeps it
+            aborted.__traceback__ = None
+            return None
+        await _refuse(context, failure)
+        return None
+
+    return serve
+
+
+class Calls:
+    """What calls have in common: what became of them, told to the caller and counted."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._responses = metrics.responses
+
+    def counted(self, method: str, answer: Answer) -> Answer:
+        """Answer a call, show the caller what became of it, and count that."""
+
+        async def serve(context: Context) -> Any:
+            identity, start = _choose_identity(context), perf_counter()
+            metadata = ((request_id.HEADER, identity),)
+            context.set_trailing_metadata(metadata)
+            code = grpc.StatusCode.OK
+            failure: ServiceError | None = None
+            try:
+                return await answer(context)
+            except ServiceError as error:
+                code = error.grpc_code
+                failure = error.with_traceback(None)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception:  # gRPC would show the caller the text of a bug
+                code = grpc.StatusCode.INTERNAL
+                log.exception("request failed", request_id=identity)
+            finally:
+                self._log(method, code, start, identity)
+            if failure is None:
+                await _abort(context, code, "internal error", metadata)
+            else:
+                await _refuse(context, failure, metadata)
+            return None
+
+        return serve
+
+    def _log(self, method: str, code: grpc.StatusCode, start: float, identity: str) -> None:
+        self._responses.labels("grpc", code.name).inc()
+        log.info(
+            "request",
+            method=method,
+            status=code.name,
+            duration_s=round(perf_counter() - start, 4),
+            request_id=identity,
+        )
+
+
+def identity_of(context: Context) -> str:
+    """The id of a call that is counted: the one that its answer shows."""
+    return str(dict(context.trailing_metadata() or ())[request_id.HEADER])
+
+
+def _choose_identity(context: Context) -> str:
+    given = dict(context.invocation_metadata() or ()).get(request_id.HEADER, "")
+    # Only keys that end in -bin have values of bytes.
+    assert isinstance(given, str)
+    return request_id.choose(given)

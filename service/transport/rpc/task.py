@@ -1,0 +1,59 @@
+"""How a task looks over gRPC, and the messages that answer its requests."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from service.errors import ServiceError
+from service.models.card import ModelCard
+from service.tasks.core import Answer, Options, show_each
+from service.transport.rpc.messages import error_message
+
+TaskOptions = TypeVar("TaskOptions", bound=Options)
+TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
+
+
+@dataclass(frozen=True)
+class RpcTask(Generic[TaskOptions, TaskAnswer]):
+    """How a task looks over gRPC.
+
+    Attributes:
+        name: of the task.
+        service: that has its calls; the one with several answers has the name of the other with
+            `Stream` behind it.
+        method: its call with one answer.
+        request: the message that asks.
+        options: of the core from a request without its images, and the seconds left for it.
+        response: the message that answers: `model`, `version` and `results`.
+        result: the message of one image, which holds an `error` or what `show` gives.
+        show: what the task says of an image, by the fields of `result`.
+        stream_request: the message of a stream that asks.
+        stream_response: the message of a stream that answers.
+    """
+
+    name: str
+    service: str
+    method: str
+    request: type[Message]
+    options: Callable[[Any, float | None], TaskOptions]
+    response: type[Message]
+    result: type[Message]
+    show: Callable[[TaskAnswer], Mapping[str, Message]]
+    stream_request: type[Any]
+    stream_response: Callable[..., Message]
+
+    def answer(self, card: ModelCard, outcomes: list[TaskAnswer | ServiceError]) -> Message:
+        """The message that answers a request.
+
+        Raises:
+            Internal: the only answer of the request cannot be shown.
+        """
+        results = show_each(outcomes, self._result)
+        return self.response(model=card.name, version=card.version, results=results)
+
+    def _result(self, outcome: TaskAnswer | ServiceError) -> Message:
+        if isinstance(outcome, ServiceError):
+            return self.result(error=error_message(outcome))
+        return self.result(**self.show(outcome))

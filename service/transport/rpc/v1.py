@@ -1,0 +1,207 @@
+"""The calls of our own interface, version 1: the tasks and the models.
+
+Messages are read and parsed here and not by gRPC, for which every call sends a stream of bytes;
+on the wire there is no difference. So whether a request may come is asked before it is read, what
+it holds is counted before it is parsed, and a malformed one has a status of its own.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from service.byte_budget import RETRY_AFTER_S, ByteBudget
+from service.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    Internal,
+    InvalidRequest,
+    Overloaded,
+    ServiceError,
+)
+from service.metrics import CountedRequest, Metrics, Protocol
+from service.pb import dat_pb2
+from service.settings import Limits
+from service.tasks.catalogue import Catalogue
+from service.tasks.core import AnyCore
+from service.transport.rpc import wire
+from service.transport.rpc.calls import Calls, identity_of, one_answer
+from service.transport.rpc.messages import RESIZE_MODES, error_message
+from service.transport.rpc.reading import Context, Reading
+from service.transport.rpc.task import RpcTask
+
+MODEL_SERVICE = "dat.v1.ModelService"
+_IMAGES = 1  # in the requests of all tasks
+_REQUEST_IN_STREAM = 2  # in the messages of all streams
+# Requests of one stream that are worked on at a time; more wait in the flow control of HTTP/2.
+_STREAM_CONCURRENCY = 64
+# Of a message that is not being read, gRPC keeps no more than this, bytes; most images fit in it.
+UNREAD_BYTES = 256 * 1024
+# The images of a larger message are copied where the event loop does not wait for it.
+_LARGE_MESSAGE_BYTES = 2**20
+
+log = structlog.get_logger(__name__)
+
+
+class TaskCalls:
+    """The calls of a task, with one answer or many."""
+
+    def __init__(
+        self,
+        task: RpcTask[Any, Any],
+        catalogue: Catalogue,
+        metrics: Metrics,
+        budget: ByteBudget,
+        *,
+        limits: Limits,
+        reading: Reading,
+    ) -> None:
+        self._task = task
+        self._catalogue = catalogue
+        self._limits = limits
+        self._metrics = metrics
+        self._budget = budget
+        self._reading = reading
+        self._streams = 0
+
+    async def one(self, context: Context) -> bytes:
+        """Answer the one request of a call."""
+        with self._metrics.request(self._task.name, "grpc") as counted:
+            self._catalogue.check_room(self._task.name, counted)
+            with self._budget.hold(min(UNREAD_BYTES, self._limits.max_body_bytes)) as held:
+                received = wire.Received(await self._reading.read_only(context))
+                self._check_size(received, "grpc")
+                held.resize(received.size)
+                return await self._answer(received, context, counted, lambda response: response)
+
+    async def many(self, context: Context) -> None:
+        """Answer the requests of a stream, a bounded number at a time, as they are ready."""
+        if self._streams == self._limits.max_streams:
+            raise Overloaded(f"{self._streams} streams are open, and no more may be", RETRY_AFTER_S)
+        self._streams += 1
+        try:
+            await self._many(context)
+        finally:
+            self._streams -= 1
+
+    async def _many(self, context: Context) -> None:
+        free = asyncio.Semaphore(_STREAM_CONCURRENCY)
+        writing = asyncio.Lock()  # gRPC allows one write at a time
+        malformed: list[InvalidRequest] = []
+
+        async def serve(identity: str, received: wire.Received) -> None:
+            try:
+                answer = await self._stream_answer(identity, received, context)
+                async with writing:
+                    # Whoever left reads no answer; gRPC then cancels this call.
+                    with suppress(grpc.aio.InternalError):
+                        await context.write(answer)
+            finally:
+                free.release()
+
+        async with asyncio.TaskGroup() as tasks:
+            await free.acquire()
+            while received := await self._receive(context):
+                try:
+                    asked = received.enter(_REQUEST_IN_STREAM, self._task.stream_request)
+                except InvalidRequest as error:  # to whom the answer would belong is not known
+                    malformed.append(error.with_traceback(None))
+                    break
+                tasks.create_task(serve(asked.id, received))
+                del received  # the next may be long in coming
+                await free.acquire()
+        if malformed:
+            raise malformed.pop()
+
+    async def _receive(self, context: Context) -> wire.Received | None:
+        # Others may always hold some of the budget.
+        await self._budget.room(min(self._limits.max_body_bytes, self._budget.limit // 2))
+        message = await context.read()
+        return None if message is grpc.aio.EOF else wire.Received(message)
+
+    async def _stream_answer(
+        self, identity: str, received: wire.Received, context: Context
+    ) -> bytes:
+        form = partial(self._task.stream_response, id=identity)
+        try:
+            with self._metrics.request(self._task.name, "stream") as counted:
+                self._check_size(received, "stream")
+                with self._budget.hold(received.size):
+                    return await self._answer(
+                        received, context, counted, lambda response: form(response=response)
+                    )
+        except ServiceError as error:
+            failure = error_message(error)
+        except Exception:  # a bug in one request must not end the stream of the others
+            log.exception("request failed", stream_request=identity)
+            failure = error_message(Internal("internal error"))
+        return form(error=failure).SerializeToString()
+
+    def _check_size(self, received: wire.Received, protocol: Protocol) -> None:
+        self._metrics.body_bytes[protocol].observe(received.size)
+        limit = self._limits.max_body_bytes
+        if received.size > limit:
+            raise ImageTooLarge("too_large", f"the message has more than {limit} bytes")
+
+    async def _answer(
+        self,
+        received: wire.Received,
+        context: Context,
+        counted: CountedRequest,
+        form: Callable[[Message], Message],
+    ) -> bytes:
+        """What answers a request, in the form of its call."""
+        task = self._task
+        take = partial(received.take, _IMAGES, task.request, self._limits.max_images)
+        large = received.size > _LARGE_MESSAGE_BYTES
+        request, images = await asyncio.to_thread(take) if large else take()
+        counted.images = len(images)
+        remaining = context.time_remaining()
+        if remaining is not None and remaining <= 0:
+            raise DeadlineExceeded("the deadline passed before the request was read")
+        options = task.options(request, remaining)
+        core = self._catalogue.find(task.name, options.model)
+        counted.model = core.card.name
+        outcomes = await core.answer(images, options, identity_of(context))
+        counted.outcomes = outcomes
+
+        def render() -> bytes:
+            return form(task.answer(core.card, outcomes)).SerializeToString()
+
+        # The points of many images are numbers for a tenth of a second.
+        return await asyncio.to_thread(render) if options.explain != "none" else render()
+
+
+def add_models(
+    server: grpc.aio.Server, catalogue: Catalogue, calls: Calls, reading: Reading
+) -> None:
+    """Tell which models are served."""
+
+    def describe(core: AnyCore) -> dat_pb2.Model:
+        facts = vars(core.card).copy()
+        height, width = facts.pop("image_size") or (None, None)
+        facts["resize_mode"] = RESIZE_MODES[core.card.resize_mode]
+        default = catalogue.is_default(core)
+        return dat_pb2.Model(default=default, width=width, height=height, **facts)
+
+    async def list_models(context: Context) -> bytes:
+        wire.parse(dat_pb2.ListModelsRequest, await reading.read_only(context))
+        models = map(describe, catalogue.cores)
+        return dat_pb2.ListModelsResponse(models=models).SerializeToString()
+
+    async def get_model(context: Context) -> bytes:
+        request = wire.parse(dat_pb2.GetModelRequest, await reading.read_only(context))
+        core = catalogue.describe(request.name or None)
+        labels = (dat_pb2.Label(**vars(label)) for label in core.labels)
+        return dat_pb2.GetModelResponse(model=describe(core), labels=labels).SerializeToString()
+
+    methods = {
+        "ListModels": one_answer(calls.counted("ListModels", list_models)),
+        "GetModel": one_answer(calls.counted("GetModel", get_model)),
+    }
+    server.add_registered_method_handlers(MODEL_SERVICE, methods)
