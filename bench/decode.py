@@ -1,7 +1,7 @@
 """Time the ways from an uploaded picture to the pixels of a classifier, side by side.
 
-Every way begins with the checks of `service.images.containers`. Rounds alternate between the ways; the
-ratio to the official way (decode, resize the whole picture, crop) is taken per round, with one
+Every way begins with the checks of `service.images.containers`. Rounds alternate between the ways;
+the ratio to the official way (decode, resize the whole picture, crop) is taken per round, with one
 thread and with one for each core. The error of a way is the difference of its pixels from the
 official ones, in levels of 0 to 255. simplejpeg, which the service does not depend on, takes part
 where it is installed.

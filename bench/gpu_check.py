@@ -39,11 +39,12 @@ from service.engine.classify import Classify
 from service.engine.detection import DetectionEngine
 from service.engine.device import Device
 from service.engine.gpu import compute_float32_in_full
-from service.engine.items import (, Wanted
+from service.engine.items import (
     ClassificationInput,
     ClassificationOutput,
     DetectionInput,
     DetectionOutput,
+    Wanted,
 )
 from service.metrics import Metrics, ModelMetrics
 from service.models.load import BUNDLED

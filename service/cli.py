@@ -14,10 +14,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from service import healthcheck, logs, machine, preconditions, process, settings
-from service.healthcheck import HealthcheckError
-from service.models.lineup import Lineup, ModelFileError, choose_models, require_files
-from service.ports import Ports, StartupError, open_ports
-from service.preconditions import PreconditionError
+from service.command_errors import CommandError
+from service.models.lineup import Lineup, choose_models, require_files
+from service.ports import Ports, open_ports
 
 _SIGNALLED = 130  # what a shell says of a command that was interrupted
 
@@ -42,6 +41,8 @@ def main() -> None:
         sys.exit(arguments.run(arguments))
     except ValidationError as error:
         sys.exit(_fail(*_faults(error, _variable)))
+    except CommandError as error:
+        sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
         _fail("interrupted")
         sys.exit(_SIGNALLED)
@@ -132,19 +133,14 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _serve(_: Namespace) -> int:
     chosen = settings.Settings()
-    try:
-        lineup = choose_models(chosen)
-        require_files(chosen, lineup)
-        preconditions.require(chosen)
-    except (ModelFileError, PreconditionError) as error:
-        return _fail(str(error))
+    lineup = choose_models(chosen)
+    require_files(chosen, lineup)
+    preconditions.require(chosen)
     try:
         lines = logs.configure(chosen.log)
         logs.never_wait_for_errors()
         with open_ports(chosen.server) as ports:
             return _serve_on(ports, chosen, lineup, lines)
-    except StartupError as error:
-        return _fail(str(error))
     except (ImportError, MemoryError, OSError, RuntimeError, SystemError) as error:
         missing = machine.shortage(error)
         if missing is None:
@@ -160,16 +156,12 @@ def _serve_on(
     process.begin()
     import uvloop  # noqa: PLC0415
 
-    from model.checkpoint import CheckpointError  # noqa: PLC0415
-    from service.engine.device import DeviceUnavailable  # noqa: PLC0415
     from service.errors import ServiceError  # noqa: PLC0415
     from service.replica import serve  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(chosen, lineup, ports, lines))
-        except (CheckpointError, DeviceUnavailable, ModelFileError) as error:
-            return _fail(str(error))
         except ServiceError as error:  # a device that is lost before it is ready
             return _fail(machine.shortage(error) or str(error))
     return 0
@@ -179,18 +171,13 @@ def _evaluate(arguments: Namespace) -> int:
     if arguments.resize_mode is not None and arguments.coco is None:
         return _fail("--resize-mode is for detectors, which --coco measures")
     chosen = settings.Settings()
-    try:
-        lineup = choose_models(chosen)
-        require_files(chosen, lineup)
-    except ModelFileError as error:
-        return _fail(str(error))
+    lineup = choose_models(chosen)
+    require_files(chosen, lineup)
     logs.configure(chosen.log, sys.stderr)  # standard output is for the result
     process.begin()
-    from model.checkpoint import CheckpointError  # noqa: PLC0415
-    from service.engine.device import DeviceUnavailable  # noqa: PLC0415
     from service.evaluation.accuracy import Accuracy  # noqa: PLC0415
     from service.evaluation.coco import CocoPrecision  # noqa: PLC0415
-    from service.evaluation.run import EvaluationError, evaluate  # noqa: PLC0415
+    from service.evaluation.run import evaluate  # noqa: PLC0415
 
     try:
         entry = lineup.find(arguments.model)
@@ -200,8 +187,6 @@ def _evaluate(arguments: Namespace) -> int:
             else CocoPrecision(arguments.data, arguments.coco, arguments.resize_mode)
         )
         figures = asyncio.run(evaluate(evaluation, entry, chosen, arguments.journal))
-    except (CheckpointError, DeviceUnavailable, EvaluationError, ModelFileError) as error:
-        return _fail(str(error))
     except KeyboardInterrupt:
         return _fail(f"interrupted; the same command goes on from {arguments.journal}")
     print(json.dumps(figures, indent=2))  # noqa: T201
@@ -264,11 +249,8 @@ def _fail(*messages: str) -> int:
 
 
 def _healthcheck(arguments: Namespace) -> int:
-    try:
-        url = arguments.url or healthcheck.address(settings.Settings().server)
-        healthcheck.ask(url, timeout_s=arguments.timeout, authorities=arguments.ca)
-    except HealthcheckError as error:
-        return _fail(str(error))
+    url = arguments.url or healthcheck.address(settings.Settings().server)
+    healthcheck.ask(url, timeout_s=arguments.timeout, authorities=arguments.ca)
     return 0
 
 

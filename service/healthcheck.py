@@ -8,10 +8,11 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import SplitResult, urlsplit
 
+from service.command_errors import CommandError
 from service.settings import Server, silence_grpc
 
 
-class HealthcheckError(Exception):
+class HealthcheckError(CommandError):
     """The server is not ready, or could not be asked; the message says which."""
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import structlog
 from torch import nn
 
+from model.checkpoint import CheckpointError
 from service.batching.batcher import Batcher
 from service.batching.dispatch import Dispatch
+from service.command_errors import StartupError
 from service.engine.device import Device, compute_alone
 from service.images.decoders import Decoders
 from service.memory import reach_heap
@@ -28,6 +30,10 @@ from service.tasks.core import AnyCore
 from service.threads import open_pool
 
 log = structlog.get_logger(__name__)
+
+
+class ModelUnusable(StartupError):
+    """The weights or the class names of a model cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,16 @@ def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
     """Read a model, and put the engines, the batcher and the core over it.
 
     Raises:
-        model.checkpoint.CheckpointError: the weights or the class names cannot be used.
+        ModelUnusable: the weights or the class names.
         ModelFileError: sizes for a model that has a fixed one.
         DeviceUnavailable: a setting that the device cannot follow.
     """
     settings, devices = shared.settings, shared.devices
     start = perf_counter()
-    loaded = load(entry, [task.loader for task in shared.tasks])
+    try:
+        loaded = load(entry, [task.loader for task in shared.tasks])
+    except CheckpointError as fault:
+        raise ModelUnusable(str(fault)) from fault
     read_s = perf_counter() - start
     task = next(task for task in shared.tasks if task.name == loaded.task)
     batching = entry.batching(settings.batching)

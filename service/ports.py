@@ -5,13 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from service.command_errors import StartupError
 from service.settings import Server
 
 _BACKLOG = 2048
-
-
-class StartupError(Exception):
-    """The replica cannot start; the message says what to change."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ import socket
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from service.command_errors import StartupError
 from service.settings import Settings
 
 
-class PreconditionError(Exception):
+class PreconditionError(StartupError):
     """Something is missing; the message names the variable and what it needs."""
 
 

@@ -55,7 +55,7 @@ async def serve(
         tasks: that are served.
 
     Raises:
-        model.checkpoint.CheckpointError: the weights or the class names cannot be used.
+        ModelUnusable: the weights or the class names of a model.
         ModelFileError: sizes for a model that has a fixed one.
         DeviceUnavailable: the device is not there.
         StartupError: the gRPC port was taken meanwhile.

@@ -32,7 +32,7 @@ from service.transport.rpc.detection_messages import RPC_DETECT
 from service.transport.rpc.task import RpcTask
 
 
-class Engine(Runner[Any, Any], Protocol):
+class Engine(Runner, Protocol):
     """One model on one device.
 
     Attributes:
@@ -86,7 +86,7 @@ class ServedTask:
     loader: Loader
     engine: Callable[[LoadedModel, Any, Device, ModelMetrics, EngineChoice], Engine]
     core: Callable[..., AnyCore]
-    http: HttpTask[Any, Any]
+    http: HttpTask[Any]
     rpc: RpcTask[Any, Any]
 
     @property

@@ -17,10 +17,11 @@ from prometheus_client import make_asgi_app
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.byte_budget import ByteBudget
+from service.command_errors import StartupError
 from service.errors import InvalidRequest
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
-from service.ports import Ports, StartupError
+from service.ports import Ports
 from service.served_tasks import ServedTask
 from service.settings import Server, Settings
 from service.tasks.catalogue import Catalogue
@@ -61,7 +62,7 @@ class Servers:
 
 
 @asynccontextmanager
-async def open_servers(
+async def open_servers(  # noqa: PLR0917
     tasks: Sequence[ServedTask],
     settings: Settings,
     ports: Ports,

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import from_json
@@ -28,7 +28,6 @@ Decode = Literal["exact", "fast"]
 Backend = Literal["torch", "openvino"]
 Weights = Literal["model", "ema"]
 
-T = TypeVar("T")
 
 _DAY_S = 86_400
 _MOST_THREADS = 512
@@ -496,7 +495,7 @@ def _unknown(name: str) -> str:
     return f"unknown setting {name:.100}; {hint}"
 
 
-def _written(group: T) -> T | dict[str, Any]:
+def _written(group: Any) -> Any:
     """The values of a group as they were meant: without white space around, empty ones not set."""
     if not isinstance(group, dict):
         return group

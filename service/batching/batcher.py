@@ -34,8 +34,6 @@ from service.metrics import ModelMetrics, Rejection
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Item_contra = TypeVar("Item_contra", contravariant=True)
-Result_co = TypeVar("Result_co", covariant=True)
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +45,10 @@ _BATCHES_AHEAD = 2
 _ISOLATE_S = 5.0
 
 
-class Runner(Protocol[Item_contra, Result_co]):
+class Runner(Protocol):
     """What runs the batches of a model on one device."""
 
-    async def run_batch(self, batch: Sequence[Item_contra]) -> Sequence[Result_co]:
+    async def run_batch(self, batch: Sequence[Any]) -> Sequence[Any]:
         """Results for each item, in order.
 
         Raises:
@@ -180,7 +178,7 @@ class Batcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        runners: Sequence[Runner[Item, Result]],
+        runners: Sequence[Runner],
         *,
         max_batch: int,
         queue_limit: int,
@@ -440,7 +438,7 @@ class Batcher(Generic[Item, Result]):
                 if self._breaker.suspect:
                     await self._try_blank(runner)
 
-    async def _try_blank(self, runner: Runner[Item, Result]) -> None:
+    async def _try_blank(self, runner: Runner) -> None:
         """Let a blank item decide whether the model is to be trusted."""
         try:
             await runner.probe()
@@ -458,7 +456,7 @@ class Batcher(Generic[Item, Result]):
     async def _answer(
         self,
         batch: list[_Entry[Item, Result]],
-        runner: Runner[Item, Result],
+        runner: Runner,
         place: Place,
         asked: float,
     ) -> None:
@@ -525,7 +523,7 @@ class Batcher(Generic[Item, Result]):
     async def _run_part(
         self,
         part: list[_Entry[Item, Result]],
-        runner: Runner[Item, Result],
+        runner: Runner,
         place: Place,
         since: float,
         asked: float,

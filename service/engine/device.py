@@ -12,6 +12,7 @@ from typing import TypeVar
 import structlog
 import torch
 
+from service.command_errors import StartupError
 from service.engine import gpu
 from service.engine.lanes import Lanes
 from service.engine.pace import HANG_FLOOR_S, Pace
@@ -38,7 +39,7 @@ def compute_alone() -> None:
     torch.set_num_threads(1)
 
 
-class DeviceUnavailable(Exception):
+class DeviceUnavailable(StartupError):
     """The device that was asked for is not there."""
 
 

@@ -12,12 +12,13 @@ from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
 from model import checkpoint as checkpoints
+from service.command_errors import CommandError
 from service.engine.device import compute_alone, open_devices
 from service.errors import InvalidImage, ServiceError
 from service.memory import keep_freed
@@ -25,17 +26,16 @@ from service.metrics import Metrics
 from service.models.lineup import ModelEntry
 from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.settings import Settings
-from service.tasks.core import Answer, AnyCore, Options
+from service.tasks.core import Answer, AnyCore, Options, TaskAnswer
 from service.text_file import read_text
 
-TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
 # What the journal keeps of each file's answer, by its path; `None` where it could not be decoded.
 Answers = dict[str, Any]
 
 _PATIENCE_S = 3600.0  # an evaluation has no deadline
 
 
-class EvaluationError(Exception):
+class EvaluationError(CommandError):
     """The data or the journal cannot be used; the message says what to change."""
 
 
@@ -89,7 +89,7 @@ async def evaluate(
 
     Raises:
         EvaluationError: the data or the journal cannot be used, or the device failed.
-        model.checkpoint.CheckpointError: the weights or the class names cannot be used.
+        ModelUnusable: the weights or the class names.
         DeviceUnavailable: the device is not there.
     """
     devices = open_devices(settings.engine.device, settings.engine.threads)

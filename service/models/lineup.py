@@ -6,11 +6,12 @@ from typing import Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from service.command_errors import StartupError
 from service.settings import PREFIX, Batching, Dtype, ModelChoice, Settings
 from service.text_file import read_text
 
 
-class ModelFileError(Exception):
+class ModelFileError(StartupError):
     """A model file that cannot be used; the message names the file, the field and the reason."""
 
 

@@ -69,14 +69,13 @@ class Answer:
 
 TaskOptions = TypeVar("TaskOptions", bound=Options)
 TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
-Shown = TypeVar("Shown")
 
 log = structlog.get_logger(__name__)
 
 
 def show_each(
-    outcomes: list[TaskAnswer | ServiceError], show: Callable[[TaskAnswer | ServiceError], Shown]
-) -> list[Shown]:
+    outcomes: list[TaskAnswer | ServiceError], show: Callable[[TaskAnswer | ServiceError], Any]
+) -> list[Any]:
     """Every outcome in the form of a transport.
 
     An answer that cannot be shown fails alone: in `outcomes` as well its failure takes its place.

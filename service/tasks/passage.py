@@ -6,15 +6,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from service.batching.batcher import Admission, Batcher
 from service.engine.items import Item
 from service.errors import DeadlineExceeded, InvalidImage
-from service.images.decoders import DecodingRequest
+from service.images.decoders import DecodingRequest, T
 from service.metrics import ModelMetrics
-
-Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class ImagePassage:
             seconds = perf_counter() - self._computed_at
             self._request.metrics.stage["postprocess"].observe(seconds)
 
-    async def decode(self, work: Callable[[bytes], Prepared]) -> Prepared:
+    async def decode(self, work: Callable[[bytes], T]) -> T:
         """Make an upload the input of the model, in a thread, when it is this image's turn.
 
         Args:
@@ -110,7 +108,7 @@ class ImagePassage:
         await self._ahead.enter_async_context(request.batcher.ahead(request.deadline))
         start = perf_counter()
 
-        def timed() -> tuple[Prepared, float]:
+        def timed() -> tuple[T, float]:
             began = perf_counter()
             return work(upload), perf_counter() - began
 

@@ -17,7 +17,7 @@ from tests.server import ROOT, running
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def wheel(tmp_path_factory):
     """Built from what git knows, as a release is."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
@@ -40,7 +40,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory) -> Path:
+def installed(wheel, tmp_path_factory):
     """An environment of its own, whose dependencies are borrowed from this one."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)

@@ -39,11 +39,11 @@ def _describe() -> descriptor_pb2.FileDescriptorProto:
             one = message.field.add(name=field, number=number)
             repeated = kind.endswith("*")
             one.label = _Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL
-            kind = kind.removesuffix("*")
-            if kind.startswith("."):
-                one.type, one.type_name = _Field.TYPE_MESSAGE, kind
+            type_name = kind.removesuffix("*")
+            if type_name.startswith("."):
+                one.type, one.type_name = _Field.TYPE_MESSAGE, type_name
             else:
-                one.type = getattr(_Field, f"TYPE_{kind.upper()}")
+                one.type = getattr(_Field, f"TYPE_{type_name.upper()}")
     service = file.service.add(name="MeanColourService")
     for method, asks, answers in (
         ("MeanColour", "Request", "Response"),
@@ -59,7 +59,7 @@ def _describe() -> descriptor_pb2.FileDescriptorProto:
     return file
 
 
-descriptor_pool.Default().Add(_describe())  # type: ignore[no-untyped-call]
+descriptor_pool.Default().Add(_describe())
 
 
 def message(name: str) -> Any:

@@ -66,7 +66,8 @@ class MeanColourEngine:
         def work() -> list[Any]:
             pixels = torch.stack([torch.from_numpy(item.pixels.copy()) for item in batch])
             with torch.inference_mode():
-                return self._network(pixels.to(self._device.torch_device)).cpu().tolist()
+                colours = self._network(pixels.to(self._device.torch_device))
+                return list(colours.cpu().tolist())
 
         return await self._device.run(work)
 

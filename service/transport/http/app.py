@@ -23,7 +23,7 @@ from service.transport.http.v1 import add_models, add_task
 
 
 def create_app(
-    tasks: Sequence[HttpTask[Any, Any]],
+    tasks: Sequence[HttpTask[Any]],
     catalogue: Catalogue,
     lifecycle: Lifecycle,
     limits: Limits,

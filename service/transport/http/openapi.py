@@ -58,7 +58,7 @@ HEALTH: dict[str, Any] = {
 }
 
 
-def request_schema(task: HttpTask[Any, Any]) -> dict[str, Any]:
+def request_schema(task: HttpTask[Any]) -> dict[str, Any]:
     """OpenAPI of the three kinds of body, and of the options in the query."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     options = {

@@ -3,22 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from pydantic import BaseModel
 
 from service.errors import ServiceError
 from service.models.card import ModelCard
-from service.tasks.core import Answer, Options, show_each
+from service.tasks.core import TaskAnswer, show_each
 from service.transport.http.schema import ImageSize, LayerPointsBody, TimingBody, error_body
 from service.transport.http.uploads import Form
 
-TaskOptions = TypeVar("TaskOptions", bound=Options)
-TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
-
 
 @dataclass(frozen=True)
-class HttpTask(Generic[TaskOptions, TaskAnswer]):
+class HttpTask(Generic[TaskAnswer]):
     """How a task looks over HTTP, at `/v1/<name>`.
 
     Attributes:
@@ -33,7 +30,7 @@ class HttpTask(Generic[TaskOptions, TaskAnswer]):
     """
 
     name: str
-    form: Form[TaskOptions]
+    form: Form
     answer: type[BaseModel]
     result: type[BaseModel]
     show: Callable[[TaskAnswer], dict[str, Any]]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import Request
@@ -28,10 +28,6 @@ from service.transport.http.json_body import MAX_OPTIONS, read_json
 from service.transport.http.schema import ImagesBody
 
 T = TypeVar("T")
-TaskOptions = TypeVar("TaskOptions", bound=Options)
-Options_co = TypeVar("Options_co", bound=Options, covariant=True)
-
-_Given = TypeVar("_Given", bound="TaskOptionsBody[Any]")
 
 # What the bytes are decides, not what they are called: some of these are what old systems say.
 RAW_TYPES = (
@@ -41,7 +37,7 @@ RAW_TYPES = (
 _PARSED_AT_ONCE_BYTES = 256 * 1024  # in a few milliseconds
 
 
-class TaskOptionsBody(Protocol[Options_co]):
+class TaskOptionsBody(Protocol):
     """The options of a task as its requests give them: a pydantic model."""
 
     @classmethod
@@ -59,12 +55,12 @@ class TaskOptionsBody(Protocol[Options_co]):
 
     def model_copy(self, *, update: dict[str, Any]) -> Self: ...  # noqa: D102
 
-    def options(self) -> Options_co:
+    def options(self) -> Options:
         """The same for the core."""
 
 
 @dataclass(frozen=True)
-class Form(Generic[TaskOptions]):
+class Form:
     """What the requests of a task look like.
 
     Attributes:
@@ -72,12 +68,12 @@ class Form(Generic[TaskOptions]):
         json: a JSON body.
     """
 
-    options: type[TaskOptionsBody[TaskOptions]]
+    options: type[TaskOptionsBody]
     json: type[ImagesBody]
 
 
 @dataclass(frozen=True)
-class Head(Generic[TaskOptions]):
+class Head:
     """What is known of a request before its body is read.
 
     Attributes:
@@ -96,8 +92,8 @@ class Head(Generic[TaskOptions]):
     coding: str
     length: int
     limit: int
-    query: TaskOptionsBody[TaskOptions]
-    options: TaskOptions
+    query: TaskOptionsBody
+    options: Options
     began: float
 
     @property
@@ -107,15 +103,15 @@ class Head(Generic[TaskOptions]):
 
 
 @dataclass(frozen=True)
-class Body(Generic[TaskOptions]):
+class Body:
     """What a request holds."""
 
     uploads: Sequence[Upload]
-    options: TaskOptions
+    options: Options
     size: int  # bytes
 
 
-def read_head(request: Request, limits: Limits, form: Form[TaskOptions]) -> Head[TaskOptions]:
+def read_head(request: Request, limits: Limits, form: Form) -> Head:
     """Understand a request as far as that needs no body.
 
     Raises:
@@ -145,11 +141,11 @@ def read_head(request: Request, limits: Limits, form: Form[TaskOptions]) -> Head
 
 async def read_body(
     request: Request,
-    head: Head[TaskOptions],
-    form: Form[TaskOptions],
+    head: Head,
+    form: Form,
     limits: Limits,
     held: HeldBytes,
-) -> Body[TaskOptions]:
+) -> Body:
     """Read the rest of a request, until its deadline.
 
     Args:
@@ -198,7 +194,7 @@ async def read_body(
     return Body(uploads, replace(options, timeout_s=left_s), size)
 
 
-async def _receive(request: Request, head: Head[Any], held: HeldBytes) -> bytearray:
+async def _receive(request: Request, head: Head, held: HeldBytes) -> bytearray:
     chunks: AsyncIterator[bytes] = request.stream()
     if head.coding:
         chunks = content_coding.decompressed(chunks, head.coding, head.limit)
@@ -217,7 +213,7 @@ def _too_large(limit: int) -> ImageTooLarge:
     return ImageTooLarge("too_large", f"the body has more than {limit} bytes")
 
 
-def _deadline(head: Head[Any], options: Options, limits: Limits) -> float:
+def _deadline(head: Head, options: Options, limits: Limits) -> float:
     """Of a request, from its head on; loop time, seconds."""
     timeout_s = options.timeout_s
     return head.began + (limits.default_timeout_s if timeout_s is None else timeout_s)
@@ -243,7 +239,7 @@ def _read_query(query: bytes) -> dict[str, str]:
     return given
 
 
-def _merge(query: _Given, body: _Given) -> _Given:
+def _merge(query: TaskOptionsBody, body: TaskOptionsBody) -> TaskOptionsBody:
     given = body.model_fields_set
     if twice := query.model_fields_set & given:
         raise InvalidOption(f"{', '.join(sorted(twice))} is given in the query and in the body")

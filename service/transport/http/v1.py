@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -19,12 +19,12 @@ from service.transport.http.schema import LabelledModelBody, ModelBody, ModelsAn
 from service.transport.http.task import HttpTask
 from service.transport.http.uploads import read_body, read_head
 
-T = TypeVar("T")
+Outcomes = list[Any]  # what became of each image
 
 
 def add_task(
     app: FastAPI,
-    task: HttpTask[Any, Any],
+    task: HttpTask[Any],
     catalogue: Catalogue,
     limits: Limits,
     metrics: Metrics,
@@ -108,7 +108,7 @@ def add_models(app: FastAPI, catalogue: Catalogue) -> None:
         return LabelledModelBody.of(catalogue.describe(request.path_params["name"]), catalogue)
 
 
-async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+async def _unless_disconnected(request: Request, work: Awaitable[Outcomes]) -> Outcomes:
     """Await `work`, and cancel it when the client leaves first.
 
     Raises:

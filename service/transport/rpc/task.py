@@ -2,17 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from google.protobuf.message import Message
 
 from service.errors import ServiceError
 from service.models.card import ModelCard
-from service.tasks.core import Answer, Options, show_each
+from service.tasks.core import TaskAnswer, TaskOptions, show_each
 from service.transport.rpc.messages import error_message
-
-TaskOptions = TypeVar("TaskOptions", bound=Options)
-TaskAnswer = TypeVar("TaskAnswer", bound=Answer)
 
 
 @dataclass(frozen=True)

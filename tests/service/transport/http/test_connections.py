@@ -17,7 +17,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.fuzz_http import fuzz
-from service.ports import StartupError, open_ports
+from service.command_errors import StartupError
+from service.ports import open_ports
 from service.settings import Server
 from tests.clients import JPEG, eventually, over_http
 from tests.server import START_TIMEOUT_S, RunningServer, start_server
