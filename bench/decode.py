@@ -31,7 +31,7 @@ from bench.machine import RESULTS, describe
 from bench.report import decode_table
 from model import VARIANTS
 from model.transforms import Preprocessing, to_model_pixels
-from service.engine.device import compute_alone
+from service import process
 from service.images.containers import read_container
 from service.images.decode import decode, prepare
 from service.open_model import open_workers
@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    compute_alone()
+    process.compute_alone()
     cv2.setNumThreads(1)
     with open_workers(os.cpu_count() or 1) as workers:
         cases = [

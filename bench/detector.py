@@ -36,8 +36,9 @@ from model.detection.normalise import Normalise
 from model.detection.roi_heads import TwoStageHead
 from model.detection.rpn import proposals
 from model.detection.transforms import DIVISOR
+from service import process
 from service.engine.detection import DetectionEngine
-from service.engine.device import Device, compute_alone
+from service.engine.device import Device
 from service.engine.items import DetectionInput
 from service.memory import keep_freed
 from service.metrics import Metrics
@@ -111,7 +112,7 @@ def open_detector(
     detector = create_detector(name)
     detector.load_state_dict(state)
     device = Device(arguments.device, arguments.threads)
-    compute_alone()
+    process.compute_alone()
     engine = DetectionEngine(
         detector,
         device,

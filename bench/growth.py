@@ -32,7 +32,8 @@ from model import VARIANTS, create_model
 from model.checkpoint import Checkpoint
 from model.cost import flops
 from model.transforms import Preprocessing
-from service.engine.device import Device, compute_alone
+from service import process
+from service.engine.device import Device
 from service.engine.items import ClassificationInput, Wanted
 from service.memory import keep_freed
 from service.tasks.points import point_layers
@@ -65,7 +66,7 @@ class Setup:
     def open_device(self) -> Device:
         """The device, in a process that computes on nothing else."""
         device = Device(self.device, self.threads)
-        compute_alone()
+        process.compute_alone()
         return device
 
     def load(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bench.closed_loop import time_calls
 from model import VARIANTS
-from service.engine.device import compute_alone
+from service import process
 from tests import recipe
 
 Pixels = NDArray[np.uint8]
@@ -78,7 +78,7 @@ class Rival:
 
 
 def _work(pipe: Connection, open_run: Callable[[], Run], name: str) -> None:
-    compute_alone()
+    process.compute_alone()
     start = perf_counter()
     run = open_run()
     pipe.send(perf_counter() - start)

@@ -20,7 +20,7 @@ from bench.rival import make_pixels
 from bench.running_server import RunningServer, running_server
 from bench.weights import recipe_state
 from model import VARIANTS
-from service.engine.device import compute_alone
+from service import process
 from service.models.load import BUNDLED
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs")
     arguments = parser.parse_args()
     name = arguments.model
-    compute_alone()
+    process.compute_alone()
     run = open_engine(
         name, arguments.device, arguments.threads, dtype="auto", max_batch=arguments.max_batch
     )

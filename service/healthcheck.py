@@ -8,8 +8,9 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import SplitResult, urlsplit
 
+from service import process
 from service.command_errors import CommandError
-from service.settings import Server, silence_grpc
+from service.settings import Server
 
 
 class HealthcheckError(CommandError):
@@ -97,7 +98,7 @@ def _ask_http(where: SplitResult, timeout_s: float, authorities: Path | None) ->
 
 
 def _ask_grpc(where: SplitResult, timeout_s: float, authorities: Path | None) -> None:
-    silence_grpc()
+    process.silence_grpc()
     # A tenth of a second that a check over HTTP need not wait.
     import grpc  # noqa: PLC0415
     from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415

@@ -14,10 +14,11 @@ import structlog
 from torch import nn
 
 from model.checkpoint import CheckpointError
+from service import process
 from service.batching.batcher import Batcher
 from service.batching.dispatch import Dispatch
 from service.command_errors import StartupError
-from service.engine.device import Device, compute_alone
+from service.engine.device import Device
 from service.images.decoders import Decoders
 from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics
@@ -66,7 +67,7 @@ def open_workers(threads: int) -> ThreadPoolExecutor:
     """
 
     def begin() -> None:
-        compute_alone()
+        process.compute_alone()
         reach_heap()
 
     return open_pool(threads, "decode", begin)

@@ -13,12 +13,12 @@ import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from service import process
-from service.engine.device import Device, compute_alone, open_devices
+from service.engine.device import Device, open_devices
 from service.leaving import await_threads, end, end_stuck, leave_on_signal
 from service.lifecycle import Lifecycle
 from service.logs import LineWriter
 from service.machine import raise_open_files
-from service.memory import give_back_when_quiet, keep_freed
+from service.memory import give_back_when_quiet
 from service.metrics import Metrics
 from service.models.lineup import Lineup
 from service.open_model import OpenModel, Shared, open_decoders, open_model
@@ -65,6 +65,8 @@ async def serve(
         settings.server.drain_delay_s + settings.server.drain_grace_s + _CLOSE_S, lines.flush
     )
     raise_open_files()
+    process.leave_limits_to_us()
+    process.choose_kernels(settings.engine.kernels, settings.engine.cache)
     disable_created_metrics()  # a second series for each counter and histogram, read by nobody
     start = perf_counter()
     metrics = Metrics(CollectorRegistry())
@@ -72,7 +74,7 @@ async def serve(
     devices = open_devices(
         settings.engine.device, settings.engine.threads, settings.engine.hang_timeout_s
     )
-    compute_alone()
+    process.compute_alone()
     of_loop = open_pool(_LOOP_THREADS, "loop")
     asyncio.get_running_loop().set_default_executor(of_loop)
     decoders = open_decoders(settings.limits, metrics)
@@ -95,7 +97,6 @@ async def serve(
                 background += [group.create_task(device.watch()) for device in devices]
                 background.append(group.create_task(_measure_lag(metrics)))
                 background.append(group.create_task(give_back_when_quiet()))
-                keep_freed()
                 process.loaded()
                 for model in models:
                     model.batcher.open()

@@ -503,17 +503,6 @@ def _written(group: Any) -> Any:
     return {name: value for name, value in stripped.items() if value != ""}
 
 
-def keep_compiled(folder: Path) -> None:
-    """Have torch and Triton, which read the environment alone, keep compiled code in a folder."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
-    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
-
-
-def silence_grpc() -> None:
-    """Have gRPC, which reads the environment alone, leave its failures to who asked."""
-    os.environ["GRPC_VERBOSITY"] = "NONE"
-
-
 def variables() -> dict[str, tuple[type[BaseModel], str]]:
     """Every environment variable with the group and the field that it sets."""
     groups = {name: field.annotation for name, field in Settings.model_fields.items()}

@@ -14,7 +14,7 @@ from tests.server import ROOT
 LEAVES = {
     "service.errors", "service.settings", "service.metrics", "service.machine", "service.logs",
     "service.threads", "service.text_file", "service.byte_budget", "service.lifecycle",
-    "service.ports", "service.process", "service.command_errors",
+    "service.ports", "service.command_errors",
 }  # fmt: skip
 # The model without torch: what follows from a configuration, and pixels.
 TORCH_FREE = {
@@ -37,10 +37,11 @@ ROOMS = {
     "service.batching": set(),
     "service.models": {"model"},
     "service.engine": {"model", "service.memory"},
-    "service.memory": set(),
     "service.leaving": set(),
     "service.preconditions": set(),
-    "service.healthcheck": set(),
+    "service.healthcheck": {"service.process"},
+    "service.process": {"service.memory", "model.kernels"},
+    "service.memory": set(),
 }  # fmt: skip
 # Those who put the house together, and see all of it.
 ON_TOP = {

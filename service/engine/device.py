@@ -30,15 +30,6 @@ CAPTURE_LIMIT_S = 300.0
 _LOOK_PERIOD_S = 0.25
 
 
-def compute_alone() -> None:
-    """Let the calling thread compute without a team of others: cores are for the device's threads.
-
-    With more OpenMP threads than cores, even idle ones, the teams of a process sleep between two
-    operations instead of waiting awake, which costs a single image a third of its speed.
-    """
-    torch.set_num_threads(1)
-
-
 class DeviceUnavailable(StartupError):
     """The device that was asked for is not there."""
 

@@ -18,10 +18,10 @@ from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
 from model import checkpoint as checkpoints
+from service import process
 from service.command_errors import CommandError
-from service.engine.device import compute_alone, open_devices
+from service.engine.device import open_devices
 from service.errors import InvalidImage, ServiceError
-from service.memory import keep_freed
 from service.metrics import Metrics
 from service.models.lineup import ModelEntry
 from service.open_model import OpenModel, Shared, open_decoders, open_model
@@ -93,7 +93,9 @@ async def evaluate(
         DeviceUnavailable: the device is not there.
     """
     devices = open_devices(settings.engine.device, settings.engine.threads)
-    compute_alone()
+    process.leave_limits_to_us()
+    process.choose_kernels(settings.engine.kernels, settings.engine.cache)
+    process.compute_alone()
     metrics = Metrics(CollectorRegistry())
     with open_decoders(settings.limits, metrics) as decoders:
         model = open_model(entry, Shared(settings, devices, decoders, metrics))
@@ -102,7 +104,7 @@ async def evaluate(
         answers = _read_journal(journal, subject)
         left = [file for file in files if file not in answers]
         await model.load()
-        keep_freed()
+        process.loaded()
         model.batcher.open()
         running = asyncio.create_task(model.batcher.run())
         start = perf_counter()

@@ -19,10 +19,6 @@ from service.errors import ImageTooLarge, InvalidImage
 from service.images.containers import Container, read_container
 from service.settings import Limits
 
-# Pillow's own limit is a warning at half of it and an error above, for the whole process; ours
-# is a setting, checked before Pillow sees a byte.
-Image.MAX_IMAGE_PIXELS = None
-
 # The largest side of a JPEG. Resizing takes about 32 bytes for each pixel of a side: a PNG of
 # 50 000 000 x 1 pixels, a few kB, would take 1.6 GB.
 _MAX_SIDE = 65_535
