@@ -12,25 +12,22 @@ from dataclasses import dataclass
 from itertools import chain
 from math import inf
 from time import perf_counter
-from types import TracebackType
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
+from service.batching.admission import Admission, AdmissionControl, Refusal
 from service.batching.breaker import Breaker, Fit
 from service.batching.dispatch import Dispatch, Place, no_device
 from service.batching.forecast import Forecast
 from service.errors import (
     DeadlineExceeded,
-    Draining,
     EngineFailed,
     EngineUnavailable,
-    NotReady,
     OutOfMemory,
-    Overloaded,
     ServiceError,
 )
-from service.metrics import ModelMetrics, Rejection
+from service.metrics import ModelMetrics
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,60 +84,6 @@ class Served(Generic[Result]):
     batch_size: int
 
 
-class Admission:
-    """Places in the queue for the items of one request.
-
-    A place is held from admission, through decoding and the queue, until the item goes to the
-    device or is given up; the end of the context gives back what is left.
-
-    Attributes:
-        since: when it was given, loop time, seconds.
-        request_id: of the request whose places these are.
-    """
-
-    def __init__(
-        self,
-        places: int,
-        release: Callable[[int], None],
-        forecast: Forecast,
-        since: float,
-        request_id: str,
-    ) -> None:
-        self.since = since
-        self.request_id = request_id
-        self._places = places
-        self._release = release
-        self._forecast = forecast
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.give_back(self._places)
-        if kind is asyncio.CancelledError:
-            self._forecast.caller_left(asyncio.get_running_loop().time() - self.since)
-        else:
-            self._forecast.caller_answered()
-
-    def give_back(self, places: int = 1) -> None:
-        """Give back places that are no longer needed."""
-        assert places <= self._places, "a place was given back twice: this is a bug"
-        self._places -= places
-        self._release(places)
-
-
-class Refusal(NamedTuple):
-    """Why a request is not admitted, as it is counted and as its caller is told."""
-
-    reason: Rejection
-    error: ServiceError
-
-
 @dataclass(eq=False, slots=True)
 class _Entry(Generic[Item, Result]):
     item: Item
@@ -189,7 +132,6 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._runners = runners
         self._max_batch = max_batch
-        self._queue_limit = queue_limit
         self._metrics = metrics
         self._dispatch = dispatch
         self._group = group
@@ -197,20 +139,23 @@ class Batcher(Generic[Item, Result]):
         self._breaker = Breaker(metrics.failing)
         self._fit = Fit(max_batch)
         self._queue: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
-        self._held = 0  # places admitted and not given back
-        self._running = 0
         self.forecast = Forecast()
+        self._wakeup = asyncio.Event()
+        self._admission = AdmissionControl(
+            queue_limit,
+            self.forecast,
+            metrics,
+            unavailable=self._unavailable,
+            released=self._wakeup.set,  # a drain waits for the last place
+        )
         ahead = sum(dispatch.depths) + _BATCHES_AHEAD
         self._ahead = asyncio.Semaphore(ahead * max_batch)
         self._served_at = 0.0  # end of the newest batch, perf_counter
-        self._wakeup = asyncio.Event()
-        self._open = False
-        self._draining = False
 
     @property
     def wait_estimate_s(self) -> float:
         """Time in which everything admitted so far will have reached the device, seconds."""
-        return (self._held + self._running) * self.forecast.seconds_per_item
+        return self._admission.wait_estimate_s
 
     @property
     def trusted(self) -> bool:
@@ -223,69 +168,32 @@ class Batcher(Generic[Item, Result]):
 
     def open(self) -> None:
         """Begin to admit."""
-        self._open = True
+        self._admission.open()
 
     def begin_drain(self) -> None:
         """Stop admitting; `run` returns once everything admitted has its answer."""
-        self._draining = True
+        self._admission.drain()
         self._wakeup.set()
 
     def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
-        """Why so many places could not be taken now, if so; asking counts nowhere.
-
-        Args:
-            places: that are wanted.
-            timeout_s: after which the answers are of no use, seconds; `None` where the caller
-                did not say.
-        """
-        if self._draining:
-            return Refusal("draining", Draining("this replica is draining"))
-        if not self._open:
-            return Refusal("not_ready", NotReady("this replica is starting"))
-        if (unavailable := self._unavailable()) is not None:
-            return Refusal("engine_unavailable", unavailable)
-        if self._held + places > self._queue_limit:
-            full = f"the queue holds {self._held} of {self._queue_limit} images"
-            return Refusal("queue_full", Overloaded(full, retry_after_s=self.wait_estimate_s))
-        ahead = self._held + self._running
-        patience_s = min(self.forecast.patience_s, inf if timeout_s is None else timeout_s)
-        # With nothing ahead the forecast is put to the test.
-        if ahead and (answer_s := self.forecast.answer_s(ahead + places)) > patience_s:
-            late = f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
-            return Refusal("too_late", Overloaded(late, retry_after_s=answer_s - patience_s))
-        return None
+        """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
+        return self._admission.refusal(places, timeout_s)
 
     def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
-        """Refuse what could not be admitted now; the arguments are those of `refusal`.
+        """Refuse what could not be admitted now; see `AdmissionControl.check_room`.
 
         Raises:
-            NotReady: the replica does not admit yet.
-            Draining: the replica no longer admits.
-            EngineUnavailable: no device is left, or the model fails again and again.
-            Overloaded: fewer places are free, or the answers would come too late.
+            ServiceError: as said there.
         """
-        if (refusal := self.refusal(places, timeout_s)) is not None:
-            self._metrics.rejected[refusal.reason].inc()
-            raise refusal.error
+        self._admission.check_room(places, timeout_s)
 
     def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
-        """Take places in the queue for a request, all or none.
-
-        Args:
-            places: as in `refusal`.
-            timeout_s: likewise.
-            request_id: that a batch which fails is logged with.
+        """Take places in the queue for a request; see `AdmissionControl.admit`.
 
         Raises:
-            NotReady: as `check_room`, likewise the others.
-            Draining: likewise.
-            EngineUnavailable: likewise.
-            Overloaded: likewise.
+            ServiceError: as said there.
         """
-        self.check_room(places, timeout_s)
-        self._change_held(places)
-        since = asyncio.get_running_loop().time()
-        return Admission(places, self._release, self.forecast, since, request_id)
+        return self._admission.admit(places, timeout_s, request_id)
 
     @asynccontextmanager
     async def ahead(self, deadline: float) -> AsyncIterator[None]:
@@ -385,7 +293,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _wait_for_work(self) -> bool:
         while not self._queue:
-            if self._draining and not self._held:
+            if self._admission.draining and not self._admission.held:
                 return False
             self._wakeup.clear()
             await self._wakeup.wait()
@@ -529,12 +437,12 @@ class Batcher(Generic[Item, Result]):
         asked: float,
     ) -> None:
         size = len(part)
-        self._change_running(size)
+        self._admission.changed_running(size)
         try:
             results = await runner.run_batch([entry.item for entry in part])
             answers = list(zip(part, results, strict=True))
         finally:
-            self._change_running(-size)
+            self._admission.changed_running(-size)
         began = max(place.began, since)
         compute_s = perf_counter() - began
         self._account(size, place.device, compute_s, asked)
@@ -555,20 +463,7 @@ class Batcher(Generic[Item, Result]):
         now = perf_counter()
         self.forecast.batch_ended(size, compute_s, now - max(asked, self._served_at))
         self._served_at = now
-        self._metrics.wait_estimate.set(self.wait_estimate_s)
-
-    def _change_held(self, places: int) -> None:
-        self._held += places
-        self._metrics.waiting.set(self._held)
-        self._metrics.wait_estimate.set(self.wait_estimate_s)
-
-    def _release(self, places: int) -> None:
-        self._change_held(-places)
-        self._wakeup.set()  # a drain waits for the last place
-
-    def _change_running(self, size: int) -> None:
-        self._running += size
-        self._metrics.running.set(self._running)
+        self._admission.show_wait()
 
 
 def _failure(cause: Exception) -> ServiceError:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from service.batching.batcher import Refusal
+from service.batching.admission import Refusal
 from service.errors import NotReady, UnknownModel, quoted
 from service.metrics import CountedRequest
 from service.tasks.core import AnyCore

@@ -12,7 +12,8 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 import structlog
 
-from service.batching.batcher import Batcher, Refusal
+from service.batching.admission import Refusal
+from service.batching.batcher import Batcher
 from service.errors import (
     ImageTooLarge,
     Internal,

@@ -8,7 +8,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from service.batching.batcher import Admission, Batcher
+from service.batching.admission import Admission
+from service.batching.batcher import Batcher
 from service.engine.items import Item
 from service.errors import DeadlineExceeded, InvalidImage
 from service.images.decoders import DecodingRequest, T

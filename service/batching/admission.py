@@ -1,0 +1,194 @@
+"""Who may come in: places in the queue of a model, and why there are none."""
+
+import asyncio
+from collections.abc import Callable
+from math import inf
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from service.batching.forecast import Forecast
+from service.errors import Draining, EngineUnavailable, NotReady, Overloaded, ServiceError
+from service.metrics import ModelMetrics, Rejection
+
+
+class Admission:
+    """Places in the queue for the items of one request.
+
+    A place is held from admission, through decoding and the queue, until the item goes to the
+    device or is given up; the end of the context gives back what is left.
+
+    Attributes:
+        since: when it was given, loop time, seconds.
+        request_id: of the request whose places these are.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        release: Callable[[int], None],
+        forecast: Forecast,
+        since: float,
+        request_id: str,
+    ) -> None:
+        self.since = since
+        self.request_id = request_id
+        self._places = places
+        self._release = release
+        self._forecast = forecast
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.give_back(self._places)
+        if kind is asyncio.CancelledError:
+            self._forecast.caller_left(asyncio.get_running_loop().time() - self.since)
+        else:
+            self._forecast.caller_answered()
+
+    def give_back(self, places: int = 1) -> None:
+        """Give back places that are no longer needed."""
+        assert places <= self._places, "a place was given back twice: this is a bug"
+        self._places -= places
+        self._release(places)
+
+
+class Refusal(NamedTuple):
+    """Why a request is not admitted, as it is counted and as its caller is told."""
+
+    reason: Rejection
+    error: ServiceError
+
+
+class AdmissionControl:
+    """Gives out the places of a queue, and refuses what could not be answered in its time.
+
+    Args:
+        limit: most places that are given out at a time.
+        forecast: how long answers will take.
+        metrics: of the model.
+        unavailable: why nothing can be run now, if so.
+        released: is called when places were given back.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        forecast: Forecast,
+        metrics: ModelMetrics,
+        *,
+        unavailable: Callable[[], EngineUnavailable | None],
+        released: Callable[[], None],
+    ) -> None:
+        self._limit = limit
+        self._forecast = forecast
+        self._metrics = metrics
+        self._unavailable = unavailable
+        self._released = released
+        self._held = 0
+        self._running = 0
+        self._open = False
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing is admitted any more."""
+        return self._draining
+
+    @property
+    def held(self) -> int:
+        """Places that were given out and not given back."""
+        return self._held
+
+    @property
+    def wait_estimate_s(self) -> float:
+        """Time in which everything admitted so far will have reached the device, seconds."""
+        return (self._held + self._running) * self._forecast.seconds_per_item
+
+    def open(self) -> None:
+        """Begin to admit."""
+        self._open = True
+
+    def drain(self) -> None:
+        """Admit nothing any more."""
+        self._draining = True
+
+    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
+        """Why so many places could not be taken now, if so; asking counts nowhere.
+
+        Args:
+            places: that are wanted.
+            timeout_s: after which the answers are of no use, seconds; `None` where the caller
+                did not say.
+        """
+        if self._draining:
+            return Refusal("draining", Draining("this replica is draining"))
+        if not self._open:
+            return Refusal("not_ready", NotReady("this replica is starting"))
+        if (unavailable := self._unavailable()) is not None:
+            return Refusal("engine_unavailable", unavailable)
+        if self._held + places > self._limit:
+            full = f"the queue holds {self._held} of {self._limit} images"
+            return Refusal("queue_full", Overloaded(full, retry_after_s=self.wait_estimate_s))
+        ahead = self._held + self._running
+        patience_s = min(self._forecast.patience_s, inf if timeout_s is None else timeout_s)
+        # With nothing ahead the forecast is put to the test.
+        if ahead and (answer_s := self._forecast.answer_s(ahead + places)) > patience_s:
+            late = f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
+            return Refusal("too_late", Overloaded(late, retry_after_s=answer_s - patience_s))
+        return None
+
+    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+        """Refuse what could not be admitted now; the arguments are those of `refusal`.
+
+        Raises:
+            NotReady: the replica does not admit yet.
+            Draining: the replica no longer admits.
+            EngineUnavailable: no device is left, or the model fails again and again.
+            Overloaded: fewer places are free, or the answers would come too late.
+        """
+        if (refusal := self.refusal(places, timeout_s)) is not None:
+            self._metrics.rejected[refusal.reason].inc()
+            raise refusal.error
+
+    def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
+        """Take places in the queue for a request, all or none.
+
+        Args:
+            places: as in `refusal`.
+            timeout_s: likewise.
+            request_id: that a batch which fails is logged with.
+
+        Raises:
+            NotReady: as `check_room`, likewise the others.
+            Draining: likewise.
+            EngineUnavailable: likewise.
+            Overloaded: likewise.
+        """
+        self.check_room(places, timeout_s)
+        self._change(places)
+        since = asyncio.get_running_loop().time()
+        return Admission(places, self._release, self._forecast, since, request_id)
+
+    def changed_running(self, size: int) -> None:
+        """Count items that went to the device, or with a negative number came back."""
+        self._running += size
+        self._metrics.running.set(self._running)
+
+    def show_wait(self) -> None:
+        """Tell the metrics how long the wait is."""
+        self._metrics.wait_estimate.set(self.wait_estimate_s)
+
+    def _change(self, places: int) -> None:
+        self._held += places
+        self._metrics.waiting.set(self._held)
+        self.show_wait()
+
+    def _release(self, places: int) -> None:
+        self._change(-places)
+        self._released()
