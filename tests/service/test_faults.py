@@ -135,6 +135,21 @@ async def answers_again(server: RunningServer) -> None:
     assert {answer.error for answer in answers} == {None}
 
 
+@pytest.mark.parametrize("ask", TRANSPORTS)
+async def test_the_line_of_a_failed_batch_says_what_failed_where_and_whose_images(
+    tmp_path: Path, ask: Any
+) -> None:
+    with faulty(tmp_path) as running:
+        answer = await ask(running.server, [RED])
+        assert answer.results[0].error if answer.results else answer.error
+        line = running.server.wait_for_event("batch failed")
+        assert (line["model"], line["device"], line["bucket"]) == ("dat_nano", "cpu:0", 1)
+        assert len(line["requests"]) == 1
+        asked = running.server.wait_for_event("request")
+        while asked["request_id"] not in line["requests"]:
+            asked = running.server.wait_for_event("request")
+
+
 def probes(server: RunningServer) -> tuple[int, ...]:
     with httpx.Client(base_url=server.http_url) as client:
         return tuple(client.get(f"/health/{p}").status_code for p in ("live", "ready"))
