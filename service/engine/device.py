@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from threading import Event
 from time import monotonic
-from typing import TypeVar
 
 import structlog
 import torch
@@ -16,12 +15,10 @@ from service.command_errors import StartupError
 from service.engine import gpu
 from service.engine.lanes import Lanes
 from service.engine.pace import HANG_FLOOR_S, Pace
-from service.engine.worker import Worker, WorkerDied
+from service.engine.worker import T, Worker, WorkerDied
 from service.errors import BatchFailure, EngineUnavailable, OutOfMemory
 from service.machine import cores, is_out_of_memory
 from service.memory import reach_heap
-
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from math import inf
 from time import monotonic, perf_counter, thread_time
-from typing import TypeVar
 
 import torch
 
+from service.engine.worker import T
 from service.memory import reach_heap
 from service.threads import open_pool
-
-T = TypeVar("T")
-
 
 # Of the time of a team's first thread, from when on its cores are wanted by others, or by nobody.
 _CROWDED, _QUIET = 0.8, 0.9

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import TypeVar
 
-T = TypeVar("T")
+from service.engine.worker import T
 
 # A batch that takes so many times the slowest so far is taken for one that hangs; below the
 # floor none is. A crowded machine is ten times as slow, and a GPU may have to compile a kernel.

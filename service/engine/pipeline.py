@@ -7,7 +7,7 @@ waits for the whole device: a thread that needs results waits for the event behi
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple
 from weakref import finalize
 
 import numpy as np
@@ -17,12 +17,10 @@ from torch import Tensor
 
 from service.engine import gpu
 from service.engine.device import CAPTURE_LIMIT_S, Device
-from service.engine.graphs import Capture, CapturedGraph, GraphCache, pick_bucket
+from service.engine.graphs import Capture, CapturedGraph, GraphCache, Outputs, pick_bucket
 from service.engine.slots import Row, Slot
 from service.errors import EngineFailed, EngineUnavailable
 from service.metrics import ModelMetrics
-
-Outputs = TypeVar("Outputs")
 
 # A capture costs about as much as so many batches, and a graph is paid for in memory.
 CAPTURE_AFTER = 2
