@@ -275,6 +275,32 @@ def test_from_the_pyramid_to_what_was_found_nothing_waits_for_the_device(kind):
     assert found.counts.shape == (2,)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_whole_detector_is_one_graph(kind):
+    detector = small_detector(kind).cuda()
+    sizes = torch.tensor([[96, 128], [70, 100]], device="cuda")
+    scales = torch.tensor([[1.0, 1.0], [1.5, 1.4]], device="cuda")
+    images = torch.randn(2, 3, 96, 128, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        with torch.cuda.stream(side):
+            detector.find(images, sizes, scales)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            found, _ = detector.find(images, sizes, scales)
+        for seed in range(3):
+            images.copy_(torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)))
+            graph.replay()
+            eager, _ = detector.find(images, sizes, scales)
+            assert min(found.counts) > 3
+            assert found.counts.tolist() == eager.counts.tolist()
+            torch.testing.assert_close(found.boxes, eager.boxes)
+            torch.testing.assert_close(found.scores, eager.scores)
+
+
 def test_found_is_what_the_detections_are_cut_from(detector):
     images, sizes = torch.randn(2, 3, 96, 128), torch.tensor([[96, 128], [40, 50]])
     with torch.inference_mode():
