@@ -313,3 +313,11 @@ def test_found_is_what_the_detections_are_cut_from(detector):
             whole, cut = getattr(found, name), getattr(one, name)
             assert cut is whole is None or torch.equal(cut, whole[image, : len(one.labels)])
     assert all(map(torch.equal, locations, explained.sampling_locations))
+
+
+def test_half_precision_leaves_position_tables_alone_in_float32():
+    """A norm on CUDA refuses maps of another type than its own."""
+    detector = small_detector("retinanet").cast(torch.bfloat16)
+    kept = {name for name, value in detector.named_parameters() if value.dtype == torch.float32}
+    assert kept
+    assert all(name.endswith("relative_position_bias_table") for name in kept)

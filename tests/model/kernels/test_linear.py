@@ -57,12 +57,15 @@ def test_a_tile_is_the_largest_of_which_all_processors_get_one(M, N):
     assert sorted(TILES, key=lambda tile: -tile.tokens * tile.outputs) == list(TILES)
 
 
-def test_what_is_no_number_stays_in_its_row():
-    tokens = torch.ones(3, 32, dtype=torch.float16, device=DEVICE)
-    tokens[1, 5] = torch.nan
-    weight = torch.ones(48, 32, dtype=torch.float16, device=DEVICE)
-    active = linear_gelu(tokens, weight, weight[:, 0].contiguous())
-    assert active.isnan().all(1).tolist() == [False, True, False]
+def test_what_is_no_number_stays_in_its_row_and_column():
+    """It comes right after the last channel of another row."""
+    tokens = torch.ones(3, 40, dtype=torch.float16, device=DEVICE)
+    weight, bias = tokens.new_ones(48, 40), tokens.new_zeros(48)
+    tokens[1, 0] = weight[20, 0] = torch.nan
+    broken = linear_gelu(tokens, weight, bias).isnan()
+    assert broken[1].all()
+    assert broken[:, 20].all()
+    assert broken.sum() == 48 + 3 - 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
