@@ -9,6 +9,7 @@ keys have no bias, which softmax cannot see; the bias of the values is part of `
 """
 
 from collections.abc import Iterator
+from math import prod
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DatConfig
-from model.fused import convolve, linear, linear_add
+from model.fused import Stream, convolve, linear, linear_add
 from model.kernels import usable
 
 # Above so many logits of one image, attention goes through the queries in bands of rows, each of
@@ -33,11 +34,11 @@ class Attended(NamedTuple):
     """What an attention layer returns.
 
     Attributes:
-        tokens: `(B, H, W, C)`.
+        stream: `(B, H, W, C)`, with what it adds to the residual.
         sampling_locations: `(B, G, Hk, Wk, 2)`, (y, x), or `None` from local attention.
     """
 
-    tokens: Tensor
+    stream: Stream
     sampling_locations: Tensor | None
 
 
@@ -293,7 +294,7 @@ class DeformableAttention(nn.Module):
     def forward(self, tokens: Tensor, residual: Tensor) -> Attended:
         """Attend from the normed tokens `(B, H, W, C)` and add to the residual."""
         H, W = self.size
-        logits_of_row = self.heads * W * self.reference_points[..., 0].numel()
+        logits_of_row = self.heads * W * prod(self.reference_points.shape[:2])
         if usable(tokens):
             attended, locations = self._attend_by_kernels(tokens)
         elif H * logits_of_row > BANDED_FROM:
@@ -305,7 +306,7 @@ class DeformableAttention(nn.Module):
             attended = heads.transpose(1, 2).reshape(tokens.shape)
         return Attended(linear_add(self.proj, attended, residual), locations)
 
-    def _attend_by_kernels(self, tokens: Tensor) -> Attended:
+    def _attend_by_kernels(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` projects, without the bias and the attention matrix in memory."""
         from model.kernels.deformable_attention import attend  # noqa: PLC0415
         from model.kernels.offsets import sample_keys  # noqa: PLC0415
@@ -328,9 +329,9 @@ class DeformableAttention(nn.Module):
             self.query_columns,
             locations,
         )
-        return Attended(attended.view(tokens.shape), locations)
+        return attended.view(tokens.shape), locations
 
-    def _attend_in_bands(self, tokens: Tensor, rows: int) -> Attended:
+    def _attend_in_bands(self, tokens: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """What `forward` projects, so many rows of queries at a time."""
         queries, keys, values, locations = self._sampled(tokens)
         biases = relative_position_bias_in_bands(
@@ -343,7 +344,7 @@ class DeformableAttention(nn.Module):
             mask = bias.flatten(0, 1).to(tokens.dtype)
             part = F.scaled_dot_product_attention(band.flatten(0, 1), k, v, mask, scale=1.0)
             attended.append(part.transpose(1, 2).reshape(len(tokens), -1, tokens.shape[-1]))
-        return Attended(torch.cat(attended, 1).view(tokens.shape), locations)
+        return torch.cat(attended, 1).view(tokens.shape), locations
 
     def attention_weights(self, tokens: Tensor) -> Tensor:
         """Softmax `(B, heads, HW, Ns)` of the forward pass over the same tokens."""

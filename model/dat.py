@@ -6,11 +6,12 @@ path do nothing at inference and are not here. `forward` creates nothing from ho
 depends on no data, so it can be captured in a CUDA graph.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,19 @@ from model.attention import Attended, DeformableAttention, DeformableAttentionPP
 from model.checkpoint import Checkpoint, CheckpointError
 from model.config import VARIANTS, DatConfig
 from model.deformable_detr import DeformableDetrAttention
-from model.fused import convolve, keep_kernels_channels_last, linear, linear_add
+from model.fused import (
+    DepthwiseConv,
+    Normed,
+    Stream,
+    add_norm,
+    channels_last_tokens,
+    convolve,
+    convolve_norm,
+    convolve_sum_norm,
+    keep_kernels_channels_last,
+    linear,
+    linear_add,
+)
 from model.kernels import usable
 from model.local_attention import NeighborhoodAttention, WindowAttention
 from model.official import is_official, official_shapes
@@ -161,12 +174,12 @@ class Stage(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """New tokens `(B, H, W, C)` and the sampling locations of the deformable blocks."""
-        locations = []
+        stream, locations = Stream(tokens), []
         for block in self.blocks:
-            tokens, moved = block(tokens)
+            stream, moved = block(stream)
             if moved is not None:
                 locations.append(moved)
-        return tokens, locations
+        return stream.sum(), locations
 
 
 class Block(nn.Module):
@@ -180,10 +193,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
 
-    def forward(self, tokens: Tensor) -> Attended:
-        """New tokens `(B, H, W, C)`, and sampling locations from a deformable block."""
-        tokens, locations = self.attention(self.norm1(tokens), tokens)
-        return Attended(self.mlp(self.norm2(tokens), tokens), locations)
+    def forward(self, stream: Stream) -> Attended:
+        """The stream `(B, H, W, C)` after it, and sampling locations from a deformable block."""
+        tokens, normed = self.enter(stream)
+        stream, locations = self.attention(normed, tokens)
+        tokens, normed = add_norm(self.norm2, stream)
+        return Attended(self.mlp(normed, tokens), locations)
+
+    def enter(self, stream: Stream) -> Normed:
+        """The tokens that the attention adds to, and those that it sees."""
+        return add_norm(self.norm1, stream)
 
 
 class BlockPP(Block):
@@ -193,12 +212,12 @@ class BlockPP(Block):
         super().__init__(config, stage, kind)
         dim = config.stages[stage].dim
         # The residual around the unit is folded into the centre tap of its kernel.
-        self.lpu = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.lpu = DepthwiseConv(dim)
         self.mlp = ConvMlp(dim)
 
-    def forward(self, tokens: Tensor) -> Attended:
-        """New tokens `(B, H, W, C)`, and sampling locations from a deformable block."""
-        return super().forward(convolve(self.lpu, tokens))
+    def enter(self, stream: Stream) -> Normed:
+        """The tokens that the attention adds to, and those that it sees."""
+        return convolve_sum_norm(self.lpu, self.norm1, stream)
 
 
 def make_attention(config: DatConfig, stage: int, kind: str) -> nn.Module:
@@ -221,7 +240,7 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, tokens: Tensor, residual: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, residual: Tensor) -> Stream:
         """Tokens `(B, H, W, C)` to the same shape, added to the residual."""
         return linear_add(self.fc2, linear(self.fc1, tokens, "gelu"), residual)
 
@@ -232,27 +251,36 @@ class ConvMlp(Mlp):
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         # The residual is folded into the centre tap.
-        self.dwconv = nn.Conv2d(4 * dim, 4 * dim, 3, padding=1, groups=4 * dim)
+        self.dwconv = DepthwiseConv(4 * dim)
 
-    def forward(self, tokens: Tensor, residual: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, residual: Tensor) -> Stream:
         """Tokens `(B, H, W, C)` to the same shape, added to the residual."""
         hidden = convolve(self.dwconv, linear(self.fc1, tokens), "gelu")
         return linear_add(self.fc2, hidden, residual)
 
 
 class ConvNorm(nn.Module):
-    """A convolution and a LayerNorm over channels, on tokens."""
+    """A convolution, a LayerNorm over channels and an activation, on tokens."""
 
     def __init__(
-        self, before: int, after: int, kernel: int, stride: int, padding: int, *, bias: bool
+        self,
+        before: int,
+        after: int,
+        kernel: int,
+        stride: int,
+        padding: int,
+        *,
+        bias: bool,
+        activation: Literal["none", "gelu"] = "none",
     ) -> None:
         super().__init__()
+        self.activation: Literal["none", "gelu"] = activation
         self.conv = nn.Conv2d(before, after, kernel, stride, padding, bias=bias)
         self.norm = nn.LayerNorm(after)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens `(B, H, W, before)` to `(B, H', W', after)`."""
-        return self.norm(convolve(self.conv, tokens))
+        return convolve_norm(self.conv, self.norm, tokens, self.activation)
 
 
 def make_stem(config: DatConfig) -> nn.Sequential:
@@ -263,16 +291,10 @@ def make_stem(config: DatConfig) -> nn.Sequential:
     dim = config.stages[0].dim
     if config.family == "dat":
         return nn.Sequential(ConvNorm(3, dim, 4, 4, 0, bias=True))
-    return nn.Sequential(
-        ConvNorm(3, dim // 2, 3, 2, 1, bias=True),
-        nn.GELU(),
-        ConvNorm(dim // 2, dim, 3, 2, 1, bias=True),
-    )
-
-
-def channels_last_tokens(images: Tensor) -> Tensor:
-    """`(B, C, H, W)` to contiguous `(B, H, W, C)`."""
-    return images.permute(0, 2, 3, 1).contiguous()
+    first = ConvNorm(3, dim // 2, 3, 2, 1, bias=True, activation="gelu")
+    second = ConvNorm(dim // 2, dim, 3, 2, 1, bias=True)
+    # Our own checkpoints count the GELU between them.
+    return nn.Sequential(OrderedDict({"0": first, "2": second}))
 
 
 def _translate(module: nn.Module, state: dict[str, Tensor], *context: Any) -> None:

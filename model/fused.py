@@ -2,13 +2,14 @@
 
 On the CPU oneDNN adds the bias, applies the activation and adds the residual while a product is
 in the cache; one by one each is a pass over memory. The results differ by the rounding of a
-float32 sum. On CUDA a kernel does so where the activation is the larger part. Everywhere else,
-where gradients are wanted, and in a model that is compiled or exported, these are the plain
-operations.
+float32 sum. On CUDA kernels of `model.kernels` do the same where it pays: a GELU is part of the
+linear layer or the depthwise convolution before it, a residual is added where the sum is normed or
+convolved. Everywhere else, where gradients are wanted, and on the CPU in a model that is compiled
+or exported, these are the plain operations.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,43 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 _onednn = torch.ops.mkldnn
 
 
+class Stream(NamedTuple):
+    """The residual stream between two layers, with what one of them may still have to add.
+
+    Attributes:
+        tokens: `(B, H, W, C)`.
+        branch: likewise, to be added to the tokens; `None` where that is done.
+    """
+
+    tokens: Tensor
+    branch: Tensor | None = None
+
+    def sum(self) -> Tensor:
+        """All of it, `(B, H, W, C)`."""
+        return self.tokens if self.branch is None else self.tokens + self.branch
+
+
+class Normed(NamedTuple):
+    """Tokens `(B, H, W, C)` and their norm, of the same shape."""
+
+    tokens: Tensor
+    normed: Tensor
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise convolution of 3x3 cells, with a bias, that keeps the size of the map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1, groups=channels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast, and lay out the kernels tap by tap on CUDA, where ours reads them so."""
+        super()._apply(fn, recurse)
+        if self.weight.is_cuda:
+            self.weight.data = tap_by_tap(self.weight.data)
+        return self
+
+
 def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tensor:
     """`activation(layer(x))`, `(..., C)` to `(..., D)`."""
     if activation == "gelu" and usable(x, HALF):
@@ -38,15 +76,31 @@ def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tens
     return _onednn._linear_pointwise(x, layer.weight, layer.bias, activation, [], "none")
 
 
-def linear_add(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
-    """`residual + layer(x)`, `(..., C)` and `(..., D)` to `(..., D)`."""
+def linear_add(layer: nn.Module, x: Tensor, residual: Tensor) -> Stream:
+    """The residual `(..., D)` with `layer(x)` of `(..., C)` added, or to be added."""
+    if usable(x):
+        return Stream(residual, layer(x))
     if not fuses(x):
-        return residual + layer(x)
-    return _onednn._linear_pointwise.binary(x, residual, layer.weight, layer.bias, "add")
+        return Stream(residual + layer(x))
+    return Stream(_onednn._linear_pointwise.binary(x, residual, layer.weight, layer.bias, "add"))
+
+
+def add_norm(norm: nn.LayerNorm, stream: Stream) -> Normed:
+    """The sum of a stream, and its norm."""
+    if usable(stream.tokens):
+        from model.kernels.norm import add_norm  # noqa: PLC0415
+
+        return Normed(*add_norm(stream.tokens, stream.branch, norm))
+    tokens = stream.sum()
+    return Normed(tokens, norm(tokens))
 
 
 def convolve(conv: nn.Module, tokens: Tensor, activation: Activation = "none") -> Tensor:
     """`activation(conv(tokens))`, `(B, H, W, C)` to `(B, H', W', D)`."""
+    if isinstance(conv, DepthwiseConv) and activation == "gelu" and usable(tokens):
+        from model.kernels.depthwise import convolve_gelu  # noqa: PLC0415
+
+        return convolve_gelu(tokens, conv)
     maps = tokens.permute(0, 3, 1, 2)
     if not fuses(tokens):
         return _PLAIN[activation](conv(maps)).permute(0, 2, 3, 1)
@@ -64,6 +118,50 @@ def convolve(conv: nn.Module, tokens: Tensor, activation: Activation = "none") -
         "none",
     )
     return convolved.permute(0, 2, 3, 1)
+
+
+def convolve_norm(
+    conv: nn.Conv2d,
+    norm: nn.LayerNorm,
+    tokens: Tensor,
+    activation: Literal["none", "gelu"] = "none",
+) -> Tensor:
+    """`activation(norm(conv(tokens)))`, `(B, H, W, C)` to `(B, H', W', D)`."""
+    if not usable(tokens):
+        return _PLAIN[activation](norm(convolve(conv, tokens)))
+    from model.kernels.norm import norm_activate  # noqa: PLC0415
+
+    # cuDNN would add the bias in a pass of its own.
+    maps = F.conv2d(tokens.permute(0, 3, 1, 2), conv.weight, None, conv.stride, conv.padding)
+    convolved = channels_last_tokens(maps)  # as cuDNN leaves them
+    return norm_activate(convolved, conv.bias, norm, gelu=activation == "gelu")
+
+
+def convolve_sum_norm(conv: DepthwiseConv, norm: nn.LayerNorm, stream: Stream) -> Normed:
+    """The convolution of the sum of a stream, and its norm."""
+    if usable(stream.tokens):
+        from model.kernels.depthwise import convolve_sum_norm  # noqa: PLC0415
+
+        return Normed(*convolve_sum_norm(stream.tokens, stream.branch, conv, norm))
+    tokens = convolve(conv, stream.sum())
+    return Normed(tokens, norm(tokens))
+
+
+def tap_by_tap(weight: Tensor) -> Tensor:
+    """Depthwise kernels `(C, 1, 3, 3)` with the taps of all channels beside each other in memory.
+
+    What lies so stays where it is: a captured graph may read it.
+    """
+    if weight.stride(0) == 1:
+        return weight
+    return (
+        weight.permute(1, 2, 3, 0).clone(memory_format=torch.contiguous_format).permute(3, 0, 1, 2)
+    )
+
+
+def channels_last_tokens(maps: Tensor) -> Tensor:
+    """`(B, C, H, W)` to contiguous `(B, H, W, C)`."""
+    return maps.permute(0, 2, 3, 1).contiguous()
 
 
 def keep_kernels_channels_last(module: nn.Module) -> None:

@@ -28,7 +28,7 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor, to: dtype) -> Tensor:
     """
     normalised = pixels.new_empty(pixels.shape, dtype=to)
     _normalise[_grid(pixels)](
-        pixels, mean, std, normalised, pixels[0].numel(), block=BLOCK, num_warps=WARPS
+        pixels, mean, std, normalised, pixels.numel() // len(pixels), block=BLOCK, num_warps=WARPS
     )
     return normalised.permute(0, 3, 1, 2)
 
@@ -56,7 +56,7 @@ def normalise_padded(
         mean,
         inverse_std,
         normalised,
-        pixels[0].numel(),
+        pixels.numel() // len(pixels),
         pixels.shape[2],
         block=BLOCK,
         num_warps=WARPS,
@@ -66,7 +66,7 @@ def normalise_padded(
 
 def _grid(pixels: Tensor) -> tuple[int, int]:
     assert pixels.is_contiguous(), "this is a bug"
-    return triton.cdiv(pixels[0].numel(), BLOCK), len(pixels)
+    return triton.cdiv(pixels.numel() // len(pixels), BLOCK), len(pixels)
 
 
 # Whether the bytes of an image are a multiple of 16 is compiled in: only then are 16 read at once.

@@ -58,7 +58,7 @@ def test_keys_of_each_query_are_those_of_dat_where_no_point_moves() -> None:
     tokens, residual = torch.randn(2, 2, 8, 8, 64)
 
     with torch.inference_mode():
-        attended = shared(tokens, residual).tokens
+        attended = shared(tokens, residual).stream.sum()
         torch.testing.assert_close(literal(tokens, residual), attended)
 
 

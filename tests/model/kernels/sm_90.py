@@ -20,10 +20,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from model import VARIANTS, DatConfig
+from model.fused import DepthwiseConv, tap_by_tap
 from model.kernels.deformable_attention import attend
+from model.kernels.depthwise import convolve_gelu, convolve_sum_norm
 from model.kernels.linear import linear_gelu
 from model.kernels.local_attention import attend_in_tiles
 from model.kernels.nms import search
+from model.kernels.norm import add_norm, norm_activate
 from model.kernels.offsets import sample_keys
 from model.kernels.pixels import normalise, normalise_padded
 from model.kernels.pooling import normed_mean
@@ -43,6 +46,14 @@ LAYERS = (
 )
 # Queries and keys of a tile: windows, neighbourhoods, and a small map in one piece.
 TILES = {"dat": ((49, 49),), "dat_pp": ((49, 169), (196, 196))}
+# Channels of a stage: the fewest and the most there are, and what is no power of two.
+BLOCKS = (
+    (64, torch.bfloat16),
+    (96, torch.float16),
+    (96, torch.float32),
+    (1024, torch.bfloat16),
+    (1024, torch.float32),
+)
 
 
 class Sm90:
@@ -64,8 +75,12 @@ def main() -> None:
     def compile_only(kernel: Any, grid: Any) -> Any:
         def compile_for(tensor: Tensor, *arguments: Any, **options: Any) -> None:
             compiled = kernel.warmup(tensor, *arguments, grid=grid, **options)
-            facts = {"kernel": kernel.__name__, "dtype": str(tensor.dtype)}
-            facts |= {"contracted": compiled.asm["ptx"].count("fma.rn")}
+            facts = {
+                "kernel": kernel.__name__,
+                "dtype": str(tensor.dtype),
+                "shape": list(tensor.shape),
+                "contracted": compiled.asm["ptx"].count("fma.rn"),
+            }
             kernels.append(facts | resources(compiled))
 
         return compile_for
@@ -77,6 +92,8 @@ def main() -> None:
         launch_deformable(config, stage, dtype)
         for queries, keys in TILES[config.family]:
             launch_local(config, stage, dtype, queries, keys)
+    for dim, dtype in BLOCKS:
+        launch_block(dim, dtype)
     launch_linear()
     launch_ends()
     launch_search()
@@ -122,6 +139,23 @@ def launch_local(
         torch.empty(4, keys, dtype=torch.int64),
         torch.empty(cells, dtype=torch.int64),
     )
+
+
+def launch_block(dim: int, dtype: torch.dtype) -> None:
+    """What a block of DAT++ and the layers between stages take beside attention."""
+    tokens = torch.empty(2, 14, 14, dim, dtype=dtype)
+    norm = nn.LayerNorm(dim, dtype=dtype)
+    convolve_sum_norm(tokens, tokens, _depthwise(dim, dtype), norm)
+    convolve_gelu(torch.empty(2, 14, 14, 4 * dim, dtype=dtype), _depthwise(4 * dim, dtype))
+    add_norm(tokens, tokens, norm)
+    norm_activate(tokens, norm.bias, norm, gelu=True)
+
+
+def _depthwise(channels: int, dtype: torch.dtype) -> nn.Conv2d:
+    """With its weights as they lie on CUDA."""
+    conv = DepthwiseConv(channels).to(dtype)
+    conv.weight.data = tap_by_tap(conv.weight.data)
+    return conv
 
 
 def launch_linear() -> None:
