@@ -149,3 +149,11 @@ def test_images_are_copies():
     (image,) = found.of_images()
     boxes.zero_()
     assert image.boxes.tolist() == [[1.0] * 4]
+
+
+def test_a_score_at_the_threshold_is_not_enough():
+    least = torch.tensor(0.05)
+    scores = torch.stack((least, least.nextafter(torch.tensor(1.0))))[None]
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [20, 20, 30, 30]]])
+    found = select(boxes, scores, torch.zeros(1, 2, dtype=torch.int64))
+    assert found.boxes.tolist() == [[[20.0, 20, 30, 30]]]
