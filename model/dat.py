@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from model.checkpoint import Checkpoint, CheckpointError
 from model.config import VARIANTS, DatConfig
 from model.deformable_detr import DeformableDetrAttention
 from model.fused import (
-    Activation,
     DepthwiseConv,
     Normed,
     Stream,
@@ -272,10 +271,10 @@ class ConvNorm(nn.Module):
         padding: int,
         *,
         bias: bool,
-        activation: Activation = "none",
+        activation: Literal["none", "gelu"] = "none",
     ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation: Literal["none", "gelu"] = activation
         self.conv = nn.Conv2d(before, after, kernel, stride, padding, bias=bias)
         self.norm = nn.LayerNorm(after)
 

@@ -121,7 +121,10 @@ def convolve(conv: nn.Module, tokens: Tensor, activation: Activation = "none") -
 
 
 def convolve_norm(
-    conv: nn.Conv2d, norm: nn.LayerNorm, tokens: Tensor, activation: Activation = "none"
+    conv: nn.Conv2d,
+    norm: nn.LayerNorm,
+    tokens: Tensor,
+    activation: Literal["none", "gelu"] = "none",
 ) -> Tensor:
     """`activation(norm(conv(tokens)))`, `(B, H, W, C)` to `(B, H', W', D)`."""
     if not usable(tokens):

@@ -207,7 +207,8 @@ class Device:
         except Exception as error:
             if any(map(is_out_of_memory, _with_causes(error))):
                 # The frames hold what was computed so far.
-                traceback.clear_frames(error.__traceback__)
+                for cause in _with_causes(error):
+                    traceback.clear_frames(cause.__traceback__)
                 shortage = OutOfMemory("there is not enough memory for this image")
                 shortage.__cause__ = error.with_traceback(None)
             elif self._context_is_lost():

@@ -132,19 +132,25 @@ class CudaCapture:
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             for _ in range(warm_up_runs):
                 work(*inputs)
-            graph = torch.cuda.CUDAGraph()
-            # Thread-local: in the global mode a CUDA call of any other thread breaks the capture.
-            with (
-                _capturing,
-                torch.cuda.graph(
-                    graph,
-                    pool=self._pool,
-                    stream=self._stream,
-                    capture_error_mode="thread_local",
-                ),
-            ):
-                outputs = work(*inputs)
+            captured = self._record(work, inputs)
         computing.wait_stream(self._stream)
+        return captured
+
+    def _record(
+        self, work: Callable[..., Outputs], inputs: tuple[Tensor, ...]
+    ) -> CapturedGraph[Outputs]:
+        graph = torch.cuda.CUDAGraph()
+        # Thread-local: in the global mode a CUDA call of any other thread breaks the capture.
+        recording = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        try:
+            with _capturing, recording:
+                outputs = work(*inputs)
+        except BaseException:
+            # The allocator may go on taking the pool for one that is being recorded to.
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
         return CapturedGraph(inputs, outputs, graph.replay)
 
 

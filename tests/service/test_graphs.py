@@ -173,17 +173,28 @@ def test_one_capture_at_a_time_in_a_process(cuda):
 def test_a_capture_that_fails_leaves_the_thread_as_it_was(cuda, monkeypatch):
     device = torch.device("cuda", 1)
 
+    failed_pool = None
+
     @contextmanager  # type: ignore[untyped-decorator]
     def broken(graph: object, stream: FakeStream, **how: Any) -> Iterator[None]:
+        nonlocal failed_pool
+        failed_pool = how["pool"]
         # As torch does where the capture cannot be ended: its stream stays the current one.
         cuda.set_stream(stream)
         yield
         raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(torch.cuda, "graph", broken)
+    capture = CudaCapture(device)
     with pytest.raises(RuntimeError, match="during capture"):
-        CudaCapture(device)(lambda: None, ())
+        capture(lambda: None, ())
     assert cuda.current_stream(device) is cuda.default_stream(device)
+    # Torch may take the pool for one that is still in use.
+    monkeypatch.setattr(torch.cuda, "graph", cuda.graph)
+    for _ in range(2):
+        capture(lambda: None, ())
+    pools = [failed_pool, *(how["pool"] for *_, how in cuda.captures)]
+    assert pools[0] is not pools[1] is pools[2]
 
 
 class Layer(torch.nn.Module):
