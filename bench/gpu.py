@@ -41,6 +41,11 @@ def module(name: str, limit_s: float, *command: object, **environment: str) -> S
 
 # On a CPU as small as it gets.
 TIMED = {"cpu": ("dat_nano",), "cuda": ("dat_tiny_224", "dat_pp_tiny_224")}
+DEMO = {"cpu": (), "cuda": ("dat_nano",)}  # timed after those
+DETECTORS = {
+    "cpu": ("--models", "mask_rcnn_dat_nano", "--batches", "1", "--seconds", "0"),
+    "cuda": ("--models", "retinanet_dat_pp_tiny", "mask_rcnn_dat_pp_tiny", "--batches", "1", "8"),
+}
 BATCHES = {
     "cpu": ("--batches", "1", "--seconds", "0"),
     "cuda": ("--batches", "1", "8", "32", "64", "128"),
@@ -76,7 +81,7 @@ def first(device: str, checked: Sequence[str]) -> list[list[Step]]:
     return [
         [_environment(device)],
         [*checks, _tests(device)],
-        [module("times", 175, "bench.graphs", device, *models, *BATCHES[device])],
+        [module("times", 175, "bench.graphs", device, *models, *DEMO[device], *BATCHES[device])],
     ]
 
 
@@ -89,6 +94,7 @@ def second(device: str) -> list[list[Step]]:
         [_environment(device)],
         [module("server", 120, *server)],
         [module("kernels", 80, "bench.kernels", device, *KERNELS[device], **interpreted)],
+        [module("detectors", 60, "bench.graphs", device, "--ways", "engine", *DETECTORS[device])],
         [module("hottest", 60, "bench.hottest", device, *TIMED[device])],
         [module("compile", 120, "bench.graphs", device, *models, *COMPILED[device])],
     ]

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from bench.findings import Cases, find
 from bench.graphs import DTYPE, Way
-from bench.weights import detector_state, recipe_state
+from bench.weights import make_detector, recipe_state
 from demo.detection import scenes
 from demo.evaluate import LARGEST_PICTURE, bundled_model
 from demo.views import upload, view
 from model import DAT, VARIANTS, create_model
-from model.detection import DETECTORS, Detector, create_detector, load_detector
+from model.detection import DETECTORS
 from model.normalise import Normalise
 from service.engine.classification import ClassificationEngine
 from service.engine.classify import Classify
@@ -47,7 +47,6 @@ from service.engine.items import (
     Wanted,
 )
 from service.metrics import Metrics, ModelMetrics
-from service.models.load import BUNDLED
 from tests import recipe
 from tests.service.recorded import recorded
 
@@ -224,15 +223,6 @@ def compare(
     find(name, f"{title}: sampling locations", points)
 
 
-def detector(name: str) -> Detector:
-    """With the weights of its golden case, or as bundled."""
-    if name == DEMO_DETECTOR:
-        return load_detector(BUNDLED[name]).detector
-    built = create_detector(name)
-    built.load_state_dict(detector_state(name))
-    return built
-
-
 def picture(name: str, index: int, height: int, width: int) -> NDArray[np.uint8]:
     """A scene for the demo, else one of the test pictures."""
     if name == DEMO_DETECTOR:
@@ -276,7 +266,7 @@ async def found(
     """What an engine finds in batches, of which two are in flight at a time."""
     device = Device(kind, 2)
     engine = DetectionEngine(
-        detector(name), device, metrics(name, "detect"), dtype=dtype, **options
+        make_detector(name), device, metrics(name, "detect"), dtype=dtype, **options
     )
     await engine.load()
     outputs: list[list[DetectionOutput]] = []

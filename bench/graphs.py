@@ -3,8 +3,9 @@
 A forward pass, from bytes on the device to ranked classes there: as a captured graph and eagerly,
 with the kernels of `model.kernels` and in plain torch, compiled, and with the algorithms that
 cuDNN finds by trying. Then whole engines, from bytes on the host to results there. Each figure is
-printed as one JSON object as soon as it is known, the most telling ways first. On a CPU, where
-nothing is captured and code is traced but not generated, this is a rehearsal.
+printed as one JSON object as soon as it is known, the most telling ways first. Of detectors only
+the engines are timed. On a CPU, where nothing is captured and code is traced but not generated,
+this is a rehearsal.
 """
 
 import argparse
@@ -24,18 +25,22 @@ from torch import Tensor
 from bench.closed_loop import time_calls
 from bench.findings import Cases, find, note
 from bench.rival import make_pixels
-from bench.weights import recipe_state
+from bench.weights import make_detector, recipe_state
 from model import VARIANTS, create_model, kernels
 from model.cost import flops
+from model.detection import DETECTORS
 from service.engine.classification import ClassificationEngine
 from service.engine.classify import Classify
+from service.engine.detection import DetectionEngine
 from service.engine.device import Device
 from service.engine.graphs import Capture, CudaCapture
-from service.engine.items import ClassificationInput
+from service.engine.items import ClassificationInput, DetectionInput
 from service.metrics import Metrics
+from tests import recipe
 from tests.service.recorded import recorded
 
 DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+DETECTOR_SIZE = {"cpu": (192, 320), "cuda": (800, 1344)}  # padded
 BATCHES_A_CALL = 8  # of an engine
 ENGINE = "engine"
 
@@ -101,7 +106,8 @@ def time_way(name: str, way: Way, batch: int, kind: str, seconds: float) -> floa
         torch._dynamo.reset()
         backend = "inductor" if kind == "cuda" else "eager"
         work = torch.compile(work, dynamic=False, backend=backend)
-    pixels = torch.from_numpy(make_pixels(name, batch)).to(kind)
+    size = VARIANTS[name].image_size
+    pixels = torch.randint(256, (batch, *size, 3), dtype=torch.uint8, device=kind)
     with way.switched():
         if not way.captured:
             return device_seconds(lambda: work(pixels), kind, seconds)
@@ -141,13 +147,15 @@ class Times:
     def add(self, name: str, way: str, batch: int, taken: float) -> None:
         """Print one time, seconds."""
         self._seconds[name, way, batch] = taken
+        # A detector's is unknown.
+        work = flops(VARIANTS[name]) if name in VARIANTS else 0
         note(
             model=name,
             way=way,
             batch=batch,
             ms=round(1e3 * taken, 4),
             images_per_s=round(batch / taken, 1),
-            tflops=round(2e-12 * batch * flops(VARIANTS[name]) / taken, 2),
+            tflops=round(2e-12 * batch * work / taken, 2),
         )
 
     def judge(self, name: str, way: str) -> None:
@@ -174,21 +182,12 @@ def time_batches(name: str, title: str, arguments: argparse.Namespace, times: Ti
 
 def time_engine(name: str, arguments: argparse.Namespace, times: Times) -> None:
     """Time an engine, one batch at a time and with as many as its device takes."""
-    kind, loop = arguments.device, asyncio.new_event_loop()
-    device = Device(kind)
-    engine = ClassificationEngine(
-        deepcopy(network(name, kind).model),  # which an engine on a CPU packs
-        device,
-        Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1),
-        dtype=str(DTYPE[kind]).removeprefix("torch."),
-        buckets=arguments.batches,
-    )
+    loop, device = asyncio.new_event_loop(), Device(arguments.device)
+    engine, inputs = open_engine(name, device, arguments.batches)
     loop.run_until_complete(engine.load())
-
     for title, together in ((ENGINE, 1), (f"{ENGINE}, overlapping", device.depth)):
         for size in arguments.batches:
-            batch = [ClassificationInput(image) for image in make_pixels(name, size)]
-            call = partial(_batches, loop, engine, batch, together)
+            call = partial(_batches, loop, engine, inputs[:size], together)
             taken = median(time_calls(call, arguments.seconds))
             times.add(name, title, size, taken / BATCHES_A_CALL)
         times.judge(name, title)
@@ -196,10 +195,38 @@ def time_engine(name: str, arguments: argparse.Namespace, times: Times) -> None:
     loop.close()
 
 
+def open_engine(
+    name: str, device: Device, batches: Sequence[int]
+) -> tuple[ClassificationEngine | DetectionEngine, list[Any]]:
+    """An engine with a graph for each size of batch, and inputs for the largest."""
+    kind, metrics = device.torch_device.type, Metrics(CollectorRegistry())
+    dtype = str(DTYPE[kind]).removeprefix("torch.")
+    if name in DETECTORS:
+        size = DETECTOR_SIZE[kind]
+        detector = DetectionEngine(
+            make_detector(name),
+            device,
+            metrics.add_model(name, "bench", "detect", 1),
+            dtype=dtype,
+            buckets=batches,
+            sizes=[size],
+        )
+        pictures = (recipe.image(0, index, *size) for index in range(max(batches)))
+        return detector, [DetectionInput(picture, size, (1.0, 1.0)) for picture in pictures]
+    engine = ClassificationEngine(
+        deepcopy(network(name, kind).model),  # which an engine on a CPU packs
+        device,
+        metrics.add_model(name, "bench", "classify", 1),
+        dtype=dtype,
+        buckets=batches,
+    )
+    return engine, [ClassificationInput(image) for image in make_pixels(name, max(batches))]
+
+
 def _batches(
     loop: asyncio.AbstractEventLoop,
-    engine: ClassificationEngine,
-    batch: Sequence[ClassificationInput],
+    engine: ClassificationEngine | DetectionEngine,
+    batch: list[Any],
     together: int,
 ) -> None:
     """Run a call's batches, so many at a time."""

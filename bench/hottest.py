@@ -1,8 +1,8 @@
 """Where a forward pass spends its time, and what the two hottest of our kernels wait for.
 
 The first is said by torch's profiler, the second by `ncu`, which comes with CUDA, where it is
-installed. The table of all kernels goes into `profile.txt` beside the results, what `ncu` says
-into `ncu.txt`; each kernel's share is printed as a JSON object.
+installed. The table of all kernels goes into `gpu-profile.txt` beside the results, what `ncu`
+says into `gpu-ncu.txt`; each kernel's share is printed as a JSON object.
 """
 
 import argparse
@@ -47,10 +47,8 @@ def shares(name: str, batch: int, kind: str) -> dict[str, float]:
             forward(name, batch, kind)
     averages = profiled.key_averages()
     clock = f"self_{'device' if kind == 'cuda' else 'cpu'}_time_total"
-    with (RESULTS / "profile.txt").open("a") as file:
-        table = averages.table(
-            sort_by=clock.replace("device", "cuda"), row_limit=40, max_name_column_width=110
-        )
+    with (RESULTS / "gpu-profile.txt").open("a") as file:
+        table = averages.table(sort_by=clock, row_limit=40, max_name_column_width=110)
         file.write(f"{name}, batch {batch}, {PASSES} forward passes\n{table}\n")
     times = {event.key: getattr(event, clock) / PASSES for event in averages}
     return dict(sorted(times.items(), key=lambda item: -item[1]))
@@ -74,6 +72,7 @@ def main() -> None:
         for name in arguments.models:
             forward(name, arguments.batch, arguments.device)
         return
+    (RESULTS / "gpu-profile.txt").unlink(missing_ok=True)
     ours: dict[str, float] = {}
     for name in arguments.models:
         times = shares(name, arguments.batch, arguments.device)
@@ -87,7 +86,7 @@ def main() -> None:
     if hottest and shutil.which("ncu"):
         once = (sys.executable, "-m", "bench.hottest", "--once", "--batch", str(arguments.batch))
         names = ("--kernel-name", f"regex:^({'|'.join(hottest)})$")
-        file = ("--log-file", str(RESULTS / "ncu.txt"))
+        file = ("--log-file", str(RESULTS / "gpu-ncu.txt"))
         command = (*_NCU, *names, *file, *once, arguments.device, *arguments.models)
         subprocess.run(command, check=True)
 

@@ -57,7 +57,7 @@ def time_stages(
     """Run a forward pass and time its stages.
 
     RoIAlign is apart from the heads that it feeds. Post-processing is what the heads do beside
-    their layers: best entries, boxes from deltas, NMS, scores, copies to the host.
+    their layers: best entries, boxes from deltas, NMS, scores.
 
     Args:
         detector: on its device.

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from model import VARIANTS
-from model.detection import DETECTORS
+from model.detection import DETECTORS, Detector, create_detector, load_detector
 from model.detection import official as detector_official
 from model.official import official_shapes
+from service.models.load import BUNDLED
 from tests import recipe
 from tests.model.detection import recipe as detector_recipe
 
@@ -48,3 +49,12 @@ def detector_state(name: str) -> dict[str, Tensor]:
         )
         for key, shape in detector_official.official_shapes(DETECTORS[name]).items()
     }
+
+
+def make_detector(name: str) -> Detector:
+    """A detector with those weights; that of the demo as it is bundled."""
+    if name in BUNDLED:
+        return load_detector(BUNDLED[name]).detector
+    detector = create_detector(name)
+    detector.load_state_dict(detector_state(name))
+    return detector

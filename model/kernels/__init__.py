@@ -60,10 +60,10 @@ def why_not(device: torch.device) -> str | None:
     Args:
         device: with an index, if it is a GPU.
     """
-    if device.type != "cuda":
-        return device.type
     if not enabled:
         return "switched off"
+    if device.type != "cuda":
+        return device.type
     if (missing := _missing()) is not None:
         return missing
     if device not in _tried:

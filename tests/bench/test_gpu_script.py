@@ -92,7 +92,7 @@ def test_the_second_part_leaves_a_result_of_every_step(
     found = results(folder, "second")
     ended = {step["name"]: step["ended"] for step in found["steps"]}
     assert ended == dict.fromkeys(
-        ("environment", "server", "kernels", "hottest", "compile"), "ok"
+        ("environment", "server", "kernels", "detectors", "hottest", "compile"), "ok"
     ), printed
     assert code == 0
     rows = {step["name"]: step["rows"] for step in found["steps"]}
@@ -102,8 +102,12 @@ def test_the_second_part_leaves_a_result_of_every_step(
         == len(json.loads((folder / "kernels-cpu-float32.json").read_text())["steps"])
         > 0
     )
+    assert {row["way"] for row in rows["detectors"] if "way" in row} == {
+        "engine",
+        "engine, overlapping",
+    }
     assert rows["hottest"][0]["share"] >= rows["hottest"][-1]["share"] > 0
-    assert "Self CPU" in (folder / "profile.txt").read_text("utf-8")
+    assert "Self CPU" in (folder / "gpu-profile.txt").read_text("utf-8")
     server = json.loads((folder / "server-dat_nano-cpu.json").read_text("utf-8"))
     assert {row["protocol"] for row in server["closed_loop"]} == {"http", "grpc"}
 

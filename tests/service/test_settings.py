@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from service import cli
 from service.models.lineup import choose_models
 from service.models.load import load
+from service.served_tasks import TASKS
 from service.settings import Settings, variables
 from tests.server import ROOT
 from tests.service.commands import run_all
@@ -20,7 +21,8 @@ def clean_environment(monkeypatch):
 
 
 def test_the_defaults_serve_the_demo_model():
-    assert load(choose_models(Settings()).find(None)).name == "dat_nano"
+    loaders = [task.loader for task in TASKS]
+    assert load(choose_models(Settings()).find(None), loaders).name == "dat_nano"
 
 
 def test_a_variable_sets_its_field(monkeypatch):

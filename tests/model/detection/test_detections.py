@@ -92,9 +92,10 @@ def test_as_many_classes_as_a_region_can_have(classes):
     # The next number after the threshold: 20 of them are a little more than 1.
     least = torch.tensor(0.05).nextafter(torch.tensor(1.0))
     scores[:, :700, :classes] = 0.0502 if classes == 19 else least
-    scores[:, 700:, 30] = torch.linspace(0.0501, 0.05005, 300) if classes == 19 else least
+    others = torch.linspace(0.0501, 0.05005, 300)[:, None] if classes == 19 else least
+    scores[:, 700:, 30 : 30 + classes] = others
     found = check(regions, [1000], scores, deltas)
-    assert (found.labels == 30).sum() > 50
+    assert (found.labels >= 30).sum() > 50
 
 
 def test_equal_scores_stay_in_the_order_of_regions_and_classes():
@@ -148,3 +149,11 @@ def test_images_are_copies():
     (image,) = found.of_images()
     boxes.zero_()
     assert image.boxes.tolist() == [[1.0] * 4]
+
+
+def test_a_score_at_the_threshold_is_not_enough():
+    least = torch.tensor(0.05)
+    scores = torch.stack((least, least.nextafter(torch.tensor(1.0))))[None]
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [20, 20, 30, 30]]])
+    found = select(boxes, scores, torch.zeros(1, 2, dtype=torch.int64))
+    assert found.boxes.tolist() == [[[20.0, 20, 30, 30]]]

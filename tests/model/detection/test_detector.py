@@ -254,14 +254,6 @@ def test_the_dense_part_can_be_captured(kind):
     assert len(dense.sampling_locations) == len(detector.deformable_layers)
 
 
-def test_half_precision_leaves_position_tables_alone_in_float32():
-    """A norm on CUDA refuses maps of another type than its own."""
-    detector = small_detector("retinanet").cast(torch.bfloat16)
-    kept = {name for name, value in detector.named_parameters() if value.dtype == torch.float32}
-    assert kept
-    assert all(name.endswith("relative_position_bias_table") for name in kept)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_the_pyramid_to_what_was_found_nothing_waits_for_the_device(kind):
     head = small_detector(kind).cast(torch.bfloat16).head
@@ -283,6 +275,32 @@ def test_from_the_pyramid_to_what_was_found_nothing_waits_for_the_device(kind):
     assert found.counts.shape == (2,)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_whole_detector_is_one_graph(kind):
+    detector = small_detector(kind).cuda()
+    sizes = torch.tensor([[96, 128], [70, 100]], device="cuda")
+    scales = torch.tensor([[1.0, 1.0], [1.5, 1.4]], device="cuda")
+    images = torch.randn(2, 3, 96, 128, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        with torch.cuda.stream(side):
+            detector.find(images, sizes, scales)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            found, _ = detector.find(images, sizes, scales)
+        for seed in range(3):
+            images.copy_(torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)))
+            graph.replay()
+            eager, _ = detector.find(images, sizes, scales)
+            assert min(found.counts) > 3
+            assert found.counts.tolist() == eager.counts.tolist()
+            torch.testing.assert_close(found.boxes, eager.boxes)
+            torch.testing.assert_close(found.scores, eager.scores)
+
+
 def test_found_is_what_the_detections_are_cut_from(detector):
     images, sizes = torch.randn(2, 3, 96, 128), torch.tensor([[96, 128], [40, 50]])
     with torch.inference_mode():
@@ -295,3 +313,11 @@ def test_found_is_what_the_detections_are_cut_from(detector):
             whole, cut = getattr(found, name), getattr(one, name)
             assert cut is whole is None or torch.equal(cut, whole[image, : len(one.labels)])
     assert all(map(torch.equal, locations, explained.sampling_locations))
+
+
+def test_half_precision_leaves_position_tables_alone_in_float32():
+    """A norm on CUDA refuses maps of another type than its own."""
+    detector = small_detector("retinanet").cast(torch.bfloat16)
+    kept = {name for name, value in detector.named_parameters() if value.dtype == torch.float32}
+    assert kept
+    assert all(name.endswith("relative_position_bias_table") for name in kept)

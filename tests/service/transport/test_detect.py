@@ -6,7 +6,6 @@ import io
 import json
 from collections import defaultdict
 
-import cv2
 import grpc
 import httpx
 import numpy as np
@@ -17,7 +16,6 @@ from prometheus_client import CollectorRegistry
 from pycocotools import mask as coco
 
 from model import checkpoint as checkpoints
-from model import kernels
 from model.detection import create_detector, load_detector
 from model.detection.masks import paste_whole
 from model.detection.normalise import Normalise
@@ -96,7 +94,7 @@ def found_directly(loaded, resizing):
     with torch.inference_mode():
         found, _ = loaded.forward_explained(Normalise()(images, resized), resized, scale)
     masks = paste_whole(found[0].mask_probabilities, found[0].boxes, resizing.image_size)
-    return found[0], masks.numpy(), resizing
+    return found[0], masks, resizing
 
 
 @pytest.mark.parametrize("detect", CLIENTS)
@@ -291,21 +289,19 @@ async def test_letterboxed_images_share_batches_whatever_their_sizes(server):
             assert ours.score == pytest.approx(theirs.score, abs=1e-4)
 
 
-def test_letterboxed_inputs_have_one_size_and_opencv_has_no_threads_of_its_own():
-    cv2.setNumThreads(4)
+def test_letterboxed_inputs_have_one_size():
     device = Device("cpu", threads=1)
     with open_decoders(Settings().limits, Metrics(CollectorRegistry())) as decoders:
         shared = Shared(Settings(), [device], decoders, Metrics(CollectorRegistry()))
         core = open_model(ModelEntry(name="mask_rcnn_dat_nano"), shared).core
     device.close()
-    assert cv2.getNumThreads() == 1
     padded = defaultdict(set)
     for resize_mode in ("official", "letterbox"):
         options = DetectOptions(resize_mode=resize_mode)
         for size in ((96, 96), (96, 128), (160, 96), (700, 500)):
-            prepared = core.prepare(encoded("PNG", size=size), options)
-            padded[resize_mode].add(core.item(prepared, options).padded_size)
-    assert padded["letterbox"] == {(256, 256)}
+            prepared = core._prepare(encoded("PNG", size=size), options)
+            padded[resize_mode].add(prepared.pixels.shape)
+    assert padded["letterbox"] == {(256, 256, 3)}
     assert len(padded["official"]) == 4
 
 
@@ -321,15 +317,6 @@ async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
     device.close()
     (engine,) = opened.engines
     assert engine._detector._sizes.keys() == {(64, 96), (96, 96)}
-
-
-def test_the_setting_of_the_kernels_reaches_the_model(monkeypatch):
-    monkeypatch.setattr(kernels, "enabled", True)
-    monkeypatch.setenv("DAT_ENGINE__KERNELS", "false")
-    with open_decoders(Settings().limits, Metrics(CollectorRegistry())) as decoders:
-        shared = Shared(Settings(), [Device("cpu", 1)], decoders, Metrics(CollectorRegistry()))
-        open_model(ModelEntry(name="dat_nano"), shared)
-    assert not kernels.enabled
 
 
 async def test_both_transports_describe_the_resizing(server):

@@ -1,0 +1,69 @@
+"""What is switched for the whole process, each in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.server import ROOT
+from tests.service.commands import command
+
+SWITCHED = """
+import json, os, sys
+from pathlib import Path
+from service import process
+process.begin()
+{calls}
+import cv2, torch
+from PIL import Image
+from model import kernels
+print(json.dumps([
+    os.environ["GOMP_SPINCOUNT"], sys.getswitchinterval(), torch.get_num_threads(),
+    cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS, kernels.enabled,
+    os.environ.get("TRITON_CACHE_DIR"), os.environ.get("TORCHINDUCTOR_CACHE_DIR"),
+    os.environ.get("GRPC_VERBOSITY"),
+]))
+"""
+
+
+def switched(*calls: str):
+    ended = subprocess.run(
+        [sys.executable, "-c", SWITCHED.format(calls="\n".join(calls))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(ended.stdout)
+
+
+def test_every_switch_is_set_by_its_call_alone(tmp_path):
+    before = switched()
+    after = switched(
+        "process.compute_alone()",
+        "process.leave_limits_to_us()",
+        f"process.choose_kernels(False, Path({str(tmp_path)!r}))",
+        "process.silence_grpc()",
+    )
+    assert before[:2] == after[:2] == ["2000", pytest.approx(0.0001)]
+    assert before[4] is not None
+    assert before[5] is True
+    caches = [str(tmp_path / "triton"), str(tmp_path / "inductor")]
+    assert after[2:] == [1, 1, None, False, *caches, "NONE"]
+
+
+def line_of_start(event, **settings):
+    """A line of the log from before the server is ready."""
+    starting = command(DAT_LOG__FORMAT="json", DAT_MODEL__NAME="dat_nano", **settings)
+    try:
+        return next(line for line in map(json.loads, starting.stdout) if line["event"] == event)
+    finally:
+        starting.kill()
+        starting.communicate()
+
+
+def test_the_setting_of_the_kernels_reaches_the_server():
+    switched_off = line_of_start("computes", DAT_ENGINE__KERNELS="false")
+    assert switched_off["kernels"] == "off: switched off"
+    assert line_of_start("computes")["kernels"] in ("on", "off: cpu")
