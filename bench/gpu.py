@@ -74,7 +74,7 @@ LOAD = {
 def first(device: str, checked: Sequence[str]) -> list[list[Step]]:
     """What is right, then how fast it is; the steps of one list run side by side."""
     checks = [
-        module(f"check-{name}", 160, "bench.gpu_check", name, device, OMP_NUM_THREADS="2")
+        module(f"check-{name}", 160, "tests.gpu.check", name, device, OMP_NUM_THREADS="2")
         for name in checked
     ]
     models = ("--models", *TIMED[device])
