@@ -28,33 +28,25 @@ class BaselineConfig:
     heads: tuple[int, int, int, int]
     groups: tuple[int, int, int, int]
     blocks: tuple[str, str, str, str]
-    image_size: int = 224
-    built_for: int = 224
-    window: int = 7
 
-
-_V1_TINY = ("LS", "LS", "LD" * 3, "LD")
-_V1_DEEP = ("LS", "LS", "LD" * 9, "LD")
-_PLUS_PLUS = ("ND", "ND" * 2, "ND" * 9, "DD")
-_TINY = (64, 128, 256, 512)
-_SMALL = (96, 192, 384, 768)
-_BASE = (128, 256, 512, 1024)
 
 CONFIGS = {
-    "dat_tiny_224": BaselineConfig(False, _SMALL, (3, 6, 12, 24), (0, 0, 3, 6), _V1_TINY),
-    "dat_small_224": BaselineConfig(False, _SMALL, (3, 6, 12, 24), (0, 0, 3, 6), _V1_DEEP),
-    "dat_base_224": BaselineConfig(False, _BASE, (4, 8, 16, 32), (0, 0, 4, 8), _V1_DEEP),
-    "dat_base_384": BaselineConfig(
-        False, _BASE, (4, 8, 16, 32), (0, 0, 4, 8), _V1_DEEP, 384, 384, window=12
+    "dat_tiny_224": BaselineConfig(
+        plus_plus=False,
+        dims=(96, 192, 384, 768),
+        heads=(3, 6, 12, 24),
+        groups=(0, 0, 3, 6),
+        blocks=("LS", "LS", "LD" * 3, "LD"),
     ),
-    "dat_pp_tiny_224": BaselineConfig(True, _TINY, (2, 4, 8, 16), (1, 2, 4, 8), _PLUS_PLUS),
-    "dat_pp_small_224": BaselineConfig(True, _SMALL, (3, 6, 12, 24), (1, 2, 3, 6), _PLUS_PLUS),
-    "dat_pp_base_224": BaselineConfig(True, _BASE, (4, 8, 16, 32), (2, 4, 8, 16), _PLUS_PLUS),
-    # The published 384 configuration keeps the tables of the 224 model.
-    "dat_pp_base_384": BaselineConfig(
-        True, _BASE, (4, 8, 16, 32), (2, 4, 8, 16), _PLUS_PLUS, image_size=384
+    "dat_pp_tiny_224": BaselineConfig(
+        plus_plus=True,
+        dims=(64, 128, 256, 512),
+        heads=(2, 4, 8, 16),
+        groups=(1, 2, 4, 8),
+        blocks=("ND", "ND" * 2, "ND" * 9, "DD"),
     ),
 }
+IMAGE_SIZE, WINDOW = 224, 7
 
 
 class ChannelLayerNorm(nn.Module):
@@ -180,18 +172,15 @@ class NeighborhoodAttention(nn.Module):
         """Attend over a `(B, C, H, W)` map."""
         batch, _, height, width = x.shape
         x = x.permute(0, 2, 3, 1)
-        if height < self.kernel or width < self.kernel:
-            x = F.pad(x, (0, 0, 0, max(0, self.kernel - width), 0, max(0, self.kernel - height)))
-        rows, columns = x.shape[1:3]
-        qkv = self.qkv(x).reshape(batch, rows, columns, 3, self.heads, -1)
+        qkv = self.qkv(x).reshape(batch, height, width, 3, self.heads, -1)
         q, k, v = qkv.permute(3, 0, 4, 1, 2, 5)
-        y, x_ = (self._neighbors(length, x.device) for length in (rows, columns))
+        y, x_ = (self._neighbors(length, x.device) for length in (height, width))
         # Heads before positions: the fastest of the unfoldings tried.
         k, v = (t[:, :, y[:, None, :, None], x_[None, :, None, :]].flatten(4, 5) for t in (k, v))
         scores = torch.einsum("bhyxc,bhyxnc->bhyxn", q * q.shape[-1] ** -0.5, k)
         scores = scores + self._bias(y, x_)
         x = torch.einsum("bhyxn,bhyxnc->byxhc", scores.softmax(dim=-1), v).flatten(3)
-        return self.proj(x)[:, :height, :width].permute(0, 3, 1, 2).contiguous()  # type: ignore[no-any-return]
+        return self.proj(x).permute(0, 3, 1, 2).contiguous()  # type: ignore[no-any-return]
 
     def _neighbors(self, length: int, device: torch.device) -> Tensor:
         """Indices of the neighbors of each position of an axis, `(length, kernel)`."""
@@ -330,12 +319,12 @@ class Stage(nn.Module):
 
 def _attention(kind: str, config: BaselineConfig, stage: int) -> nn.Module:
     dim, heads = config.dims[stage], config.heads[stage]
-    side = config.built_for // (4 << stage)
+    side = IMAGE_SIZE // (4 << stage)
     match kind:
         case "L":
-            return WindowAttention(dim, heads, config.window)
+            return WindowAttention(dim, heads, WINDOW)
         case "S":
-            return ShiftedWindowAttention(dim, heads, config.window, side)
+            return ShiftedWindowAttention(dim, heads, WINDOW, side)
         case "N":
             return NeighborhoodAttention(dim, heads)
     kernel = (9, 7, 5, 3)[stage]

@@ -7,18 +7,16 @@ official ones, in levels of 0 to 255. simplejpeg, which the service does not dep
 where it is installed.
 """
 
-import argparse
 import io
-import json
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from statistics import median
-from typing import Any
 
 import cv2
 import numpy as np
@@ -27,8 +25,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.machine import RESULTS, describe
-from bench.report import decode_table
+from bench.harness import in_turn, options, publish, ratio
+from bench.machine import describe
+from bench.tables import Row, table
 from model import VARIANTS
 from model.transforms import Preprocessing, to_model_pixels
 from service import process
@@ -212,7 +211,7 @@ def error(pixels: list[Pixels], expected: list[Pixels]) -> dict[str, float]:
     return {"max": int(differences.max()), "mean": float(differences.mean())}
 
 
-def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[dict[str, Any]]:
+def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[Row]:
     """Time every way in alternating rounds, once in this thread and once in all workers."""
     uploads, preprocessing = case.uploads(), Preprocessing.of(VARIANTS[case.variant])
     ways = ways_for(case.encoding)
@@ -230,29 +229,46 @@ def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[dict[s
         list(workers.map(lambda file: way(file, preprocessing), uploads * cores))
         return (time.perf_counter() - began) / len(uploads) / cores
 
-    timed = [
-        {name: (one_thread(way), all_cores(way)) for name, way in ways.items()}
-        for _ in range(rounds)
+    settings = {"one_thread": one_thread, "all_cores": all_cores}
+    sides = {
+        (setting, name): partial(in_setting, way)
+        for name, way in ways.items()
+        for setting, in_setting in settings.items()
+    }
+    timed = in_turn(sides, rounds)
+    taken = {side: [one[side] for one in timed] for side in sides}
+    return [
+        {
+            "way": name,
+            "error": error(made[name], made["official"]),
+            **{
+                setting: {
+                    "ms": 1e3 * median(taken[setting, name]),
+                    **ratio(taken[setting, name], taken[setting, "official"]),
+                }
+                for setting in settings
+            },
+        }
+        for name in ways
     ]
-    rows = []
-    for name in ways:
-        row: dict[str, Any] = {"way": name, "error": error(made[name], made["official"])}
-        for index, setting in enumerate(("one_thread", "all_cores")):
-            ratios = [durations[name][index] / durations["official"][index] for durations in timed]
-            row[setting] = {
-                "ms": 1e3 * median(durations[name][index] for durations in timed),
-                "ratio": median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
-            }
-        rows.append(row)
-    return rows
+
+
+def tables(result: Row) -> str:
+    """The table of `decode-cpu.json`."""
+    columns = {"picture": "{picture}", "model": "{variant}", "way": "{way}"}
+    for title, key in (("one thread", "one_thread"), ("all cores", "all_cores")):
+        columns[f"{title} ms"] = f"{{{key}[ms]:.2f}}"
+        columns[f"{title} / official (range)"] = (
+            f"**{{{key}[ratio]:.2f}}** "
+            f"({{{key}[ratio_range][0]:.2f}}-{{{key}[ratio_range][1]:.2f}})"
+        )
+    columns |= {"largest error": "{error[max]}", "mean error": "{error[mean]:.3f}"}
+    return table(columns, (case | row for case in result["cases"] for row in case["rows"]))
 
 
 def main() -> None:
     """Measure all cases, write the result file and print its table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
+    chosen = options("bench.decode", __doc__, rounds=7)
     process.compute_alone()
     cv2.setNumThreads(1)
     with open_workers(os.cpu_count() or 1) as workers:
@@ -260,18 +276,12 @@ def main() -> None:
             {
                 "picture": case.name,
                 "variant": case.variant,
-                "rows": measure(case, workers, arguments.rounds),
+                "rows": measure(case, workers, chosen.rounds),
             }
             for case in CASES
         ]
-    result = {
-        "machine": describe("bench.decode", "cpu"),
-        "rounds": arguments.rounds,
-        "cases": cases,
-    }
-    path = RESULTS / "decode-cpu.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(decode_table(result))
+    machine = describe("bench.decode", "cpu")
+    publish("decode-cpu", tables, {"machine": machine, "rounds": chosen.rounds, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ official 800x1344, 640x640 stay what they are in a server that letterboxes to th
 round is as long as some forward passes take, however slow the detector is.
 """
 
-import argparse
 import asyncio
 import io
 import json
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,12 +22,13 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
-from bench.closed_loop import EngineAlone, measure_closed_loop
+from bench.closed_loop import COLUMNS, EngineAlone, measure_closed_loop, over_all_rounds
+from bench.harness import options, publish
 from bench.load import CLIENTS, PICTURES, make_jpeg
-from bench.machine import RESULTS, describe
-from bench.report import detector_tables
+from bench.machine import describe
 from bench.running_server import running_server
 from bench.stages import POST_PROCESSING, STAGES, time_stages
+from bench.tables import Row, table
 from bench.weights import DETECTOR_CASES, detector_state
 from model.detection import Detections, Detector, create_detector
 from model.detection.detections import SCORE_THRESHOLD
@@ -104,20 +105,18 @@ class OpenDetector:
     in_its_thread: Callable[[Callable[[], Any]], Any]
 
 
-def open_detector(
-    name: str, sizes: Sequence[tuple[int, int]], arguments: argparse.Namespace
-) -> OpenDetector:
+def open_detector(name: str, sizes: Sequence[tuple[int, int]], chosen: Namespace) -> OpenDetector:
     """Load a detector and its engine as the service does, ready for inputs of some sizes."""
     state = detector_state(name)
     detector = create_detector(name)
     detector.load_state_dict(state)
-    device = Device(arguments.device, arguments.threads)
+    device = Device(chosen.device, chosen.threads)
     process.compute_alone()
     engine = DetectionEngine(
         detector,
         device,
         Metrics(CollectorRegistry()).add_model(name, "bench", "detect", 1),
-        dtype=arguments.dtype,
+        dtype=chosen.dtype,
         sizes=sizes,
     )
     loop = asyncio.new_event_loop()
@@ -132,7 +131,7 @@ def open_detector(
     )
 
 
-def measure_stages(opened: OpenDetector, inputs: list[DetectionInput]) -> dict[str, Any]:
+def measure_stages(opened: OpenDetector, inputs: list[DetectionInput]) -> Row:
     """Time the stages picture by picture, without CUDA graphs, after one that is thrown away."""
     detector, size = opened.detector, inputs[0].padded_size
     device = next(detector.parameters()).device
@@ -178,20 +177,20 @@ def count_work(detector: Detector, dense: DenseFeatures, found: Detections) -> d
     return counts | {"detections": len(found.scores)}
 
 
-def measure_case(case: Case, opened: OpenDetector, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_case(case: Case, opened: OpenDetector, chosen: Namespace) -> Row:
     """Time the stages at one size, then alternate rounds of the engine and of a server."""
     inputs = case.inputs()
     stages = opened.in_its_thread(partial(measure_stages, opened, inputs))
     forward_s = stages["forward_ms"] / 1e3
-    seconds = max(arguments.seconds, arguments.forwards * forward_s)
+    seconds = max(chosen.seconds, chosen.forwards * forward_s)
     pictures = cycle(inputs)
     alone = EngineAlone(lambda size: partial(opened.run, list(islice(pictures, size))), seconds)
     with running_server(
         {"meta": {}, "state_dict": opened.state},
         DAT_MODEL__NAME=opened.detector.config.name,
-        DAT_ENGINE__DEVICE=arguments.device,
-        DAT_ENGINE__DTYPE=arguments.dtype,
-        DAT_ENGINE__THREADS=arguments.threads,
+        DAT_ENGINE__DEVICE=chosen.device,
+        DAT_ENGINE__DTYPE=chosen.dtype,
+        DAT_ENGINE__THREADS=chosen.threads,
         DAT_BATCHING__SIZES=json.dumps([case.size]),
         **case.settings,
     ) as server:
@@ -200,8 +199,8 @@ def measure_case(case: Case, opened: OpenDetector, arguments: argparse.Namespace
                 server,
                 alone,
                 protocol,
-                arguments.concurrency,
-                arguments.rounds,
+                chosen.concurrency,
+                chosen.rounds,
                 task="detect",
                 height=case.upload[0],
                 width=case.upload[1],
@@ -209,7 +208,7 @@ def measure_case(case: Case, opened: OpenDetector, arguments: argparse.Namespace
                 seconds=seconds,
                 warmup=1 + 2 * forward_s,  # until after the first answer
             )
-            for protocol in arguments.protocols
+            for protocol in chosen.protocols
         ]
     return {
         "upload": case.upload,
@@ -220,39 +219,71 @@ def measure_case(case: Case, opened: OpenDetector, arguments: argparse.Namespace
     }
 
 
+def tables(result: Row) -> str:
+    """The tables of one `detector-*.json`: stages of a forward pass, then the server."""
+    of_cases = result["cases"]
+    stages = {
+        "input": "{size:x}",
+        "forward ms": "{forward_ms:.1f}",
+        **{
+            f"{stage} ms": f"{{stages_ms[{stage}]:.1f}}"
+            for stage in result["cases"][0]["stages_ms"]
+        },
+        "post-processing / forward (range)": "**{post_processing_share:.1%}** "
+        "({post_processing_share_range[0]:.1%}-{post_processing_share_range[1]:.1%})",
+        "candidates": "{candidates}",
+        "proposals": "{proposals}",
+        "detections": "{detections}",
+    }
+    work = ("candidates", "proposals", "detections")
+    served = [
+        case | over_all_rounds(row, case["seconds"])
+        for case in of_cases
+        for row in case["closed_loop"]
+    ]
+    cases = [case | {key: _span(case["work"].get(key)) for key in work} for case in result["cases"]]
+    return f"{table(stages, cases)}\n\n{table({'input': '{size:x}', **COLUMNS}, served)}"
+
+
+def _span(counts: list[int] | None) -> str:
+    if not counts:
+        return "none"
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}-{high}"
+
+
 def main() -> None:
-    """Measure the models of the command line, one after another."""
-    parser = argparse.ArgumentParser(prog="python -m bench.detector", description=__doc__)
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=DETECTOR_CASES,
-        default=["retinanet_dat_pp_tiny", "mask_rcnn_dat_pp_tiny"],
+    """Measure the models of the command line, one after another.
+
+    A round takes `seconds`, or as many `forwards` where these take longer.
+    """
+    chosen = options(
+        "bench.detector",
+        __doc__,
+        {"models": DETECTOR_CASES, "sizes": CASES, "protocols": CLIENTS},
+        models=["retinanet_dat_pp_tiny", "mask_rcnn_dat_pp_tiny"],
+        sizes=list(CASES),
+        protocols=["http"],
+        concurrency=2,
+        rounds=3,
+        seconds=2.0,
+        forwards=3,
+        threads=None,
+        device="cpu",
+        dtype="float32",
     )
-    parser.add_argument("--sizes", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--protocols", nargs="+", choices=CLIENTS, default=["http"])
-    parser.add_argument("--concurrency", type=int, default=2, help="requests in flight")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a round, at least")
-    parser.add_argument("--forwards", type=int, default=3, help="of a round, at least")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    arguments = parser.parse_args()
-    cases = [CASES[size] for size in arguments.sizes]
-    for name in arguments.models:
-        opened = open_detector(name, [case.size for case in cases], arguments)
+    cases = [CASES[size] for size in chosen.sizes]
+    for name in chosen.models:
+        opened = open_detector(name, [case.size for case in cases], chosen)
         result = {
             "model": name,
-            "device": arguments.device,
-            "dtype": arguments.dtype,
-            "machine": describe("bench.detector", arguments.device, arguments.threads),
-            "settings": vars(arguments),
-            "cases": [measure_case(case, opened, arguments) for case in cases],
+            "device": chosen.device,
+            "dtype": chosen.dtype,
+            "machine": describe("bench.detector", chosen.device, chosen.threads),
+            "settings": vars(chosen),
+            "cases": [measure_case(case, opened, chosen) for case in cases],
         }
-        path = RESULTS / f"detector-{name}-{arguments.device}-{arguments.dtype}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"{name}, {arguments.device}, {arguments.dtype}\n\n{detector_tables(result)}\n")
+        publish(f"detector-{name}-{chosen.device}-{chosen.dtype}", tables, result)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 from bench.findings import bound, verdict
 from bench.steps import ROOT, Outcome, Part, Step
+from bench.tables import Row, table
 
 PART_S = 350.0  # of the six minutes; the rest is for the start
 # A rehearsal may be beside others on a small machine.
@@ -93,7 +94,11 @@ def second(device: str) -> list[list[Step]]:
     return [
         [_environment(device)],
         [module("server", 120, *server)],
-        [module("kernels", 80, "bench.kernels", device, *KERNELS[device], **interpreted)],
+        [
+            module(
+                "kernels", 80, "bench.kernels", "--device", device, *KERNELS[device], **interpreted
+            )
+        ],
         [module("detectors", 60, "bench.graphs", device, "--ways", "engine", *DETECTORS[device])],
         [module("hottest", 60, "bench.hottest", device, *TIMED[device])],
         [module("compile", 120, "bench.graphs", device, *models, *COMPILED[device])],
@@ -259,6 +264,37 @@ def _lines(outcome: Outcome) -> Iterator[str]:
             yield f"  {row['model']}, {row['what']}: {row['figure']:.4g}{judged}"
         elif "machine" not in row:
             yield "  " + ", ".join(f"{key} {value}" for key, value in row.items())[:150]
+
+
+def tables(result: Row) -> str:
+    """The tables of one `gpu-*.json`: what was found, times, and where the time goes."""
+    machine, steps = result["machine"], result["steps"]
+    rows = [row for step in steps for row in step["rows"]]
+    versions = ", ".join(f"{key} {machine[key]}" for key in ("driver", "cuda", "cudnn", "triton"))
+    ended = (f"{step['name']} {step['ended']} ({step['seconds']:.0f} s)" for step in steps)
+    shown = [f"Versions: {versions}; kernels {machine['kernels']}. Steps: {', '.join(ended)}."]
+    for key, columns in _COLUMNS.items():
+        of_kind = [row for row in rows if key in row]
+        if key == "what":
+            of_kind = [row | {"bound": bound(row), "kept": verdict(row)} for row in of_kind]
+        if of_kind:
+            shown.append(table({"model": "{model}", **columns}, of_kind))
+    return "\n\n".join(shown)
+
+
+# By a key that only rows of one kind have.
+_COLUMNS = {
+    "what": {"what": "{what}", "figure": "{figure:.4g}", "bound": "{bound}", "kept": "{kept}"},
+    "way": {
+        "way": "{way}",
+        "batch": "{batch}",
+        "ms": "{ms:.3f}",
+        "img/s": "{images_per_s:rate}",
+        "TFLOP/s": "{tflops:.1f}",
+    },
+    "kernel": {"kernel": "`{kernel}`", "us": "{us:.1f}", "of the pass": "{share:.1%}"},
+    "failed": {"case that failed": "{failed}", "error": "{error}"},
+}
 
 
 def main() -> None:

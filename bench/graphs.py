@@ -22,8 +22,8 @@ import torch
 from prometheus_client import CollectorRegistry
 from torch import Tensor
 
-from bench.closed_loop import time_calls
 from bench.findings import Cases, find, note
+from bench.harness import time_calls
 from bench.rival import make_pixels
 from bench.weights import make_detector, recipe_state
 from model import VARIANTS, create_model, kernels

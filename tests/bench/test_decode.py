@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from bench import decode
-from bench.decode import Case, error, measure, ways_for
-from bench.report import decode_table
+from bench.decode import Case, error, measure, tables, ways_for
 from model import VARIANTS
 from model.transforms import Preprocessing
 
@@ -41,6 +40,6 @@ def test_the_table_has_every_way_with_its_ratio_to_the_official_one() -> None:
     assert official["one_thread"]["ratio"] == official["all_cores"]["ratio"] == 1
     assert (exact["error"]["max"], fast["error"]["max"] > 0) == (0, True)
     case = {"picture": SMALL.name, "variant": SMALL.variant, "rows": rows}
-    table = decode_table({"cases": [case]}).splitlines()
+    table = tables({"cases": [case]}).splitlines()
     assert table[2].startswith("| 530x520 JPEG 90 4:2:0 | dat_tiny_224 | official | ")
     assert len(table) == 2 + len(rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.report import gpu_tables
+from bench.gpu import tables
 from tests.server import ROOT
 
 MODELS = ("dat_nano", "mask_rcnn_dat_nano", "no_such_model")
@@ -119,7 +119,7 @@ def test_what_comes_back_is_few_files_and_a_table(
 ) -> None:
     folder, _, _ = rehearsed[part]
     assert len(list(folder.iterdir())) <= 8
-    table = gpu_tables(results(folder, part))
+    table = tables(results(folder, part))
     for row in (row for step in results(folder, part)["steps"] for row in step["rows"]):
         assert row.get("what", row.get("way", row.get("kernel", ""))) in table
     assert not [line for line in table.splitlines() if line.count("|") == 1]

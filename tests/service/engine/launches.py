@@ -75,7 +75,7 @@ class _Counting(TorchDispatchMode):
     """Counts the operations that reach the device."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.launches: list[Launch] = []
         self._parameters = {
             _storage(tensor) for tensor in (*module.parameters(), *module.buffers())
