@@ -95,28 +95,38 @@ class ConvMlp(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention inside windows that tile the map."""
+    """Attention inside windows that tile the map, or that map rolled by half a window."""
 
     relative_position_index: Tensor
+    attn_mask: Tensor
 
-    def __init__(self, dim: int, heads: int, window: int) -> None:
+    def __init__(self, dim: int, heads: int, side: int, *, shifted: bool) -> None:
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads, self.shift = heads, (WINDOW + 1) // 2 if shifted else 0
         self.proj_qkv = nn.Linear(dim, 3 * dim)
         self.proj_out = nn.Linear(dim, dim)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * WINDOW - 1) ** 2, heads))
+        y, x = torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing="ij")
         y, x = y.flatten(), x.flatten()
         dy, dx = y[:, None] - y, x[:, None] - x
-        index = (dy + window - 1) * (2 * window - 1) + dx + window - 1
+        index = (dy + WINDOW - 1) * (2 * WINDOW - 1) + dx + WINDOW - 1
         self.register_buffer("relative_position_index", index)
+        if shifted:
+            band = torch.zeros(side, dtype=torch.long)
+            band[-WINDOW:] = 1
+            band[-self.shift :] = 2
+            region = 3 * band[:, None] + band
+            region = region.reshape(side // WINDOW, WINDOW, -1, WINDOW).transpose(1, 2)
+            region = region.reshape(-1, WINDOW**2)
+            mask = torch.where(region[:, :, None] == region[:, None, :], 0.0, -100.0)
+            self.register_buffer("attn_mask", mask)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside windows; `mask` is `(windows, ws * ws, ws * ws)`, added to the scores."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over a `(B, C, H, W)` map."""
         batch, channels, height, width = x.shape
-        ws = self.window
-        rows, columns, length = height // ws, width // ws, ws * ws
-        x = x.reshape(batch, channels, rows, ws, columns, ws).permute(0, 2, 4, 3, 5, 1)
+        rows, columns, length = height // WINDOW, width // WINDOW, WINDOW**2
+        x = torch.roll(x, (-self.shift, -self.shift), dims=(2, 3)) if self.shift else x
+        x = x.reshape(batch, channels, rows, WINDOW, columns, WINDOW).permute(0, 2, 4, 3, 5, 1)
         q, k, v = (
             part.reshape(-1, length, self.heads, channels // self.heads).transpose(1, 2)
             for part in self.proj_qkv(x.reshape(-1, length, channels)).chunk(3, dim=-1)
@@ -124,36 +134,14 @@ class WindowAttention(nn.Module):
         scores = torch.einsum("bhmc,bhnc->bhmn", q * q.shape[-1] ** -0.5, k)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         scores = scores + bias.reshape(length, length, self.heads).permute(2, 0, 1)
-        if mask is not None:
+        if self.shift:
             per_window = scores.reshape(batch, rows * columns, self.heads, length, length)
-            scores = (per_window + mask[None, :, None]).reshape_as(scores)
+            scores = (per_window + self.attn_mask[None, :, None]).reshape_as(scores)
         x = torch.einsum("bhmn,bhnc->bhmc", scores.softmax(dim=-1), v)
         x = self.proj_out(x.transpose(1, 2).reshape(-1, length, channels))
-        x = x.reshape(batch, rows, columns, ws, ws, channels).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(batch, channels, height, width)
-
-
-class ShiftedWindowAttention(WindowAttention):
-    """Window attention on the map rolled by half a window, rounded up."""
-
-    attn_mask: Tensor
-
-    def __init__(self, dim: int, heads: int, window: int, side: int) -> None:
-        super().__init__(dim, heads, window)
-        self.shift = (window + 1) // 2
-        band = torch.zeros(side, dtype=torch.long)
-        band[-window:] = 1
-        band[-self.shift :] = 2
-        region = (3 * band[:, None] + band).reshape(side // window, window, side // window, window)
-        region = region.transpose(1, 2).reshape(-1, window * window)
-        mask = torch.where(region[:, :, None] == region[:, None, :], 0.0, -100.0)
-        self.register_buffer("attn_mask", mask)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside the windows of the rolled map."""
-        x = torch.roll(x, (-self.shift, -self.shift), dims=(2, 3))
-        x = super().forward(x, self.attn_mask if mask is None else mask)
-        return torch.roll(x, (self.shift, self.shift), dims=(2, 3))
+        x = x.reshape(batch, rows, columns, WINDOW, WINDOW, channels).permute(0, 5, 1, 3, 2, 4)
+        x = x.reshape(batch, channels, height, width)
+        return torch.roll(x, (self.shift, self.shift), dims=(2, 3)) if self.shift else x
 
 
 class NeighborhoodAttention(nn.Module):
@@ -197,14 +185,18 @@ class NeighborhoodAttention(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Deformable attention of DAT (arXiv:2201.00520); all coordinates are (y, x) in [-1, 1]."""
+    """Deformable attention of DAT (arXiv:2201.00520) and of DAT++ (arXiv:2309.01430).
 
-    def __init__(
-        self, dim: int, heads: int, groups: int, side: int, *, kernel: int, stride: int
-    ) -> None:
+    In DAT offsets are limited, in DAT++ they are not, but sampling is clamped to the map. All
+    coordinates are (y, x) in [-1, 1].
+    """
+
+    def __init__(self, config: BaselineConfig, stage: int) -> None:
         super().__init__()
-        self.heads, self.groups = heads, groups
-        group_dim = dim // groups
+        dim, self.heads, self.groups = config.dims[stage], config.heads[stage], config.groups[stage]
+        self.plus_plus = config.plus_plus
+        group_dim, side = dim // self.groups, IMAGE_SIZE // (4 << stage)
+        kernel, stride = (9, 7, 5, 3)[stage], (8, 4, 2, 1)[stage] if self.plus_plus else 1
         self.conv_offset = nn.Sequential(
             nn.Conv2d(group_dim, group_dim, kernel, stride, kernel // 2, groups=group_dim),
             ChannelLayerNorm(group_dim),
@@ -215,17 +207,24 @@ class DeformableAttention(nn.Module):
         self.proj_k = nn.Conv2d(dim, dim, 1)
         self.proj_v = nn.Conv2d(dim, dim, 1)
         self.proj_out = nn.Conv2d(dim, dim, 1)
-        self.rpe_table = nn.Parameter(torch.zeros(heads, 2 * side - 1, 2 * side - 1))
+        self.rpe_table = nn.Parameter(torch.zeros(self.heads, 2 * side - 1, 2 * side - 1))
 
     def locate(self, offsets: Tensor) -> Tensor:
         """Sampling locations `(B * G, Hk, Wk, 2)` of raw offsets of the same shape."""
-        height, width = offsets.shape[1:3]
-        size = torch.tensor([height, width], dtype=offsets.dtype, device=offsets.device)
-        return _cell_centers(height, width, offsets) + offsets.tanh() * (2.0 / size)
+        size = offsets.shape[1:3]
+        if self.plus_plus:
+            # The checkpoint's grid: it reaches beyond +1 and is clamped there.
+            grid = _grid(*(_centers(n, offsets) / (n - 1) * 2 - 1 for n in size))
+            return (grid + offsets).clamp(-1.0, 1.0)
+        reach = 2.0 / torch.tensor(size, dtype=offsets.dtype, device=offsets.device)
+        return _cell_centers(size, offsets) + offsets.tanh() * reach
 
     def query_grid(self, x: Tensor) -> Tensor:
         """Positions of the queries of a `(B, C, H, W)` map, `(H, W, 2)`."""
-        return _cell_centers(x.shape[2], x.shape[3], x)
+        size = x.shape[2:]
+        if self.plus_plus:
+            return _grid(*(torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in size))
+        return _cell_centers(size, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the layer-normalised map `(B, C, H, W)`."""
@@ -262,31 +261,12 @@ class DeformableAttention(nn.Module):
         return bias.reshape(batch * self.heads, height * width, -1)
 
 
-class DeformableAttentionPlusPlus(DeformableAttention):
-    """Deformable attention of DAT++ (arXiv:2309.01430): unbounded offsets, clamped to the map."""
-
-    def locate(self, offsets: Tensor) -> Tensor:
-        """Sampling locations inside [-1, 1] of raw offsets of the same shape."""
-        height, width = offsets.shape[1:3]
-        y, x = (
-            # The checkpoint's grid: it reaches beyond +1 and is clamped there.
-            (torch.arange(n, dtype=offsets.dtype, device=offsets.device) + 0.5) / (n - 1) * 2 - 1
-            for n in (height, width)
-        )
-        return (_grid(y, x) + offsets).clamp(-1.0, 1.0)
-
-    def query_grid(self, x: Tensor) -> Tensor:
-        """Positions of the queries of a `(B, C, H, W)` map, `(H, W, 2)`."""
-        y, x_ = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
-        return _grid(y, x_)
+def _cell_centers(size: torch.Size, like: Tensor) -> Tensor:
+    return _grid(*(_centers(n, like) / n * 2 - 1 for n in size))
 
 
-def _cell_centers(height: int, width: int, like: Tensor) -> Tensor:
-    y, x = (
-        (torch.arange(n, dtype=like.dtype, device=like.device) + 0.5) / n * 2 - 1
-        for n in (height, width)
-    )
-    return _grid(y, x)
+def _centers(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, dtype=like.dtype, device=like.device) + 0.5
 
 
 def _grid(y: Tensor, x: Tensor) -> Tensor:
@@ -319,21 +299,11 @@ class Stage(nn.Module):
 
 def _attention(kind: str, config: BaselineConfig, stage: int) -> nn.Module:
     dim, heads = config.dims[stage], config.heads[stage]
-    side = IMAGE_SIZE // (4 << stage)
-    match kind:
-        case "L":
-            return WindowAttention(dim, heads, WINDOW)
-        case "S":
-            return ShiftedWindowAttention(dim, heads, WINDOW, side)
-        case "N":
-            return NeighborhoodAttention(dim, heads)
-    kernel = (9, 7, 5, 3)[stage]
-    if config.plus_plus:
-        stride = (8, 4, 2, 1)[stage]
-        return DeformableAttentionPlusPlus(
-            dim, heads, config.groups[stage], side, kernel=kernel, stride=stride
-        )
-    return DeformableAttention(dim, heads, config.groups[stage], side, kernel=kernel, stride=1)
+    if kind == "D":
+        return DeformableAttention(config, stage)
+    if kind == "N":
+        return NeighborhoodAttention(dim, heads)
+    return WindowAttention(dim, heads, IMAGE_SIZE // (4 << stage), shifted=kind == "S")
 
 
 class Baseline(nn.Module):

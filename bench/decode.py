@@ -121,78 +121,70 @@ def encode(picture: Image.Image, encoding: str, **options: int) -> bytes:
     return out.getvalue()
 
 
-def official(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Decode, resize the whole picture, crop."""
-    return _resize_and_crop(decode(upload, EXACT), preprocessing)
+# Decoders: from an upload to an image, for a model.
 
 
-def served(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """What the service does by default."""
-    return prepare(upload, EXACT, preprocessing).pixels
+def pillow(upload: bytes, _: Preprocessing) -> Image.Image:
+    """With all checks of the service."""
+    return decode(upload, EXACT)
 
 
-def served_fast(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """What it does with `DAT_LIMITS__DECODE=fast`."""
-    return prepare(upload, FAST, preprocessing).pixels
-
-
-def by_simplejpeg(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Decode with simplejpeg; errors of the data are not raised by it as they are by Pillow."""
+def simplejpeg(upload: bytes, _: Preprocessing) -> Image.Image:
+    """Errors of the data are not raised by it as they are by Pillow."""
     pixels = import_module("simplejpeg").decode_jpeg(read_container(upload).data, "RGB")
-    return to_model_pixels(Image.fromarray(pixels), preprocessing)
+    return Image.fromarray(pixels)
 
 
-def by_opencv(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+def opencv(upload: bytes, _: Preprocessing) -> Image.Image:
     """Decode with OpenCV."""
-    return to_model_pixels(Image.fromarray(_opencv_pixels(upload)), preprocessing)
+    data = np.frombuffer(read_container(upload).data, np.uint8)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return Image.fromarray(np.asarray(cv2.imdecode(data, flags), np.uint8))
 
 
-def torch_resize(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Resize with torch."""
-    return _torch_resize(np.array(decode(upload, EXACT)), preprocessing)
-
-
-def by_opencv_torch_resize(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Decode with OpenCV, resize with torch."""
-    return _torch_resize(_opencv_pixels(upload), preprocessing)
-
-
-def reduced_torch_resize(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Decode at a reduced size, resize with torch."""
+def reduced(upload: bytes, preprocessing: Preprocessing) -> Image.Image:
+    """A JPEG at a half, a quarter or an eighth of its size, at least the one it is resized to."""
     image = Image.open(io.BytesIO(read_container(upload).data))
     image.draft(None, preprocessing.resize_to[::-1])
-    return _torch_resize(np.array(image), preprocessing)
+    return image
 
 
-def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+# Resizers: from an image to pixels of a model.
+
+
+def resize_whole(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """Resize the whole picture with Pillow, then crop."""
     (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
     resized = image.resize(preprocessing.resize_to[::-1], Image.Resampling.BICUBIC)
     return np.array(resized.crop((left, top, left + width, top + height)))
 
 
-def _opencv_pixels(upload: bytes) -> Pixels:
-    data = np.frombuffer(read_container(upload).data, np.uint8)
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return np.asarray(cv2.imdecode(data, flags), np.uint8)
-
-
-def _torch_resize(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
+def torch_resize(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """Resize the whole picture with torch, then crop."""
     (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    images = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     resized = F.interpolate(images, preprocessing.resize_to, mode="bicubic", antialias=True)
     cropped = resized[0, :, top : top + height, left : left + width]
     return cropped.permute(1, 2, 0).contiguous().numpy()
 
 
+def way(
+    decoded: Callable[[bytes, Preprocessing], Image.Image],
+    resized: Callable[[Image.Image, Preprocessing], Pixels],
+) -> Way:
+    """Decode, then resize."""
+    return lambda upload, preprocessing: resized(decoded(upload, preprocessing), preprocessing)
+
+
 WAYS: dict[str, Way] = {
-    "official": official,
-    "served, `exact`": served,
-    "served, `fast`": served_fast,
-    "simplejpeg": by_simplejpeg,
-    "OpenCV": by_opencv,
-    "Pillow, torch resizes": torch_resize,
-    "OpenCV, torch resizes": by_opencv_torch_resize,
-    "Pillow at reduced size, torch resizes": reduced_torch_resize,
+    "official": way(pillow, resize_whole),
+    "served, `exact`": lambda upload, to: prepare(upload, EXACT, to).pixels,
+    "served, `fast`": lambda upload, to: prepare(upload, FAST, to).pixels,
+    "simplejpeg": way(simplejpeg, to_model_pixels),
+    "OpenCV": way(opencv, to_model_pixels),
+    "Pillow, torch resizes": way(pillow, torch_resize),
+    "OpenCV, torch resizes": way(opencv, torch_resize),
+    "Pillow at reduced size, torch resizes": way(reduced, torch_resize),
 }
 FOR_JPEG = {"served, `fast`", "simplejpeg", "Pillow at reduced size, torch resizes"}
 

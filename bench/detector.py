@@ -5,32 +5,28 @@ official 800x1344, 640x640 stay what they are in a server that letterboxes to th
 round is as long as some forward passes take, however slow the detector is.
 """
 
-import asyncio
 import io
 import json
 from argparse import Namespace
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle, islice
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from prometheus_client import CollectorRegistry
-from torch import Tensor
 
 from bench.closed_loop import COLUMNS, EngineAlone, measure_closed_loop, over_all_rounds
 from bench.harness import options, publish
 from bench.load import CLIENTS, PICTURES, make_jpeg
 from bench.machine import describe
+from bench.open_engine import OpenEngine
 from bench.running_server import running_server
 from bench.stages import POST_PROCESSING, STAGES, time_stages
 from bench.tables import Row, table
-from bench.weights import DETECTOR_CASES, detector_state
-from model.detection import Detections, Detector, create_detector
+from bench.weights import DETECTOR_CASES, detector_state, make_detector
+from model.detection import Detections, Detector
 from model.detection.detections import SCORE_THRESHOLD
 from model.detection.detector import DenseFeatures
 from model.detection.normalise import Normalise
@@ -38,11 +34,9 @@ from model.detection.roi_heads import TwoStageHead
 from model.detection.rpn import proposals
 from model.detection.transforms import DIVISOR
 from service import process
-from service.engine.detection import DetectionEngine
 from service.engine.device import Device
 from service.engine.items import DetectionInput
 from service.memory import keep_freed
-from service.metrics import Metrics
 
 QUALITY = 90  # of the JPEGs
 STAGE_ROUNDS = 5
@@ -86,56 +80,10 @@ CASES = {
 }
 
 
-@dataclass(frozen=True)
-class OpenDetector:
-    """A detector in its engine.
-
-    Attributes:
-        state: its weights, with official keys.
-        detector: the module, on the device.
-        dtype: of its features.
-        run: runs a batch on the engine.
-        in_its_thread: does work in the thread of the device.
-    """
-
-    state: dict[str, Tensor]
-    detector: Detector
-    dtype: torch.dtype
-    run: Callable[[Sequence[DetectionInput]], object]
-    in_its_thread: Callable[[Callable[[], Any]], Any]
-
-
-def open_detector(name: str, sizes: Sequence[tuple[int, int]], chosen: Namespace) -> OpenDetector:
-    """Load a detector and its engine as the service does, ready for inputs of some sizes."""
-    state = detector_state(name)
-    detector = create_detector(name)
-    detector.load_state_dict(state)
-    device = Device(chosen.device, chosen.threads)
-    process.compute_alone()
-    engine = DetectionEngine(
-        detector,
-        device,
-        Metrics(CollectorRegistry()).add_model(name, "bench", "detect", 1),
-        dtype=chosen.dtype,
-        sizes=sizes,
-    )
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(engine.load())
-    keep_freed()
-    return OpenDetector(
-        state,
-        detector,
-        engine.dtype,
-        lambda batch: loop.run_until_complete(engine.run_batch(batch)),
-        lambda work: loop.run_until_complete(device.run(work)),
-    )
-
-
-def measure_stages(opened: OpenDetector, inputs: list[DetectionInput]) -> Row:
+def measure_stages(detector: Detector, inputs: list[DetectionInput], dtype: str) -> Row:
     """Time the stages picture by picture, without CUDA graphs, after one that is thrown away."""
-    detector, size = opened.detector, inputs[0].padded_size
-    device = next(detector.parameters()).device
-    normalise = Normalise(opened.dtype).to(device)
+    size, device = inputs[0].padded_size, next(detector.parameters()).device
+    normalise = Normalise(getattr(torch, dtype)).to(device)
 
     def forward(item: DetectionInput) -> tuple[DenseFeatures, Detections]:
         pixels = torch.from_numpy(item.pixels)[None].to(device)
@@ -177,17 +125,20 @@ def count_work(detector: Detector, dense: DenseFeatures, found: Detections) -> d
     return counts | {"detections": len(found.scores)}
 
 
-def measure_case(case: Case, opened: OpenDetector, chosen: Namespace) -> Row:
+def measure_case(name: str, case: Case, opened: OpenEngine, chosen: Namespace) -> Row:
     """Time the stages at one size, then alternate rounds of the engine and of a server."""
     inputs = case.inputs()
-    stages = opened.in_its_thread(partial(measure_stages, opened, inputs))
+    assert isinstance(opened.network, Detector)
+    stages = opened.in_its_thread(
+        partial(measure_stages, opened.network, inputs, dtype=chosen.dtype)
+    )
     forward_s = stages["forward_ms"] / 1e3
     seconds = max(chosen.seconds, chosen.forwards * forward_s)
     pictures = cycle(inputs)
     alone = EngineAlone(lambda size: partial(opened.run, list(islice(pictures, size))), seconds)
     with running_server(
-        {"meta": {}, "state_dict": opened.state},
-        DAT_MODEL__NAME=opened.detector.config.name,
+        {"meta": {}, "state_dict": detector_state(name)},
+        DAT_MODEL__NAME=name,
         DAT_ENGINE__DEVICE=chosen.device,
         DAT_ENGINE__DTYPE=chosen.dtype,
         DAT_ENGINE__THREADS=chosen.threads,
@@ -201,7 +152,7 @@ def measure_case(case: Case, opened: OpenDetector, chosen: Namespace) -> Row:
                 protocol,
                 chosen.concurrency,
                 chosen.rounds,
-                task="detect",
+                path="/v1/detect",
                 height=case.upload[0],
                 width=case.upload[1],
                 quality=QUALITY,
@@ -274,14 +225,18 @@ def main() -> None:
     )
     cases = [CASES[size] for size in chosen.sizes]
     for name in chosen.models:
-        opened = open_detector(name, [case.size for case in cases], chosen)
+        device = Device(chosen.device, chosen.threads)
+        process.compute_alone()
+        sizes = [case.size for case in cases]
+        opened = OpenEngine(make_detector(name), device, chosen.dtype, sizes=sizes)
+        keep_freed()
         result = {
             "model": name,
             "device": chosen.device,
             "dtype": chosen.dtype,
             "machine": describe("bench.detector", chosen.device, chosen.threads),
             "settings": vars(chosen),
-            "cases": [measure_case(case, opened, chosen) for case in cases],
+            "cases": [measure_case(name, case, opened, chosen) for case in cases],
         }
         publish(f"detector-{name}-{chosen.device}-{chosen.dtype}", tables, result)
 

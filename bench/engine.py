@@ -6,83 +6,37 @@ two, so that a machine that slows down slows both; the ratio is taken per round.
 product is timed in the same rounds: nothing that multiplies matrices is faster.
 """
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
 
 from bench.baseline import CONFIGS, create_baseline
 from bench.harness import in_turn, options, publish, ratio
 from bench.machine import describe
 from bench.memory import ALL_KEPT
+from bench.open_engine import OpenEngine
 from bench.rival import Pixels, Rival, Run, Timed
 from bench.tables import RATIO, Row, table
-from bench.weights import recipe_state
-from model import DAT, VARIANTS, load_model
-from model.checkpoint import Checkpoint
+from bench.weights import recipe_checkpoint, recipe_state
+from model import VARIANTS, load_model
 from model.cost import flops
 from model.normalise import Normalise
 from service import process
-from service.engine.classification import ClassificationEngine
 from service.engine.device import Device
-from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
+from service.engine.items import ClassificationInput, Wanted
 from service.memory import keep_freed
-from service.metrics import Metrics
 
 PRODUCT_SIDE = 4096  # of both matrices
 
 
-@dataclass(frozen=True)
-class OpenEngine:
-    """A classifier in its engine.
-
-    Attributes:
-        network: on the device.
-        run: runs a batch.
-    """
-
-    network: DAT
-    run: Callable[[Sequence[ClassificationInput]], list[ClassificationOutput]]
-
-
-def load_engine(
-    weights: Checkpoint,
-    name: str,
-    device: Device,
-    *,
-    dtype: str,
-    max_batch: int = 0,
-    buckets: Sequence[int] = (),
-    image_size: tuple[int, int] | None = None,
-) -> OpenEngine:
-    """Load a variant and its engine as the service does; the options are those of the service."""
-    network = load_model(weights, name, image_size)
-    metrics = Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1)
-    engine = ClassificationEngine(
-        network, device, metrics, dtype=dtype, max_batch=max_batch, buckets=buckets
-    )
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(engine.load())
-    return OpenEngine(network, lambda batch: loop.run_until_complete(engine.run_batch(batch)))
-
-
-def recipe_checkpoint(name: str) -> Checkpoint:
-    """Random weights of a variant, as if read from a file."""
-    return Checkpoint(Path(f"{name}.pth"), recipe_state(name))
-
-
 def open_engine(name: str, device: str, threads: int, *, dtype: str, max_batch: int) -> Run:
     """Load the engine as the service does, with `explain` as an option of its runs."""
-    engine = load_engine(
-        recipe_checkpoint(name), name, Device(device, threads), dtype=dtype, max_batch=max_batch
-    )
+    network = load_model(recipe_checkpoint(name), name)
+    engine = OpenEngine(network, Device(device, threads), dtype, max_batch=max_batch)
     keep_freed()
 
     def run(pixels: Pixels, *, explain: bool = False) -> NDArray[np.float32]:

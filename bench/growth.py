@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.engine import OpenEngine, load_engine, recipe_checkpoint
 from bench.harness import in_turn, options, publish, ratio, time_calls
 from bench.load import HttpClient, make_jpeg
 from bench.machine import describe
 from bench.memory import IN_USE_ALONE, METERS, in_own_process, peak, reset_peak, resident
+from bench.open_engine import OpenEngine
 from bench.running_server import RunningServer, running_server
 from bench.tables import RATIO, Row, table
-from bench.weights import recipe_state
-from model import VARIANTS, create_model
+from bench.weights import recipe_checkpoint, recipe_state
+from model import VARIANTS, create_model, load_model
 from model.checkpoint import Checkpoint
 from model.cost import flops
 from model.transforms import Preprocessing
@@ -69,9 +69,8 @@ class Setup:
         self, device: Device, weights: Checkpoint, size: int = SIZES[0], **options: Any
     ) -> OpenEngine:
         """Load an engine for images of `size` pixels a side."""
-        return load_engine(
-            weights, self.name, device, dtype=self.dtype, image_size=(size, size), **options
-        )
+        network = load_model(weights, self.name, (size, size))
+        return OpenEngine(network, device, self.dtype, **options)
 
 
 def make_batch(
@@ -296,7 +295,7 @@ async def _storm(server: RunningServer, pictures: list[bytes]) -> None:
     Raises:
         RuntimeError: one was not answered.
     """
-    client = HttpClient(server.ports["http"], "classify")
+    client = HttpClient(server.ports["http"], "/v1/classify", STORM_TIMEOUT_S)
     uploads = cycle(pictures)
     replies = await asyncio.gather(*(client.send(next(uploads)) for _ in range(UPLOADS)))
     if failed := [reply.status for reply in replies if not reply.ok]:

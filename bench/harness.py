@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from statistics import median
 from typing import Any, TypeVar
 
-import torch
-
 from bench.machine import RESULTS
 from bench.tables import Row
 
@@ -37,7 +35,7 @@ def options(
     known = {"device": DEVICES, "dtype": DTYPES} | dict(choices or {})
     parser = ArgumentParser(prog=f"python -m {module}", description=doc)
     for name, given in defaults.items():
-        default = torch.get_num_threads() if name == "threads" else given
+        default = torch_threads() if name == "threads" else given
         values = default if isinstance(default, list) else [default]
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -48,6 +46,13 @@ def options(
             help=f"by default {' '.join(map(str, values))}",
         )
     return parser.parse_args()
+
+
+def torch_threads() -> int:
+    """With how many threads torch computes."""
+    import torch  # noqa: PLC0415  # load generators need none
+
+    return torch.get_num_threads()
 
 
 def time_calls(call: Callable[[], object], seconds: float) -> list[float]:

@@ -56,7 +56,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 def measure(server: RunningServer, in_flight: int, seconds: float, *, crowded: bool) -> float:
     """Answers a second."""
     with neighbour() if crowded else nullcontext():
-        figures = server.crowd(concurrency=in_flight, seconds=seconds, warmup=1)
+        figures = server.load("http", concurrency=in_flight, seconds=seconds, warmup=1)
     return float(figures["answered_per_s"])
 
 

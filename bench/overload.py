@@ -2,7 +2,7 @@
 
 The server answers the demo model. Its capacity is what it answers with 32 requests in flight, asked
 by the same clients on the same cores; then requests come at a multiple of that rate, whether or not
-the ones before were answered (`bench.crowd`). Then there are storms of callers that leave after
+the ones before were answered (`bench.load`). Then there are storms of callers that leave after
 50 ms and ask again at once, and do or do not say so beforehand.
 """
 
@@ -17,6 +17,7 @@ from service.machine import cores
 
 MODEL = "dat_nano"
 PATIENCE_S = 0.05
+PROBE_EVERY_S = 0.1
 IN_FLIGHT = 32
 
 
@@ -30,11 +31,12 @@ def metric(server: RunningServer, name: str) -> float:
 
 def overload(server: RunningServer, times: float, seconds: float, **crowd: object) -> Row:
     """One trial: capacity before, the crowd, and what is answered just after it."""
-    before = server.crowd(concurrency=IN_FLIGHT, seconds=seconds / 4, warmup=1, **crowd)
+    before = server.load("http", concurrency=IN_FLIGHT, seconds=seconds / 4, warmup=1, **crowd)
     capacity = before["answered_per_s"]
-    during = server.crowd(rate=times * capacity, seconds=seconds, warmup=2, **crowd)
+    offered = {"rate": times * capacity, "probe_every": PROBE_EVERY_S}
+    during = server.load("http", seconds=seconds, warmup=2, **offered, **crowd)
     # The first two seconds are given to the recovery.
-    after = server.crowd(concurrency=IN_FLIGHT, seconds=seconds / 4, warmup=2, **crowd)
+    after = server.load("http", concurrency=IN_FLIGHT, seconds=seconds / 4, warmup=2, **crowd)
     return {
         "times": times,
         "capacity_per_s": capacity,
@@ -46,8 +48,8 @@ def overload(server: RunningServer, times: float, seconds: float, **crowd: objec
         "probes_ms": during["probes"]["latency_ms"].get("200"),
         "statuses": during["statuses"],
         "recovered": after["answered_per_s"] / capacity,
-        "server_cpus": during["server_cpus"],
-        "client_cpus": during["client_cpus"],
+        "server_cpus": during["server_cpu_s"] / seconds,
+        "client_cpus": during["client_cpu_s"] / seconds,
     }
 
 
@@ -55,8 +57,9 @@ def storm(server: RunningServer, rate: float, seconds: float, path: str) -> Row:
     """Callers that leave after 50 ms and ask again, and how much was computed for them."""
     rows, wasted = 'dat_batch_images_total{kind="real"', "dat_images_abandoned_total"
     computed, abandoned = metric(server, rows), metric(server, wasted)
-    figures = server.crowd(
-        rate=rate, seconds=seconds, warmup=3, path=path, leave_after=PATIENCE_S, ask_again=3
+    callers = {"rate": rate, "leave_after": PATIENCE_S, "ask_again": 3}
+    figures = server.load(
+        "http", seconds=seconds, warmup=3, path=path, probe_every=PROBE_EVERY_S, **callers
     )
     computed = metric(server, rows) - computed
     return {

@@ -5,8 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from bench import decode
-from bench.decode import Case, error, measure, tables, ways_for
+from bench.decode import WAYS, Case, error, measure, tables, ways_for
 from model import VARIANTS
 from model.transforms import Preprocessing
 
@@ -22,7 +21,7 @@ def test_all_ways_show_the_same_picture(case: Case) -> None:
     assert (made["served, `exact`"] == made["official"]).all()
     for pixels in made.values():
         assert error([pixels], [made["official"]])["mean"] < 2
-    another = decode.official(other, PREPROCESSING)
+    another = WAYS["official"](other, PREPROCESSING)
     assert error([another], [made["official"]])["mean"] > 20
 
 
