@@ -26,7 +26,7 @@ from bench.open_engine import OpenEngine
 from bench.running_server import RunningServer, running_server
 from bench.tables import RATIO, Row, table
 from bench.weights import recipe_checkpoint, recipe_state
-from model import VARIANTS, create_model, load_model
+from model import VARIANTS, load_model
 from model.checkpoint import Checkpoint
 from model.cost import flops
 from model.transforms import Preprocessing
@@ -34,7 +34,7 @@ from service import process
 from service.engine.device import Device
 from service.engine.items import ClassificationInput, Wanted
 from service.memory import keep_freed
-from service.tasks.points import point_layers
+from service.tasks import points
 from tests import recipe
 
 SIZES = (224, 288, 384, 448)  # pixels a side
@@ -170,13 +170,9 @@ def grow_explained(setup: Setup, device: Device, chosen: Namespace) -> Row:
     # Differences are small here: many short rounds.
     timed = durations(calls, rounds=3 * chosen.rounds, seconds=chosen.seconds / 3)
     locations = engine.run(batches[-1])[0].sampling_locations
-    pixel_map = Preprocessing.of(VARIANTS[setup.name]).pixel_map(640, 480)
-    layers = point_layers(create_model(setup.name))
-
-    def make_points() -> None:
-        for layer, of_layer in zip(layers, locations, strict=True):
-            layer.points(of_layer, pixel_map)
-
+    config = VARIANTS[setup.name]
+    pixel_map = Preprocessing.of(config).pixel_map(640, 480)
+    make_points = partial(points.explained, config, config.image_size, locations, pixel_map)
     return {
         "rows": [
             {"batch": EXPLAINED[-1], "explained": count, **timed[index]}
