@@ -71,11 +71,12 @@ class Slot:
             [((bucket, *part.shape), getattr(torch, part.dtype.name)) for part in rows[0]]
         )
         for name, tensor in enumerate(staged):
-            host = tensor.numpy()
-            for row, parts in enumerate(rows):
-                host[row] = parts[name]
+            parts = [torch.from_numpy(row[name]) for row in rows]
             if name:
-                host[len(rows) :] = rows[0][name]
+                parts += parts[:1] * (bucket - len(rows))
+            # One call for all: each one gives the interpreter up, and waits behind every decoder
+            # and the event loop to have it back.
+            torch.stack(parts, out=tensor[: len(parts)])
         return staged
 
     def copy_in(self, staged: Sequence[Tensor], count: int) -> list[Tensor]:
