@@ -56,11 +56,19 @@ class Slot:
         self._results = _Block(host, pinned=on_cuda)
         self.copied = torch.get_device_module(device).Event()
         self.done = torch.get_device_module(device).Event()
+        self._idle = True
 
     def await_idle(self) -> None:
         """Wait for a batch whose results nobody waited for."""
-        self.copied.synchronize()
+        if not self._idle:
+            self.copied.synchronize()
+            self.done.synchronize()
+        self._idle = False
+
+    def await_done(self) -> None:
+        """Wait until the results are on the host, and so the inputs no longer needed."""
         self.done.synchronize()
+        self._idle = True
 
     def stage(self, rows: Sequence[Row], bucket: int) -> list[Tensor]:
         """The inputs of a batch on the host, each `(bucket, ...)`.
