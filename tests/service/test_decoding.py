@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -142,7 +143,7 @@ async def test_many_images_have_all_threads(pixels, count):
     for _ in range(2):
         together = threading.Barrier(4)
         with decoders.request(LARGE) as request:
-            first = [request.run(pixels, lambda: together.wait(30)) for _ in range(4)]
+            first = [request.run(pixels, partial(together.wait, 30)) for _ in range(4)]
             rest = [request.run(pixels, lambda: None) for _ in range(count - 4)]
             await asyncio.gather(*first, *rest)
     decoders.pool.shutdown()
