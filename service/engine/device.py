@@ -239,7 +239,7 @@ class Device:
         if self.torch_device.type == "cpu":
             torch.set_num_threads(self.threads)
         else:
-            compute_alone()  # it only copies, and the cores are for those who decode
+            torch.set_num_threads(1)  # it only copies, and the cores are for those who decode
             torch.cuda.set_device(self.torch_device)
             # Graphs can be captured in it, and then what ran before has warmed up for them.
             torch.cuda.set_stream(torch.cuda.Stream(self.torch_device))
