@@ -24,8 +24,8 @@ from service.metrics import ModelMetrics
 from service.settings import Backend
 
 DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}
-# Of a batch on CUDA: what its graphs take grows with it, and 64 images of 384 pixels a side took
-# 2.3 to 2.8 GB where a quarter of that suffices to be as fast.
+# Of a batch on CUDA, because the memory of its graphs grows with them: those of 64 images of 384
+# pixels a side took 2.3 to 2.8 GB.
 DEFAULT_MOST_PIXELS = 64 * 224 * 224
 
 
