@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from model.kernels.norm import exact_gelu, layer_norm
+from model.kernels.norm import exact_gelu
 
 
 class Launch(NamedTuple):
@@ -184,8 +184,9 @@ def _depthwise(
             if norm_weight is None:
                 first_done, second_done = exact_gelu(first_done), exact_gelu(second_done)
             else:
-                first_normed = layer_norm(first_done, norm_weight, norm_bias, channel, C, eps)
-                second_normed = layer_norm(second_done, norm_weight, norm_bias, channel, C, eps)
+                first_normed, second_normed = _layer_norm(
+                    first_done, second_done, norm_weight, norm_bias, channel, C, eps
+                )
                 _store(normed, done_cells, first_normed, mask)
                 _store(normed, done_cells + C, second_normed, second_mask)
             _store(convolved, done_cells, first_done, mask)
@@ -224,3 +225,17 @@ def _add(total, west, middle, east, left, centre, right):
 @triton.jit
 def _store(target, cells, values, mask):
     tl.store(target + cells, values.to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _layer_norm(first, second, weight, bias, channel, C: tl.constexpr, eps: tl.constexpr):
+    """The norms of two columns, whose sums over channels are exchanged between warps at once."""
+    in_tokens = channel < C
+    columns = tl.join(first, second)
+    centred = columns - (tl.sum(columns, 1) / C)[:, None, :]
+    centred = tl.where(in_tokens[None, :, None], centred, 0.0)
+    variance = tl.sum(centred * centred, 1) / C
+    first, second = tl.split(centred * tl.rsqrt(variance + eps)[:, None, :])
+    scale = tl.load(weight + channel, mask=in_tokens, other=0.0).to(tl.float32)[None, :]
+    shift = tl.load(bias + channel, mask=in_tokens, other=0.0).to(tl.float32)[None, :]
+    return first * scale + shift, second * scale + shift
