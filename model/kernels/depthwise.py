@@ -213,7 +213,12 @@ def _row(tokens, cells, y, end, H, W, C: tl.constexpr, masks):
 
 @triton.jit
 def _widened(row):
-    return row[0].to(tl.float32), row[1].to(tl.float32), row[2].to(tl.float32), row[3].to(tl.float32)
+    return (
+        row[0].to(tl.float32),
+        row[1].to(tl.float32),
+        row[2].to(tl.float32),
+        row[3].to(tl.float32),
+    )
 
 
 @triton.jit

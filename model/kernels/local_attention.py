@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 
-
 class Launch(NamedTuple):
     """How programs share the work: at most so many queries and keys at a time, and stages."""
 
@@ -23,6 +22,8 @@ class Launch(NamedTuple):
 
 
 LAUNCH = Launch()
+# Products of float32 are sums in registers, of which larger tiles need too many.
+FLOAT32 = Launch(keys=32)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -52,7 +53,8 @@ def attend_in_tiles(
     assert all(tensor.is_contiguous() for tensor in inputs), "this is a bug"
     B, N, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     _, heads, queries, bias_row = bias.shape
-    keys, launch = key_index.shape[1], LAUNCH
+    keys = key_index.shape[1]
+    launch = FLOAT32 if qkv.element_size() == 4 else LAUNCH
     block_queries = min(launch.queries, max(16, triton.next_power_of_2(queries)))
     block_keys = min(launch.keys, max(16, triton.next_power_of_2(keys)))
     blocks = triton.cdiv(queries, block_queries)
