@@ -309,7 +309,7 @@ def main():
             for m, maker in enumerate(MAKERS):
                 if time.monotonic() - START > BUDGET_S:
                     print("cut off", i, m)
-                    return
+                    return summary()
                 case = CASES.get(m) or CASES.setdefault(m, maker(DEVICE))
                 if i >= len(case.candidates):
                     continue

@@ -3,8 +3,8 @@
 The reference is `torch.nn.functional.conv2d` with a padding of one cell and as many groups as
 channels, between the operations of `model.dat.ConvMlp` and `model.dat.BlockPP`. A program goes
 down a strip of columns with the outputs of three rows as sums in registers, so it loads a row of
-the map once; what a cell and its neighbours on both sides have in common comes from the L1 cache.
-Sums are float32.
+the map once, and a thread has two columns, so it loads a cell twice instead of three times.
+Instructions are what limits a GPU here, not memory. Sums are float32.
 """
 
 from typing import NamedTuple
@@ -140,15 +140,9 @@ def _depthwise(
     end = tl.minimum(first + rows, H)
 
     weight += channel * channel_stride
-    upper_left = _tap(weight, 0 * tap_stride, in_tokens)
-    upper = _tap(weight, 1 * tap_stride, in_tokens)
-    upper_right = _tap(weight, 2 * tap_stride, in_tokens)
-    left = _tap(weight, 3 * tap_stride, in_tokens)
-    centre = _tap(weight, 4 * tap_stride, in_tokens)
-    right = _tap(weight, 5 * tap_stride, in_tokens)
-    lower_left = _tap(weight, 6 * tap_stride, in_tokens)
-    lower = _tap(weight, 7 * tap_stride, in_tokens)
-    lower_right = _tap(weight, 8 * tap_stride, in_tokens)
+    upper_left, upper, upper_right = _taps(weight, tap_stride, in_tokens)
+    left, centre, right = _taps(weight + 3 * tap_stride, tap_stride, in_tokens)
+    lower_left, lower, lower_right = _taps(weight + 6 * tap_stride, tap_stride, in_tokens)
     shift = tl.load(bias + channel, mask=in_tokens, other=0.0).to(tl.float32)[None, :]
 
     # From the first cell of a column, in 64 bits: the maps of a batch may be large.
@@ -194,9 +188,16 @@ def _depthwise(
 
 
 @triton.jit
-def _tap(weight, offset, in_tokens):
-    """One tap of the kernels of some channels, `(1, channels)`, float32."""
-    return tl.load(weight + offset, mask=in_tokens, other=0.0).to(tl.float32)[None, :]
+def _taps(weight, tap_stride, in_tokens):
+    """A row of the kernels of some channels, three times `(1, channels)`, float32."""
+    first = tl.load(weight, mask=in_tokens, other=0.0)
+    second = tl.load(weight + tap_stride, mask=in_tokens, other=0.0)
+    third = tl.load(weight + 2 * tap_stride, mask=in_tokens, other=0.0)
+    return (
+        first.to(tl.float32)[None, :],
+        second.to(tl.float32)[None, :],
+        third.to(tl.float32)[None, :],
+    )
 
 
 @triton.jit
