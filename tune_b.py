@@ -98,7 +98,8 @@ def attention(name: str, size: tuple[int, int], stage: int, batch: int) -> Group
         candidates += [
             (f"{label} t1 64x32w4", new(together=1, **kw)),
             (f"{label} t2 64x32w4", new(together=2, **kw)),
-            (f"{label} t1 128x32w4", new(together=1, block_queries=128, **kw)),
+            (f"{label} t1 64x16w4", new(together=1, block_keys=16, **kw)),
+            (f"{label} t1 128x32w8", new(together=1, block_queries=128, warps=8, **kw)),
             (f"{label} t1 64x64w4", new(together=1, block_keys=64, **kw)),
             (f"{label} t2 64x16w4", new(together=2, block_keys=16, **kw)),
             (f"{label} t1 32x32w2", new(together=1, block_queries=32, warps=2, **kw)),
@@ -108,9 +109,9 @@ def attention(name: str, size: tuple[int, int], stage: int, batch: int) -> Group
 
 
 TILES = (
-    Tile(128, 128, 8, 3), Tile(128, 64, 4, 3), Tile(128, 128, 4, 3), Tile(64, 128, 4, 4),
-    Tile(128, 256, 8, 3), Tile(256, 128, 8, 3), Tile(64, 64, 4, 4), Tile(64, 256, 4, 3),
-    Tile(128, 128, 8, 4),
+    Tile(128, 128, 8, 3), Tile(128, 64, 4, 3), Tile(64, 128, 8, 3), Tile(64, 128, 4, 3),
+    Tile(128, 256, 8, 3), Tile(64, 64, 4, 3), Tile(128, 128, 8, 2), Tile(128, 64, 8, 3),
+    Tile(128, 128, 8, 4), Tile(128, 64, 4, 2),
 )  # fmt: skip
 SMALL_TILES = (
     Tile(64, 64, 4, 4), Tile(64, 32, 4, 4), Tile(64, 64, 4, 6), Tile(64, 32, 4, 6),

@@ -63,9 +63,12 @@ def attend(
 ) -> Tensor:
     """As `deformable_attention.attend`, with `pack(table)`.
 
+    Positions of queries are inside [-1, 1].
+
     Args:
         clamped: whether displacements can leave the table by more than a cell.
-        fits: whether a step between queries is a step in the table, as at the size of DAT++'s.
+        fits: whether a step between queries is a step in the table, as at the size of DAT++'s,
+            whose keys are inside [-1, 1]; then nothing is clamped.
         together: heads of a program, 1 or 2, which must share their positions.
     """
     inputs = (queries, keys_values, packed, query_rows, query_columns, locations)
@@ -85,7 +88,7 @@ def attend(
         head_dim=C // heads,
         offset_groups=locations.shape[1],
         together=together,
-        clamped=clamped,
+        clamped=clamped and not fits,
         fits=fits,
         block_queries=block_queries,
         block_keys=block_keys,
@@ -161,16 +164,17 @@ def _packed_attention(
         mask = in_keys[:, None] & in_head[None, :]
         key_y = tl.load(locations + 2 * key, mask=in_keys, other=0.0) * scale_y
         key_x = tl.load(locations + 2 * key + 1, mask=in_keys, other=0.0) * scale_x
+        if not clamped:
+            # No number is outside; what is none must not read there either.
+            beyond = 0.0 if fits else 0.9
+            key_y = tl.minimum(tl.maximum(key_y, -scale_y - beyond), scale_y + beyond)
+            key_x = tl.minimum(tl.maximum(key_x, -scale_x - beyond), scale_x + beyond)
         if fits:
-            cell_y, y = _nearest(query_y - key_y, PH, True)
-            cell_x, x = _nearest(query_x - key_x, PW, True)
+            cell_y, y = _nearest(query_y - key_y, PH, False)
+            cell_x, x = _nearest(query_x - key_x, PW, False)
             place = step[:, None] + (cell_y * PW + cell_x)[None, :]
             y, x = y[None, :], x[None, :]
         else:
-            if not clamped:
-                # No number is outside so far; what is none must not read there either.
-                key_y = tl.minimum(tl.maximum(key_y, -2 * scale_y), 2 * scale_y)
-                key_x = tl.minimum(tl.maximum(key_x, -2 * scale_x), 2 * scale_x)
             cell_y, y = _nearest(query_y[:, None] - key_y[None, :], PH, clamped)
             cell_x, x = _nearest(query_x[:, None] - key_x[None, :], PW, clamped)
             place = cell_y * PW + cell_x
