@@ -55,7 +55,7 @@ def attend(
     *,
     clamped: bool = True,
     fits: bool = False,
-    together: int = 2,
+    together: int = 1,
     block_queries: int = QUERIES,
     block_keys: int = KEYS,
     warps: int = WARPS,
@@ -164,6 +164,8 @@ def _packed_attention(
         mask = in_keys[:, None] & in_head[None, :]
         key_y = tl.load(locations + 2 * key, mask=in_keys, other=0.0) * scale_y
         key_x = tl.load(locations + 2 * key + 1, mask=in_keys, other=0.0) * scale_x
+        # Added to the logits: nothing, or what leaves no number of them.
+        edge = tl.where(in_keys, (key_y - key_y) + (key_x - key_x), float("-inf"))
         if not clamped:
             # No number is outside; what is none must not read there either.
             beyond = 0.0 if fits else 0.9
@@ -179,11 +181,11 @@ def _packed_attention(
             cell_x, x = _nearest(query_x[:, None] - key_x[None, :], PW, clamped)
             place = cell_y * PW + cell_x
         largest, total, mixed = _more_keys(
-            q, cells, C, mask, in_keys, packed + place, y, x, largest, total, mixed
+            q, cells, C, mask, edge, packed + place, y, x, largest, total, mixed
         )
         if together == 2:
             largest_b, total_b, mixed_b = _more_keys(
-                q_b, cells + head_dim, C, mask, in_keys, packed + PH * PW + place, y, x,
+                q_b, cells + head_dim, C, mask, edge, packed + PH * PW + place, y, x,
                 largest_b, total_b, mixed_b,
             )  # fmt: skip
 
@@ -208,7 +210,7 @@ def _nearest(position, size, clamped: tl.constexpr):
 
 
 @triton.jit
-def _more_keys(q, cells, C: tl.constexpr, mask, in_keys, place, y, x, largest, total, mixed):
+def _more_keys(q, cells, C: tl.constexpr, mask, edge, place, y, x, largest, total, mixed):
     """Attend to a block of keys more."""
     four = tl.load(place)
     low, high = four.to(tl.int32), (four >> 32).to(tl.int32)
@@ -220,7 +222,7 @@ def _more_keys(q, cells, C: tl.constexpr, mask, in_keys, place, y, x, largest, t
 
     k = tl.load(cells, mask=mask, other=0.0)
     logits = tl.dot(q, tl.trans(k), acc=bias, input_precision="ieee")
-    logits = tl.where(in_keys[None, :], logits, float("-inf"))
+    logits += edge[None, :]
     larger = tl.maximum(largest, tl.max(logits, 1))
     kept = tl.exp2((largest - larger) * LOG2_E)
     weights = tl.exp2(logits * LOG2_E - (larger * LOG2_E)[:, None])
