@@ -166,8 +166,10 @@ def _packed_attention(
         key_x = tl.load(locations + 2 * key + 1, mask=in_keys, other=0.0) * scale_x
         # Added to the logits: nothing, or what leaves no number of them.
         edge = tl.where(in_keys, (key_y - key_y) + (key_x - key_x), float("-inf"))
+        # What is no number has no cell, and must not be read at one.
+        key_y = tl.where(key_y == key_y, key_y, 0.0)
+        key_x = tl.where(key_x == key_x, key_x, 0.0)
         if not clamped:
-            # No number is outside; what is none must not read there either.
             beyond = 0.0 if fits else 0.9
             key_y = tl.minimum(tl.maximum(key_y, -scale_y - beyond), scale_y + beyond)
             key_x = tl.minimum(tl.maximum(key_x, -scale_x - beyond), scale_x + beyond)
@@ -200,8 +202,7 @@ def _packed_attention(
 def _nearest(position, size, clamped: tl.constexpr):
     """The nearest cell of an axis (int32), and how far from its centre a position is.
 
-    A position outside, if clamped, goes to the border, where the table has zeros; one that is no
-    number to the first cell.
+    A position outside, if clamped, goes to the border, where the table has zeros.
     """
     if clamped:
         position = tl.minimum(tl.maximum(position, -0.5), size - 1.5)
