@@ -176,11 +176,11 @@ def _packed_attention(
         if fits:
             cell_y, y = _nearest(query_y - key_y, PH, False)
             cell_x, x = _nearest(query_x - key_x, PW, False)
-            place = step[:, None] + (cell_y * PW + cell_x)[None, :]
-            y, x = y[None, :], x[None, :]
+            place = (cell_y * PW + cell_x)[:, None] + step[None, :]
+            y, x = y[:, None], x[:, None]
         else:
-            cell_y, y = _nearest(query_y[:, None] - key_y[None, :], PH, clamped)
-            cell_x, x = _nearest(query_x[:, None] - key_x[None, :], PW, clamped)
+            cell_y, y = _nearest(query_y[None, :] - key_y[:, None], PH, clamped)
+            cell_x, x = _nearest(query_x[None, :] - key_x[:, None], PW, clamped)
             place = cell_y * PW + cell_x
         largest, total, mixed = _more_keys(
             q, cells, C, mask, edge, packed + place, y, x, largest, total, mixed
@@ -212,18 +212,21 @@ def _nearest(position, size, clamped: tl.constexpr):
 
 @triton.jit
 def _more_keys(q, cells, C: tl.constexpr, mask, edge, place, y, x, largest, total, mixed):
-    """Attend to a block of keys more."""
+    """Attend to a block of keys more.
+
+    The bias is made as `(keys, queries)`: neighbouring threads read for neighbouring queries, whose
+    cells are neighbours too.
+    """
     four = tl.load(place)
     low, high = four.to(tl.int32), (four >> 32).to(tl.int32)
     mean = (low << 16).to(tl.float32, bitcast=True)
     dx = (low & -65536).to(tl.float32, bitcast=True)
     dy = (high << 16).to(tl.float32, bitcast=True)
     dxy = (high & -65536).to(tl.float32, bitcast=True)
-    bias = tl.fma(y, tl.fma(dxy, x, dy), tl.fma(dx, x, mean))
+    bias = tl.fma(y, tl.fma(dxy, x, dy), tl.fma(dx, x, mean)) + edge[:, None]
 
     k = tl.load(cells, mask=mask, other=0.0)
-    logits = tl.dot(q, tl.trans(k), acc=bias, input_precision="ieee")
-    logits += edge[None, :]
+    logits = tl.dot(q, tl.trans(k), acc=tl.trans(bias), input_precision="ieee")
     larger = tl.maximum(largest, tl.max(logits, 1))
     kept = tl.exp2((largest - larger) * LOG2_E)
     weights = tl.exp2(logits * LOG2_E - (larger * LOG2_E)[:, None])
