@@ -102,6 +102,7 @@ def attention(name: str, size: tuple[int, int], stage: int, batch: int) -> Group
             (f"{label} t1 128x32w8", new(together=1, block_queries=128, warps=8, **kw)),
             (f"{label} t1 64x64w4", new(together=1, block_keys=64, **kw)),
             (f"{label} t2 64x16w4", new(together=2, block_keys=16, **kw)),
+            (f"{label} t1 64x32w4 side 1", new(together=1, side=1, **kw)),
             (f"{label} t1 32x32w2", new(together=1, block_queries=32, warps=2, **kw)),
         ]
     where = f"{name} {size[0]}x{size[1]} stage {stage} batch {batch}"

@@ -15,6 +15,8 @@ from torch import Tensor
 QUERIES = 64
 KEYS = 32
 WARPS = 4
+# Axis of the queries in a block of the bias: that along which Triton lays out neighbouring threads.
+SIDE = 0
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Added to a small number, it leaves the nearest integer in the lowest bits of a float32.
 ROUND = tl.constexpr(12582912.0)
@@ -60,6 +62,7 @@ def attend(
     block_keys: int = KEYS,
     warps: int = WARPS,
     stages: int = 1,
+    side: int = SIDE,
 ) -> Tensor:
     """As `deformable_attention.attend`, with `pack(table)`.
 
@@ -90,6 +93,7 @@ def attend(
         together=together,
         clamped=clamped and not fits,
         fits=fits,
+        side=side,
         block_queries=block_queries,
         block_keys=block_keys,
         block_dim=max(16, triton.next_power_of_2(C // heads)),
@@ -119,6 +123,7 @@ def _packed_attention(
     together: tl.constexpr,
     clamped: tl.constexpr,
     fits: tl.constexpr,
+    side: tl.constexpr,
     block_queries: tl.constexpr,
     block_keys: tl.constexpr,
     block_dim: tl.constexpr,
@@ -176,19 +181,22 @@ def _packed_attention(
         if fits:
             cell_y, y = _nearest(query_y - key_y, PH, False)
             cell_x, x = _nearest(query_x - key_x, PW, False)
-            place = (cell_y * PW + cell_x)[:, None] + step[None, :]
-            y, x = y[:, None], x[:, None]
+            first_place = cell_y * PW + cell_x
+            place = tl.expand_dims(step, 1 - side) + tl.expand_dims(first_place, side)
+            y, x = tl.expand_dims(y, side), tl.expand_dims(x, side)
         else:
-            cell_y, y = _nearest(query_y[None, :] - key_y[:, None], PH, clamped)
-            cell_x, x = _nearest(query_x[None, :] - key_x[:, None], PW, clamped)
+            away_y = tl.expand_dims(query_y, 1 - side) - tl.expand_dims(key_y, side)
+            away_x = tl.expand_dims(query_x, 1 - side) - tl.expand_dims(key_x, side)
+            cell_y, y = _nearest(away_y, PH, clamped)
+            cell_x, x = _nearest(away_x, PW, clamped)
             place = cell_y * PW + cell_x
         largest, total, mixed = _more_keys(
-            q, cells, C, mask, edge, packed + place, y, x, largest, total, mixed
+            q, cells, C, mask, edge, packed + place, y, x, largest, total, mixed, side
         )
         if together == 2:
             largest_b, total_b, mixed_b = _more_keys(
                 q_b, cells + head_dim, C, mask, edge, packed + PH * PW + place, y, x,
-                largest_b, total_b, mixed_b,
+                largest_b, total_b, mixed_b, side,
             )  # fmt: skip
 
     result = (mixed / total[:, None]).to(attended.dtype.element_ty)
@@ -211,11 +219,13 @@ def _nearest(position, size, clamped: tl.constexpr):
 
 
 @triton.jit
-def _more_keys(q, cells, C: tl.constexpr, mask, edge, place, y, x, largest, total, mixed):
+def _more_keys(
+    q, cells, C: tl.constexpr, mask, edge, place, y, x, largest, total, mixed, side: tl.constexpr
+):
     """Attend to a block of keys more.
 
-    The bias is made as `(keys, queries)`: neighbouring threads read for neighbouring queries, whose
-    cells are neighbours too.
+    The queries are along the axis `side` of places and bias: neighbouring threads should read for
+    neighbouring queries, whose cells are neighbours too.
     """
     four = tl.load(place)
     low, high = four.to(tl.int32), (four >> 32).to(tl.int32)
@@ -223,10 +233,12 @@ def _more_keys(q, cells, C: tl.constexpr, mask, edge, place, y, x, largest, tota
     dx = (low & -65536).to(tl.float32, bitcast=True)
     dy = (high << 16).to(tl.float32, bitcast=True)
     dxy = (high & -65536).to(tl.float32, bitcast=True)
-    bias = tl.fma(y, tl.fma(dxy, x, dy), tl.fma(dx, x, mean)) + edge[:, None]
+    bias = tl.fma(y, tl.fma(dxy, x, dy), tl.fma(dx, x, mean)) + tl.expand_dims(edge, side)
+    if side == 1:
+        bias = tl.trans(bias)
 
     k = tl.load(cells, mask=mask, other=0.0)
-    logits = tl.dot(q, tl.trans(k), acc=tl.trans(bias), input_precision="ieee")
+    logits = tl.dot(q, tl.trans(k), acc=bias, input_precision="ieee")
     larger = tl.maximum(largest, tl.max(logits, 1))
     kept = tl.exp2((largest - larger) * LOG2_E)
     weights = tl.exp2(logits * LOG2_E - (larger * LOG2_E)[:, None])
