@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model.config import DatConfig
 from model.fused import Stream, convolve, linear, linear_add
-from model.kernels import usable
+from model.kernels import HALF, usable
 
 # Above so many logits of one image, attention goes through the queries in bands of rows, each of
 # so many logits of the batch: their whole matrix would take gigabytes on the maps of a detector.
@@ -28,6 +28,10 @@ BAND = 1 << 21
 # From so many cells of a map on, the bias of DAT++ is cut from its table in slices. On less than
 # that, the many small steps cost more than reading the table for every query and key.
 SLICED_FROM = 1024
+
+
+# Cells; the packed table has a border of one.
+MOST_OFF_TABLE = 0.8
 
 
 class Attended(NamedTuple):
@@ -216,6 +220,7 @@ class DeformableAttention(nn.Module):
     def __init__(self, config: DatConfig, stage: int) -> None:
         super().__init__()
         spec = config.stages[stage]
+        self._packed: tuple[Tensor, Tensor, int | None] | None = None
         self.heads, self.offset_groups = spec.heads, spec.offset_groups
         self.offset_stride = spec.offset_stride
         self.offset_range_factor = config.offset_range_factor
@@ -308,6 +313,7 @@ class DeformableAttention(nn.Module):
 
     def _attend_by_kernels(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` projects, without the bias and the attention matrix in memory."""
+        from model.kernels import packed_attention  # noqa: PLC0415
         from model.kernels.deformable_attention import attend  # noqa: PLC0415
         from model.kernels.offsets import sample_keys  # noqa: PLC0415
 
@@ -321,15 +327,46 @@ class DeformableAttention(nn.Module):
             self.reference_points,
             self.reach if self.limited else None,
         )
-        attended = attend(
-            queries.flatten(1, 2),
-            self.kv(sampled),
-            self.relative_position_bias_table,
-            self.query_rows,
-            self.query_columns,
-            locations,
-        )
+        features = (queries.flatten(1, 2), self.kv(sampled))
+        geometry = (self.query_rows, self.query_columns, locations)
+        if tokens.dtype in HALF:
+            attended = packed_attention.attend(
+                *features,
+                self._packed_table(),
+                *geometry,
+                clamped=self._leaves_table(),
+                fits=not self.limited and self._table_fits(),
+            )
+        else:
+            attended = attend(*features, self.relative_position_bias_table, *geometry)
         return attended.view(tokens.shape), locations
+
+    def _packed_table(self) -> Tensor:
+        """The table as the kernel for half precision reads it, made when its weights are new."""
+        from model.kernels.packed_attention import pack  # noqa: PLC0415
+
+        table = self.relative_position_bias_table
+        # A table of inference mode counts no versions.
+        version = None if table.is_inference() else table._version
+        if self._packed is not None:
+            packed, made_of, made_at = self._packed
+            same = made_of.data_ptr() == table.data_ptr()
+            if same and version is not None and version == made_at:
+                return packed
+        packed = pack(table.detach())
+        # The old table is kept, so that no new one is at its address.
+        self._packed = (packed, table.detach(), version)
+        return packed
+
+    def _table_fits(self) -> bool:
+        """Whether the table is of the size of the map."""
+        H, W = self.size
+        return self.relative_position_bias_table.shape[1:] == (2 * H - 1, 2 * W - 1)
+
+    def _leaves_table(self) -> bool:
+        """Whether a key can lie so far out that a displacement is over a cell off the table."""
+        farthest = (self.offset_range_factor - 1) * self.offset_stride - 1
+        return self.limited and farthest / 2 > MOST_OFF_TABLE
 
     def _attend_in_bands(self, tokens: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """What `forward` projects, so many rows of queries at a time."""
@@ -397,7 +434,7 @@ class DeformableAttentionPP(DeformableAttention):
     def bias(self, locations: Tensor) -> Tensor:
         """Bias `(B, heads, HW, Ns)` of keys at the locations `(B, G, Hk, Wk, 2)`."""
         H, W = self.size
-        fits = self.relative_position_bias_table.shape[1:] == (2 * H - 1, 2 * W - 1)
+        fits = self._table_fits()
         # A runtime would store all slices of the table, as torch does not.
         if fits and H * W >= SLICED_FROM and not torch.compiler.is_exporting():
             return relative_position_bias_by_slices(

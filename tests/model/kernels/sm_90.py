@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from model import VARIANTS, DatConfig
 from model.fused import DepthwiseConv, tap_by_tap
+from model.kernels import HALF
 from model.kernels.deformable_attention import attend
 from model.kernels.depthwise import convolve_gelu, convolve_sum_norm
 from model.kernels.linear import linear_gelu
@@ -28,6 +29,7 @@ from model.kernels.local_attention import attend_in_tiles
 from model.kernels.nms import search
 from model.kernels.norm import add_norm, norm_activate
 from model.kernels.offsets import sample_keys
+from model.kernels.packed_attention import attend as attend_packed
 from model.kernels.pixels import normalise, normalise_padded
 from model.kernels.pooling import normed_mean
 from model.kernels.ranking import MOST_CLASSES, rank
@@ -125,6 +127,18 @@ def launch_deformable(config: DatConfig, stage: int, dtype: torch.dtype) -> None
         torch.empty(W),
         locations,
     )
+    if dtype in HALF:
+        for fits in (False, config.family == "dat_pp"):
+            attend_packed(
+                tokens.flatten(1, 2),
+                torch.cat((features, features), -1),
+                torch.empty(spec.heads, 2 * H + 1, 2 * W + 1, dtype=torch.int64),
+                torch.empty(H),
+                torch.empty(W),
+                locations,
+                clamped=False,
+                fits=fits,
+            )
 
 
 def launch_local(
