@@ -39,9 +39,7 @@ TILES = (
 )
 
 
-def linear_gelu(
-    tokens: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None = None
-) -> Tensor:
+def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None = None) -> Tensor:
     """`gelu(tokens @ weight.T + bias)`, `(..., K)` to `(..., N)`, with the exact GELU.
 
     Args:

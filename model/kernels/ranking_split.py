@@ -27,9 +27,7 @@ def rank_by_sort(logits: Tensor, *, warps: int = 8) -> Ranking:
     B, K = logits.shape
     scores = logits.new_empty(B, K)
     order = torch.empty_like(scores, dtype=torch.int32)
-    _rank_sorted[B,](
-        logits, scores, order, K, block_row=triton.next_power_of_2(K), num_warps=warps
-    )
+    _rank_sorted[B,](logits, scores, order, K, block_row=triton.next_power_of_2(K), num_warps=warps)
     return Ranking(scores, order)
 
 
@@ -41,9 +39,7 @@ def _bits(score, in_row):
 
 
 @triton.jit(do_not_specialize=["K"])
-def _rank_split(
-    logits, scores, order, K, block_row: tl.constexpr, block: tl.constexpr
-):
+def _rank_split(logits, scores, order, K, block_row: tl.constexpr, block: tl.constexpr):
     """One program: some classes of one image."""
     row_start = tl.program_id(1).to(tl.int64) * K
     logits += row_start
