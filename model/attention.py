@@ -313,8 +313,6 @@ class DeformableAttention(nn.Module):
 
     def _attend_by_kernels(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` projects, without the bias and the attention matrix in memory."""
-        from model.kernels import packed_attention  # noqa: PLC0415
-        from model.kernels.deformable_attention import attend  # noqa: PLC0415
         from model.kernels.offsets import sample_keys  # noqa: PLC0415
 
         queries = self.q(tokens)
@@ -327,21 +325,27 @@ class DeformableAttention(nn.Module):
             self.reference_points,
             self.reach if self.limited else None,
         )
-        features = (queries.flatten(1, 2), self.kv(sampled))
+        attended = self.attend_by_kernel(queries.flatten(1, 2), self.kv(sampled), locations)
+        return attended.view(tokens.shape), locations
+
+    def attend_by_kernel(self, queries: Tensor, keys_values: Tensor, locations: Tensor) -> Tensor:
+        """Attend to sampled keys, as `model.kernels.deformable_attention.attend`."""
+        from model.kernels import deformable_attention, packed_attention  # noqa: PLC0415
+
         geometry = (self.query_rows, self.query_columns, locations)
-        if tokens.dtype in HALF:
-            attended = packed_attention.attend(
-                *features,
-                self._packed_table(),
+        if queries.dtype in HALF:
+            return packed_attention.attend(
+                queries,
+                keys_values,
+                self.packed_table(),
                 *geometry,
                 clamped=self._leaves_table(),
                 fits=not self.limited and self._table_fits(),
             )
-        else:
-            attended = attend(*features, self.relative_position_bias_table, *geometry)
-        return attended.view(tokens.shape), locations
+        table = self.relative_position_bias_table
+        return deformable_attention.attend(queries, keys_values, table, *geometry)
 
-    def _packed_table(self) -> Tensor:
+    def packed_table(self) -> Tensor:
         """The table as the kernel for half precision reads it, made when its weights are new."""
         from model.kernels.packed_attention import pack  # noqa: PLC0415
 

@@ -25,7 +25,7 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
 }
 _onednn = torch.ops.mkldnn
-# Channels. A wider product takes so long that a library's is faster by more than a pass for GELU.
+# Channels. Of a wider product the library saves more than a pass for the GELU takes.
 WIDEST = 512
 
 

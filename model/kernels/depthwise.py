@@ -24,27 +24,25 @@ class Launch(NamedTuple):
         elements: pairs of columns times channels of a strip, at least.
         channels: that a thread has next to each other; it holds the 9 weights of each.
         rows: of a strip, if there are `MANY` such strips.
-        fewer_rows: else. Short strips read more rows twice.
-        block: channels of a strip without a norm; with one, all are in one program.
     """
 
     elements: int
     channels: int
-    rows: int = 7
-    fewer_rows: int = 4
-    block: int = 64
+    rows: int
 
 
-GELU = Launch(elements=256, channels=2)
-NORM = Launch(elements=512, channels=2)
+GELU = Launch(elements=256, channels=2, rows=14)
+NORM = Launch(elements=512, channels=4, rows=7)
+CHANNELS = 64  # of a strip without a norm; with one, all are in one program
 MANY = 528  # of four for each multiprocessor
+FEWER_ROWS = 4  # of a strip else; short strips read more rows twice
 
 
 def convolve_gelu(tokens: Tensor, conv: nn.Conv2d) -> Tensor:
     """The convolution of tokens `(B, H, W, C)` and its GELU, the exact one."""
     active = torch.empty_like(tokens)
     C = tokens.shape[-1]
-    block_channels = GELU.block if C % GELU.block == 0 else 32
+    block_channels = CHANNELS if C % CHANNELS == 0 else 32
     _launch(tokens, None, conv, None, active, None, block_channels, GELU)
     return active
 
@@ -83,7 +81,7 @@ def _launch(
     block_pairs = max(1, launch.elements // block_channels)
     columns, blocks = triton.cdiv(pairs, block_pairs), triton.cdiv(C, block_channels)
     many = columns * blocks * triton.cdiv(H, launch.rows) >= MANY
-    rows = launch.rows if many else launch.fewer_rows
+    rows = launch.rows if many else FEWER_ROWS
     _depthwise[columns * triton.cdiv(H, rows), blocks](
         tokens,
         branch,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.kernels.norm import gelu_rounded
+from model.kernels.norm import exact_gelu
 
 PROCESSORS = 132  # of an H100
 # Tiles whose rows go together through all columns: their inputs stay in the L2 cache.
@@ -39,21 +39,20 @@ TILES = (
 )
 
 
-def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, tile: Tile | None = None) -> Tensor:
+def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`gelu(tokens @ weight.T + bias)`, `(..., K)` to `(..., N)`, with the exact GELU.
 
     Args:
         tokens: `(..., K)`, bfloat16 or float16.
         weight: `(N, K)`, of the same type, as the bias.
         bias: `(N,)`.
-        tile: of a program, if not `choose_tile`'s.
     """
     assert tokens.is_contiguous(), "this is a bug"
     assert weight.is_contiguous(), "this is a bug"
     N, K = weight.shape
     active = tokens.new_empty(*tokens.shape[:-1], N)
     M = tokens.numel() // K
-    tile = tile or choose_tile(M, N)
+    tile = choose_tile(M, N)
     _linear_gelu[triton.cdiv(M, tile.tokens) * triton.cdiv(N, tile.outputs),](
         tokens,
         weight,
@@ -122,6 +121,6 @@ def _linear_gelu(
     total += tl.load(bias + output, mask=in_outputs, other=0.0).to(tl.float32)[None, :]
     tl.store(
         active + token.to(tl.int64)[:, None] * N + output[None, :],
-        gelu_rounded(total).to(active.dtype.element_ty),
+        exact_gelu(total).to(active.dtype.element_ty),
         mask=in_tokens[:, None] & in_outputs[None, :],
     )

@@ -139,18 +139,3 @@ def exact_gelu(x):
     log = log * size - 1.150787771699014
     log = log * size - 1.000037632076421
     return 0.5 * x + size * (0.5 - tl.exp2(log))
-
-
-@triton.jit
-def gelu_rounded(x):
-    """The GELU of float32 to 4e-7, for what is rounded to half precision.
-
-    Half of the instructions of `exact_gelu`: erfc by Abramowitz and Stegun, 7.1.26, times the
-    argument, is what the GELU is below its ReLU.
-    """
-    size = tl.abs(x)
-    t = 1 / tl.fma(size, 0.2316418882663604, 1.0)
-    series = tl.fma(t, tl.fma(t, 0.5307027145, -0.7265760135), 0.7107068705)
-    series = t * tl.fma(t, tl.fma(t, series, -0.142248368), 0.127414796)
-    tail = tl.exp2(size * size * -0.7213475204444817)
-    return tl.maximum(x, 0.0) - size * series * tail

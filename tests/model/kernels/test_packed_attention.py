@@ -25,13 +25,12 @@ def assert_within_rounding(attended, exact):
     table_size=st.tuples(SIDES, SIDES),
     key_size=st.tuples(st.integers(1, 5), SIDES),
     groups=st.integers(1, 2),
-    together=st.integers(1, 2),
     head_dim=st.sampled_from((3, 16, 32)),
     seed=st.integers(0, 2**31),
 )
 @some_examples
 def test_attention_is_softmax_with_the_bias_of_the_table(
-    *, size, table_size, key_size, groups, together, head_dim, seed
+    *, size, table_size, key_size, groups, head_dim, seed
 ):
     random, heads = generator(seed), 2 * groups
     table = torch.randn(heads, *table_size, generator=random)
@@ -41,7 +40,7 @@ def test_attention_is_softmax_with_the_bias_of_the_table(
     cells = size[0] * size[1]
     inputs = features(locations, heads, head_dim, cells, dtype=torch.float16, seed=seed)
 
-    attended = attend(*inputs, pack(table), *geometry, together=together)
+    attended = attend(*inputs, pack(table), *geometry)
 
     assert_within_rounding(attended, reference(*inputs, table, *geometry))
 
@@ -83,9 +82,9 @@ def test_what_is_no_number_stays_in_its_image(clamped, fits):
 def test_a_table_is_packed_again_when_its_weights_change():
     layer = make_attention(VARIANTS["dat_tiny_224"], 3, "D").to(DEVICE)
     assert isinstance(layer, DeformableAttention)
-    first = layer._packed_table()
-    assert layer._packed_table() is first
+    first = layer.packed_table()
+    assert layer.packed_table() is first
     weights = {name: torch.randn_like(value) for name, value in layer.state_dict().items()}
     layer.load_state_dict(weights)
-    assert layer._packed_table().equal(pack(layer.relative_position_bias_table))
-    assert not layer._packed_table().equal(first)
+    assert layer.packed_table().equal(pack(layer.relative_position_bias_table))
+    assert not layer.packed_table().equal(first)
