@@ -52,12 +52,13 @@ TIMES = {
         "--models dat_nano --batches 1 --seconds 0",
     )
 }
+_QUICKLY = "--rounds 1 --seconds 1 --warmup 0 --engine-seconds 0"
 SECOND = {
     "server": (
         120,
         "bench.server",
         "--max-batch 64 --concurrency 64 --rounds 2 --seconds 4 --engine-seconds 2 --fractions",
-        "--model dat_nano --concurrency 2 --rounds 1 --seconds 0.5 --engine-seconds 0 --fractions",
+        f"--model dat_nano --concurrency 2 {_QUICKLY} --fractions",
     ),
     "kernels": (80, "bench.kernels", "--batches 32", "--dtype float32"),
     "detectors": (
@@ -66,7 +67,7 @@ SECOND = {
         "--ways engine --models retinanet_dat_pp_tiny mask_rcnn_dat_pp_tiny --batches 1 8",
         "--ways engine --models mask_rcnn_dat_nano --batches 1 --seconds 0",
     ),
-    "hottest": (60, "bench.hottest", "", "--models dat_nano"),
+    "hottest": (60, "bench.hottest", "", "--models dat_nano --batch 2"),
     "compile": (
         120,
         "bench.graphs",
