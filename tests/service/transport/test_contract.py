@@ -463,7 +463,7 @@ async def test_a_client_that_leaves_takes_its_image_out_of_the_queue(slow_server
     rows = device_rows(server)
     before = {protocol: outcomes(server, protocol) for protocol in ("http", "grpc")}
 
-    def in_flight(protocol: str) -> float:
+    def in_flight(protocol):
         return server.metrics()[f"dat_requests_in_flight,protocol={protocol}"]
 
     with slow_server.fault("wait"):
