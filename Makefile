@@ -29,7 +29,7 @@ test: $(VENV)/.dev ## install what is needed and run the tests, but for those th
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.dev ## run the tests that take long and break rarely
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow --timeout 900 --numprocesses 2 --dist loadfile
 
 convert: $(VENV)/.runtime ## CHECKPOINT=… OUT=….safetensors [OPTIONS=…]: one file with all that is known of a model
 	@$(BIN)/dat-serve convert --checkpoint '$(CHECKPOINT)' --out '$(OUT)' $(OPTIONS)
