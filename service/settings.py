@@ -515,7 +515,7 @@ def variables() -> dict[str, tuple[type[BaseModel], str]]:
 
 
 def table() -> str:
-    """The settings as a Markdown table for README.md."""
+    """The settings as a Markdown table for `docs/settings.md`."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for variable, (group, field) in variables().items():
         info = group.model_fields[field]
