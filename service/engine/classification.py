@@ -4,31 +4,49 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from model.cost import flops
 from model.dat import DAT
-from model.packing import pack
-from model.tracing import trace
 from service.engine import gpu
 from service.engine.classify import Classify, Ranked
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device, DeviceUnavailable
-from service.engine.graphs import Capture, CudaCapture, choose_buckets, fused, pick_bucket
-from service.engine.items import ClassificationInput, ClassificationOutput
-from service.engine.openvino import OpenVinoClassify, check_available
-from service.engine.pipeline import Pipeline
+from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
+from service.engine.in_graphs import InGraphs
+from service.engine.items import ClassificationInput, ClassificationOutput, Wanted, wanted_of
+from service.engine.on_cpu import OnCpu
+from service.engine.openvino import check_available
 from service.metrics import ModelMetrics
 from service.settings import Backend
 
 DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}
-# From how many FLOPs of an image on several threads of a CPU compute it faster than one. Below,
-# they wait for each other longer than they compute.
-TEAM_FLOPS = 500_000_000
+
+
+class _Runs(Protocol):
+    """What runs the batches of a classifier on one kind of device."""
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs there are."""
+
+    @property
+    def graphs_bytes(self) -> int:
+        """Memory of the device that the graphs took."""
+
+    def launch(
+        self, images: Sequence[NDArray[np.uint8]], wanted: Wanted
+    ) -> Callable[[], Sequence[Ranked]]:
+        """Begin a batch of images `(H, W, 3)`; the function returned waits for its end.
+
+        Its results come in parts with at least as many rows as images, in their order.
+        """
+
+    def warm_up(self, images: Sequence[NDArray[np.uint8]], wanted: Wanted) -> None:
+        """Run a batch that counts nowhere."""
 
 
 class ClassificationEngine:
@@ -87,7 +105,7 @@ class ClassificationEngine:
         self._cache = cache
         self._compiled = compiled
         self._capture = capture
-        self._pipeline: Pipeline[Ranked] | None = None
+        self._runs: _Runs | None = None
         self._pace = device.pace()
 
     async def load(self) -> Computing:
@@ -132,27 +150,40 @@ class ClassificationEngine:
         device = self._device.torch_device
         began = perf_counter()
         kernels = gpu.kernels_on(device)
-        self._classify = Classify(self._model, self.dtype).to(device).eval()
-        weights_bytes = memory_of(self._classify)
+        classify = Classify(self._model, self.dtype).to(device).eval()
+        weights_bytes = memory_of(classify)
         built = perf_counter()
         self._metrics.load_seconds["build"].set(built - began)
-        blank = np.zeros((*self._image_size, 3), np.uint8)
         capture = self._capture
         if capture is None and device.type == "cuda":
             capture = CudaCapture(device)
-        if capture is not None:
-            work = fused(self._classify, len(self.buckets)) if self._compiled else self._classify
-            self._pipeline = Pipeline(
-                self._device, work, self.buckets, self._metrics, capture=capture
+        runs: _Runs
+        # On a CPU every part of a batch is computed once when it is traced or compiled.
+        warm_up = self.buckets[-1:]
+        if capture is None:
+            runs = OnCpu(
+                classify,
+                self.buckets,
+                self._device,
+                self._metrics,
+                backend=self._backend,
+                cache=self._cache,
             )
-            self._pipeline.capture_ahead([(blank,)])
         else:
-            self._staging = torch.zeros((self.max_batch, *self._image_size, 3), dtype=torch.uint8)
-            self._compute = self._on_cpu()
-        # On a CPU every part of a batch was computed once when it was traced or compiled.
-        unused = self.buckets[-1:] if self._pipeline is None else self.buckets
-        for bucket in reversed(unused):
-            self._pace.timed(partial(self._warm_up, [blank] * bucket), bucket * blank.size)()
+            warm_up = self.buckets
+            runs = InGraphs(
+                classify,
+                self.buckets,
+                self._device,
+                self._metrics,
+                compiled=self._compiled,
+                capture=capture,
+            )
+        blank = np.zeros((*self._image_size, 3), np.uint8)
+        for bucket in reversed(warm_up):
+            run = partial(runs.warm_up, [blank] * bucket, Wanted(points=True))
+            self._pace.timed(run, bucket * blank.size)()
+        self._runs = runs
         self._metrics.load_seconds["warmup"].set(perf_counter() - built)
         return Computing(
             device=self._device.name,
@@ -161,78 +192,19 @@ class ClassificationEngine:
             dtype=self.dtype,
             kernels=kernels,
             tf32=gpu.tf32(device),
-            graphs=0 if self._pipeline is None else len(self._pipeline),
+            graphs=runs.graphs,
             weights_bytes=weights_bytes,
-            graphs_bytes=0 if self._pipeline is None else self._pipeline.graphs_bytes,
+            graphs_bytes=runs.graphs_bytes,
             seconds=perf_counter() - began,
-        )
-
-    def _warm_up(self, images: Sequence[NDArray[np.uint8]]) -> None:
-        if self._pipeline is None:
-            self._on_staged(images)
-        else:
-            self._pipeline.warm_up([(image,) for image in images], partial(_wanted, explain=True))
-
-    def _on_cpu(self) -> Callable[[Tensor], Sequence[Ranked]]:
-        if self._backend == "openvino":
-            threads = self._device.threads
-            compiled = OpenVinoClassify(
-                self._classify, self._image_size, self.buckets, threads, self._cache
-            )
-            return lambda pixels: [compiled(pixels)]
-        pack(self._classify.model)
-        self._team = flops(self._model.config) >= TEAM_FLOPS
-        sizes = {
-            size
-            for bucket in self.buckets
-            for size in self._device.lanes.share_sizes(bucket, team=self._team)
-        }
-        self._graphs: dict[int, Callable[[Tensor], Ranked]] = {
-            size: trace(self._classify, self._staging[:size]) for size in sizes
-        }
-        return self._in_lanes
-
-    def _in_lanes(self, pixels: Tensor) -> list[Ranked]:
-        def compute(share: Tensor) -> Ranked:
-            return self._graphs[len(share)](share)
-
-        return self._device.lanes.map(
-            lambda rows: compute(pixels[rows]), len(pixels), team=self._team
         )
 
     def launch(
         self, batch: Sequence[ClassificationInput]
     ) -> Callable[[], list[ClassificationOutput]]:
         """Begin a batch, in the thread of the device; the function returned waits for its end."""
-        if self._pipeline is not None:
-            explain = any(item.wanted.points for item in batch)
-            results = self._pipeline.launch(
-                [(item.pixels,) for item in batch], partial(_wanted, explain=explain)
-            )
-            return lambda: _split([_ranked(results())], batch)
-        parts = self._on_staged([item.pixels for item in batch])
-        self._metrics.real_rows.inc(len(batch))
-        self._metrics.padding_rows.inc(pick_bucket(len(batch), self.buckets) - len(batch))
-        self._metrics.replays["eager"].inc()
-        return lambda: _split(parts, batch)
-
-    def _on_staged(self, images: Sequence[NDArray[np.uint8]]) -> Sequence[Ranked]:
-        """What a CPU says of images, in parts, each of some rows."""
-        bucket = pick_bucket(len(images), self.buckets)
-        # Rows past the batch keep what an earlier one left.
-        rows = self._staging[:bucket]
-        for row, image in zip(rows.numpy(), images, strict=False):
-            row[...] = image
-        return self._compute(rows)
-
-
-def _wanted(ranked: Ranked, *, explain: bool) -> list[Tensor]:
-    return [ranked.scores, ranked.classes, *(ranked.sampling_locations if explain else ())]
-
-
-def _ranked(wanted: Sequence[Tensor]) -> Ranked:
-    scores, classes, *locations = wanted
-    return Ranked(scores, classes, tuple(locations))
+        assert self._runs is not None, "the model is not loaded: this is a bug"
+        parts = self._runs.launch([item.pixels for item in batch], wanted_of(batch))
+        return lambda: _split(parts(), batch)
 
 
 def _split(

@@ -14,7 +14,7 @@ from service.engine import gpu
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device
 from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
-from service.engine.items import DetectionInput, DetectionOutput
+from service.engine.items import DetectionInput, DetectionOutput, Wanted, wanted_of
 from service.engine.pipeline import Pipeline
 from service.engine.slots import Row
 from service.metrics import ModelMetrics
@@ -70,6 +70,7 @@ class DetectionEngine:
         self._metrics = metrics
         self._sizes = tuple(sizes)
         self._capture = capture
+        self._pipeline: Pipeline[ExplainedFound] | None = None
         self._pace = device.pace()
 
     async def load(self) -> Computing:
@@ -104,7 +105,7 @@ class DetectionEngine:
 
     async def settle(self) -> None:
         """Capture a graph that batches called for; see `Pipeline.settle`."""
-        await self._pipeline.settle()
+        await self._loaded.settle()
 
     def describe(self, size: int) -> dict[str, object]:
         """What runs a batch of so many images, for the log."""
@@ -115,16 +116,20 @@ class DetectionEngine:
         device = self._device.torch_device
         began = perf_counter()
         kernels = gpu.kernels_on(device)
-        self._normalise = Normalise(self.dtype).to(device)
+        normalise = Normalise(self.dtype).to(device)
         self._detector.cast(self.dtype).to(device).eval()
         built = perf_counter()
         self._metrics.load_seconds["build"].set(built - began)
         capture = self._capture
         if capture is None and kernels == "on":
             capture = CudaCapture(device)
-        self._pipeline = Pipeline(
+
+        def find(pixels: Tensor, resized: Tensor, scales: Tensor) -> ExplainedFound:
+            return self._detector.find(normalise(pixels, resized), resized, scales)
+
+        pipeline = Pipeline(
             self._device,
-            self._find,
+            find,
             self.buckets,
             self._metrics,
             capture=capture,
@@ -133,10 +138,13 @@ class DetectionEngine:
         )
         for size in self._sizes:
             self._detector.backbone_for(size)
-        self._pipeline.capture_ahead([_row(_blank(size)) for size in self._sizes])
+        pipeline.capture_ahead([_row(_blank(size)) for size in self._sizes])
         blank = self._blank()
-        warm_up = partial(self._pipeline.warm_up, [_row(blank)], partial(_wanted, explain=True))
+        warm_up = partial(
+            pipeline.warm_up, [_row(blank)], partial(_select, wanted=Wanted(points=True))
+        )
         self._pace.timed(warm_up, blank.pixels.size)()
+        self._pipeline = pipeline
         self._metrics.load_seconds["warmup"].set(perf_counter() - built)
         return Computing(
             device=self._device.name,
@@ -145,9 +153,9 @@ class DetectionEngine:
             dtype=self.dtype,
             kernels=kernels,
             tf32=gpu.tf32(device),
-            graphs=len(self._pipeline),
+            graphs=len(pipeline),
             weights_bytes=memory_of(self._detector),
-            graphs_bytes=self._pipeline.graphs_bytes,
+            graphs_bytes=pipeline.graphs_bytes,
             seconds=perf_counter() - began,
         )
 
@@ -155,14 +163,15 @@ class DetectionEngine:
         # One of the sizes that are ready: another would push one of them out.
         return _blank(min(self._sizes, default=WARM_UP_SIZE))
 
-    def _find(self, pixels: Tensor, resized: Tensor, scales: Tensor) -> ExplainedFound:
-        return self._detector.find(self._normalise(pixels, resized), resized, scales)
+    @property
+    def _loaded(self) -> Pipeline[ExplainedFound]:
+        assert self._pipeline is not None, "the model is not loaded: this is a bug"
+        return self._pipeline
 
     def launch(self, batch: Sequence[DetectionInput]) -> Callable[[], list[DetectionOutput]]:
         """Begin a batch, in the thread of the device; the function returned waits for its end."""
-        explain = any(item.wanted.points for item in batch)
-        results = self._pipeline.launch(
-            [_row(item) for item in batch], partial(_wanted, explain=explain)
+        results = self._loaded.launch(
+            [_row(item) for item in batch], partial(_select, wanted=wanted_of(batch))
         )
         return lambda: _split(results(), batch, masks=self._detector.config.has_masks)
 
@@ -172,7 +181,7 @@ def _blank(size: Size) -> DetectionInput:
 
 
 def _row(item: DetectionInput) -> Row:
-    """What an image gives to each argument of `DetectionEngine._find`."""
+    """What an image gives to each argument of what finds."""
     return (
         item.pixels,
         np.array(item.resized, np.int64),
@@ -180,16 +189,16 @@ def _row(item: DetectionInput) -> Row:
     )
 
 
-def _wanted(outputs: ExplainedFound, *, explain: bool) -> list[Tensor]:
+def _select(outputs: ExplainedFound, *, wanted: Wanted) -> list[Tensor]:
     found, locations = outputs
-    return [part for part in (*found, *(locations if explain else ())) if part is not None]
+    return [part for part in (*found, *(locations if wanted.points else ())) if part is not None]
 
 
 def _split(
-    wanted: Sequence[Tensor], batch: Sequence[DetectionInput], *, masks: bool
+    selected: Sequence[Tensor], batch: Sequence[DetectionInput], *, masks: bool
 ) -> list[DetectionOutput]:
     """The output of each image of a batch."""
-    boxes, scores, labels, counts, *others = (part.numpy() for part in wanted)
+    boxes, scores, labels, counts, *others = (part.numpy() for part in selected)
     probabilities, locations = (others[0], others[1:]) if masks else (None, others)
     return [
         DetectionOutput(

@@ -3,7 +3,7 @@
 So it can cross to another process, and neither side needs to know what the other is made of.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,11 @@ class Wanted:
     """
 
     points: bool = False
+
+
+def wanted_of(batch: "Sequence[Item]") -> Wanted:
+    """What any image of a batch wants."""
+    return Wanted(points=any(item.wanted.points for item in batch))
 
 
 class Item(Protocol):
