@@ -112,22 +112,30 @@ def test_links_lead_somewhere(path: Path):
         assert not heading or heading in anchors(file), link
 
 
-TEST_FILE = re.compile(r"`((?:tests/)?[\w/]*test_\w+\.py)(?:::(\w+)(…?))?`")
+TEST_FILE = re.compile(r"`([\w/]*test_\w+\.py)(?:::(\w+))?`")
 
 
 @pytest.mark.parametrize("name", ["docs/reliability.md", "docs/exactness.md", "CONTRIBUTING.md"])
 def test_the_tests_that_a_page_names_exist(name: str):
     named = TEST_FILE.findall(page(name))
     assert named
-    for file, function, cut in named:
-        assert file.startswith("tests/"), f"{file}: say where it is"
-        path = ROOT / file
+    for file, function in named:
+        path = ROOT / "tests" / file.removeprefix("tests/")
         assert path.is_file(), file
         if function:
-            end = r"\w*" if cut else ""
-            assert re.search(rf"^(async )?def {function}{end}\(", path.read_text(), re.MULTILINE), (
-                f"{file} has no {function}"
-            )
+            code = path.read_text("utf-8")
+            assert re.search(rf"^(async )?def {function}\(", code, re.MULTILINE), function
+
+
+SOURCE_FILE = re.compile(r"`((?:\w+/)+\w+\.(?:py|sh|proto))`")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_files_that_a_page_names_exist(path: Path):
+    """Paths are from the root, from a room of the house that the page is about, or beside it."""
+    homes = [ROOT, ROOT / "service", ROOT / "tests", path.parent]
+    for file in SOURCE_FILE.findall(path.read_text("utf-8")):
+        assert any((home / file).is_file() for home in homes), file
 
 
 @pytest.mark.parametrize("error", list(all_errors()), ids=lambda e: e.__name__)
@@ -274,7 +282,7 @@ def test_the_times_on_a_gpu_are_those_of_the_results(model: str, way: str):
     cells = [
         f"{row['ms']:.2f} ms, {row['images_per_s']:.0f}/s" for row in gpu_times(model, way).values()
     ]
-    assert figures(f"`{model}` | {way}", GPU) == cells
+    assert figures(f"{way} | `{model}`", GPU) == cells
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
