@@ -53,7 +53,7 @@ class Engine(Runner, Protocol):
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What the settings say of the engines of one model.
+    """What the settings say about the engines of one model.
 
     Attributes:
         entry: what the model has of its own.
@@ -91,7 +91,7 @@ class ServedTask:
 
     @property
     def name(self) -> str:
-        """That metrics, models and the path of its requests have."""
+        """The name of the task in metrics, in models and in the path of its requests."""
         return self.loader.task
 
 

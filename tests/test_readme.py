@@ -13,6 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.findings import verdict
 from bench.machine import RESULTS
 from model import DAT, VARIANTS
 from model.cost import cost
@@ -235,8 +236,8 @@ def test_the_figures_of_detectors_are_those_of_the_results(index: int):
         assert figures(label)[index] == figure, label
 
 
-def gpu_rows(part: str) -> list[dict[str, Any]]:
-    return [row for step in result(f"gpu-{part}-nvidia-h200")["steps"] for row in step["rows"]]
+def gpu_rows(run: str) -> list[dict[str, Any]]:
+    return [row for step in result(f"gpu-{run}-nvidia-h200")["steps"] for row in step["rows"]]
 
 
 def finding(model: str, what: str) -> float:
@@ -268,32 +269,53 @@ def test_the_objects_found_on_a_gpu_are_those_of_the_results():
     assert figures("`mask_rcnn_dat_nano`", GPU) == demo
 
 
-def gpu_times(model: str, way: str) -> dict[int, dict[str, float]]:
+def test_what_was_checked_again_on_a_gpu_kept_its_bounds():
+    (checks,) = [s for s in result("gpu-tuned-nvidia-h200")["steps"] if s["name"] == "checks"]
+    assert {"met", ""} >= {verdict(row) for row in checks["rows"]}
+    assert len({row["model"] for row in checks["rows"]}) == 4  # as the page says
+
+
+def gpu_times(run: str, model: str, way: str) -> dict[int, dict[str, float]]:
     return {
         row["batch"]: row
-        for row in gpu_rows("first")
+        for row in gpu_rows(run)
         if (row.get("model"), row.get("way")) == (model, way)
     }
 
 
 @pytest.mark.parametrize("model", ["dat_tiny_224", "dat_pp_tiny_224"])
-@pytest.mark.parametrize("way", ["graph, kernels", "engine, overlapping", "eager"])
-def test_the_times_on_a_gpu_are_those_of_the_results(model: str, way: str):
+@pytest.mark.parametrize(
+    ("run", "way"),
+    [
+        ("first", "graph, kernels"),
+        ("first", "engine, overlapping"),
+        ("first", "eager"),
+        ("tuned", "graph, kernels"),
+        ("tuned", "engine, overlapping"),
+    ],
+)
+def test_the_times_on_a_gpu_are_those_of_the_results(run: str, model: str, way: str):
     cells = [
-        f"{row['ms']:.2f} ms, {row['images_per_s']:.0f}/s" for row in gpu_times(model, way).values()
+        f"{row['ms']:.2f} ms, {row['images_per_s']:.0f}/s"
+        for row in gpu_times(run, model, way).values()
     ]
-    assert figures(f"{way} | `{model}`", GPU) == cells
+    assert figures(f"{run} | {way} | `{model}`", GPU) == cells
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_the_figures_of_the_server_on_a_gpu_are_those_of_the_results(protocol: str):
-    (row,) = [
-        row
-        for row in result("server-dat_tiny_224-cuda")["closed_loop"]
-        if row["protocol"] == protocol
-    ]
+@pytest.mark.parametrize(
+    ("run", "file", "protocol"),
+    [
+        ("first", "server-dat_tiny_224-cuda", "http"),
+        ("first", "server-dat_tiny_224-cuda", "grpc"),
+        ("tuned", "server-dat_tiny_224-cuda-tuned", "http"),
+    ],
+)
+def test_the_figures_of_the_server_on_a_gpu_are_those_of_the_results(
+    run: str, file: str, protocol: str
+):
+    (row,) = [row for row in result(file)["closed_loop"] if row["protocol"] == protocol]
     name = {"http": "HTTP", "grpc": "gRPC"}[protocol]
-    assert figures(f"{name}, {row['concurrency']}", GPU) == [
+    assert figures(f"{run} | {name}, {row['concurrency']}", GPU) == [
         f"{row['images_per_s']:.0f}",
         f"{row['engine_images_per_s']:.0f}",
         f"{row['ratio']:.2f}",
@@ -302,7 +324,7 @@ def test_the_figures_of_the_server_on_a_gpu_are_those_of_the_results(protocol: s
 
 
 def speed_up(model: str, batch: int) -> str:
-    ways = [gpu_times(model, way)[batch]["ms"] for way in ("eager", "graph, kernels")]
+    ways = [gpu_times("first", model, way)[batch]["ms"] for way in ("eager", "graph, kernels")]
     return f"{ways[0] / ways[1]:.1f}"
 
 

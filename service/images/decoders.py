@@ -34,7 +34,7 @@ class _Job:
 
     Attributes:
         due: loop time, seconds.
-        number: of those that are due at one time, the one that came earlier is first.
+        number: among jobs that are due at the same time, the one that came earlier is first.
     """
 
     due: float
@@ -79,9 +79,9 @@ class Decoders:
             pixels: of all its images.
 
         Raises:
-            Overloaded: so many more pixels would be too many.
+            Overloaded: with these pixels more than `max_pixels` would wait.
         """
-        # What is within the limits of a request is taken when nothing else waits.
+        # When nothing else waits, a request within its own limits is always taken.
         if self._pixels and self._pixels + pixels > self._max_pixels:
             raise Overloaded(
                 f"images of {self._pixels} pixels wait to be decoded; "
@@ -96,7 +96,12 @@ class Decoders:
         self._gauge.set(self._pixels)
 
     async def run(self, due: float, work: Callable[[], T]) -> T:
-        """Do work in a thread when nothing that is due earlier waits; loop time, seconds."""
+        """Do work in a thread when nothing waits that is due earlier.
+
+        Args:
+            due: loop time, seconds.
+            work: what the thread calls.
+        """
         loop = asyncio.get_running_loop()
         job = _Job(due, next(self._numbers), work, loop.create_future())
         with self._lock:
@@ -120,7 +125,7 @@ class Decoders:
                 job = heapq.heappop(self._line)
         try:
             done, error = job.work(), None
-        except Exception as fault:  # whatever it is, it is told to whoever waits
+        except Exception as fault:  # whatever it is, the caller who waits gets it
             done, error = None, fault
         loop.call_soon_threadsafe(_tell, job.result, done, error)
 
