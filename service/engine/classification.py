@@ -127,8 +127,7 @@ class ClassificationEngine:
         pixels = sum(item.pixels.size for item in batch)
         limit_s = self._pace.limit_s(pixels)
         launch = self._pace.timed(lambda: self.launch(batch), pixels)
-        results = await self._device.run(launch, limit_s)
-        return await self._device.wait(self._pace.timed(results, pixels), limit_s)
+        return await self._device.compute(lambda: self._pace.timed(launch(), pixels), limit_s)
 
     async def settle(self) -> None:
         """Nothing is left to do after a batch."""

@@ -92,8 +92,7 @@ class DetectionEngine:
         pixels = sum(item.pixels.size for item in batch)
         limit_s = self._pace.limit_s(pixels)
         launch = self._pace.timed(lambda: self.launch(batch), pixels)
-        results = await self._device.run(launch, limit_s)
-        return await self._device.wait(self._pace.timed(results, pixels), limit_s)
+        return await self._device.compute(lambda: self._pace.timed(launch(), pixels), limit_s)
 
     async def probe(self) -> None:
         """Run a blank image: a failure is the model's or the device's, not the image's.

@@ -107,20 +107,33 @@ class Device:
             EngineUnavailable: the device is lost, now or before.
             OutOfMemory: the work needs more memory than there is.
         """
-        return await self._guarded(self._worker, work, limit_s)
+        return await self._guarded(
+            lambda: self._worker.submit(partial(self._attempt, work), limit_s)
+        )
 
-    async def wait(self, result: Callable[[], T], limit_s: float) -> T:
-        """Get the results of a batch once the device is done with it.
+    async def compute(self, launch: Callable[[], Callable[[], T]], limit_s: float) -> T:
+        """Begin a batch in the thread of the device, and get its results once it is done.
 
-        On CUDA in another thread, so that the thread of the device can begin the next batch.
+        On CUDA another thread waits for the results, so that the next batch can begin meanwhile.
+        The first thread hands the batch to it: a turn of a busy event loop takes longer than a
+        batch.
+
+        Args:
+            launch: begins it; what it returns waits for the results.
+            limit_s: time after which either counts as hung, seconds.
 
         Raises:
             EngineUnavailable: the device is lost, now or before.
-            OutOfMemory: there is no memory for the results.
+            OutOfMemory: the batch needs more memory than there is.
         """
-        if self._results is None:
-            return result()
-        return await self._guarded(self._results, result, limit_s)
+        results = self._results
+        if results is None:
+            return (await self.run(launch, limit_s))()
+
+        def begin() -> Callable[[], T]:
+            return partial(self._attempt, self._attempt(launch))
+
+        return await self._guarded(lambda: self._worker.submit_chain(begin, results, limit_s))
 
     async def watch(self) -> None:
         """Look after the threads as long as the device is healthy."""
@@ -168,11 +181,11 @@ class Device:
         self.lanes.shutdown(wait=ended)
         return ended
 
-    async def _guarded(self, worker: Worker, work: Callable[[], T], limit_s: float) -> T:
+    async def _guarded(self, submit: Callable[[], asyncio.Future[T]]) -> T:
         if self._loss is not None:
             raise self._loss.again()
         try:
-            return await worker.submit(partial(self._attempt, work), limit_s)
+            return await submit()
         except _Lost as error:
             # After such an error the CUDA context of the process is lost: only a restart helps.
             log.exception("device failed", device=self.name)
@@ -223,9 +236,11 @@ class Device:
 
     def _enter(self) -> None:
         reach_heap()
-        # Both are settings of the calling thread.
-        torch.set_num_threads(self.threads)
-        if self.torch_device.type == "cuda":
+        # All are settings of the calling thread.
+        if self.torch_device.type == "cpu":
+            torch.set_num_threads(self.threads)
+        else:
+            torch.set_num_threads(1)  # it only copies, and the cores are for those who decode
             torch.cuda.set_device(self.torch_device)
             # Graphs can be captured in it, and then what ran before has warmed up for them.
             torch.cuda.set_stream(torch.cuda.Stream(self.torch_device))

@@ -228,7 +228,7 @@ class Pipeline(Generic[Outputs]):
 
         def results() -> list[Tensor]:
             try:
-                slot.done.synchronize()
+                slot.await_done()
                 # The slot is for the next batch then.
                 return [host.clone() for host in copied]
             finally:

@@ -56,11 +56,19 @@ class Slot:
         self._results = _Block(host, pinned=on_cuda)
         self.copied = torch.get_device_module(device).Event()
         self.done = torch.get_device_module(device).Event()
+        self._idle = True
 
     def await_idle(self) -> None:
         """Wait for a batch whose results nobody waited for."""
-        self.copied.synchronize()
+        if not self._idle:
+            self.copied.synchronize()
+            self.done.synchronize()
+        self._idle = False
+
+    def await_done(self) -> None:
+        """Wait until the results are on the host, and so the inputs no longer needed."""
         self.done.synchronize()
+        self._idle = True
 
     def stage(self, rows: Sequence[Row], bucket: int) -> list[Tensor]:
         """The inputs of a batch on the host, each `(bucket, ...)`.
@@ -71,11 +79,12 @@ class Slot:
             [((bucket, *part.shape), getattr(torch, part.dtype.name)) for part in rows[0]]
         )
         for name, tensor in enumerate(staged):
-            host = tensor.numpy()
-            for row, parts in enumerate(rows):
-                host[row] = parts[name]
+            parts = [torch.from_numpy(row[name]) for row in rows]
             if name:
-                host[len(rows) :] = rows[0][name]
+                parts += parts[:1] * (bucket - len(rows))
+            # One call for all: each one gives the interpreter up, and waits behind every decoder
+            # and the event loop to have it back.
+            torch.stack(parts, out=tensor[: len(parts)])
         return staged
 
     def copy_in(self, staged: Sequence[Tensor], count: int) -> list[Tensor]:

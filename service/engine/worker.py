@@ -14,7 +14,9 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class _Job(Generic[T]):
-    work: Callable[[], T]
+    worker: "Worker"  # that it was given to
+    work: Callable[[], Any]
+    then: "Worker | None"
     limit_s: float
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[T]
@@ -58,8 +60,25 @@ class Worker:
             work: may raise anything; what is not an `Exception` ends the thread.
             limit_s: after which the work is overdue, from when the thread takes it up, seconds.
         """
+        return self._submit(work, None, limit_s)
+
+    def submit_chain(
+        self, work: Callable[[], Callable[[], T]], then: "Worker", limit_s: float
+    ) -> asyncio.Future[T]:
+        """Do work here, and in another worker what it returns, without a turn of the event loop.
+
+        Args:
+            work: as of `submit`.
+            then: is given up whenever this worker is.
+            limit_s: for each of the two, as of `submit`.
+        """
+        return self._submit(work, then, limit_s)
+
+    def _submit(
+        self, work: Callable[[], Any], then: "Worker | None", limit_s: float
+    ) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
-        job = _Job(work, limit_s, loop, loop.create_future())
+        job = _Job[Any](self, work, then, limit_s, loop, loop.create_future())
         self._unanswered.add(job)
         self._jobs.put(job)
         return job.future
@@ -122,28 +141,32 @@ class Worker:
                 if not isinstance(error, Exception):
                     return
             else:
-                self._post(job, result, None)
+                if job.then is None:
+                    self._post(job, result, None)
+                else:
+                    then, job.then, job.work = job.then, None, result
+                    then._jobs.put(job)
                 del result  # of megabytes, and the next work may be long in coming
             self._in_hand = None
             del job
 
     def _post(self, job: _Job[Any], result: Any, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, Exception):
+            # The error itself would end the event loop.
+            died = WorkerDied(f"the thread {self._thread.name} ended with {error!r}")
+            died.__cause__ = error
+            error = died
         with suppress(RuntimeError):  # the loop is closed: nobody waits
-            job.loop.call_soon_threadsafe(self._answer, job, result, error)
+            job.loop.call_soon_threadsafe(job.worker._answer, job, result, error)
 
-    def _answer(self, job: _Job[Any], result: Any, error: BaseException | None) -> None:
+    def _answer(self, job: _Job[Any], result: Any, error: Exception | None) -> None:
         self._unanswered.discard(job)
         if job.future.done():  # given up, or its caller left
             return
         if error is None:
             job.future.set_result(result)
-        elif isinstance(error, Exception):
-            job.future.set_exception(error)
         else:
-            # The error itself would end the event loop.
-            died = WorkerDied(f"the thread {self._thread.name} ended with {error!r}")
-            died.__cause__ = error
-            job.future.set_exception(died)
+            job.future.set_exception(error)
 
 
 class WorkerDied(Exception):

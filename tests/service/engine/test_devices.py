@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from functools import partial
 from importlib.util import find_spec
 from threading import Event
 
@@ -133,10 +134,17 @@ def raising(error):
     return work
 
 
-@pytest.fixture(params=["run", "wait"])
+@pytest.fixture(params=["launches", "waits"])
 def attempt(request, gpu):
     """Work in the thread that launches, and in the one that waits for results."""
-    return lambda work, limit_s=60.0: getattr(gpu, request.param)(work, limit_s)
+
+    def launch(work):
+        if request.param == "waits":
+            return work
+        result = work()
+        return lambda: result
+
+    return lambda work, limit_s=60.0: gpu.compute(partial(launch, work), limit_s)
 
 
 async def test_an_error_that_the_device_gets_over_is_only_its_batchs(gpu, attempt, monkeypatch):
@@ -204,6 +212,23 @@ async def test_what_hangs_in_either_thread_is_noticed(gpu, attempt):
     finally:
         go_on.set()
         watching.cancel()
+
+
+async def test_the_next_batch_begins_while_results_are_waited_for(gpu):
+    begun, go_on = Event(), Event()
+
+    def begin():
+        begun.set()
+        return lambda: 2
+
+    first = asyncio.create_task(gpu.compute(lambda: lambda: go_on.wait(30), 60.0))
+    second = asyncio.create_task(gpu.compute(begin, 60.0))
+    await asyncio.sleep(0)
+    # The event loop stands still here: one thread gives its work to the other by itself.
+    assert begun.wait(30)
+    assert not first.done()
+    go_on.set()
+    assert await asyncio.gather(first, second) == [True, 2]
 
 
 def warned(open_device):

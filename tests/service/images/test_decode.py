@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from model.config import VARIANTS
 from model.transforms import Preprocessing, to_model_pixels
+from service import process
 from service.errors import ImageTooLarge, InvalidImage, ServiceError
 from service.images.containers import Container, read_container
 from service.images.decode import _decode_pixels, decode, prepare
@@ -22,6 +23,9 @@ LIMITS = Limits()
 PREPROCESSING = Preprocessing.of(VARIANTS["dat_tiny_224"])
 WIDTH, HEIGHT = 31, 23
 FORMATS = ["JPEG", "PNG", "WEBP"]
+
+# As every process of the service does before it decodes.
+process.leave_limits_to_us()
 
 
 def picture(mode="RGB"):

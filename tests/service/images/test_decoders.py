@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from service.errors import Overloaded
 from service.images.decoders import Decoders
 from service.metrics import Metrics
 
-LARGE, SMALL = 50_000_000, 300_000
+LARGE, SMALL, TINY = 50_000_000, 300_000, 3_000
 
 
 def opened(threads=1, max_pixels=10 * LARGE):
@@ -118,6 +119,34 @@ async def test_a_failure_is_that_of_the_image():
         with pytest.raises(ValueError, match="no image"):
             await failing
         assert await working == "pixels"
+
+
+async def test_a_few_tiny_images_share_a_thread_and_a_larger_one_has_its_own():
+    decoders, _ = opened(threads=4)
+    with decoders, decoders.request(LARGE) as request:
+        held, begun = Held(), threading.Event()
+        images = [asyncio.create_task(request.run(TINY, held))]
+        images += [asyncio.create_task(request.run(TINY, lambda: None)) for _ in range(9)]
+        await asyncio.sleep(0)
+        assert len(decoders.pool._threads) == 1
+        images.append(asyncio.create_task(request.run(SMALL, begun.set)))
+        assert await asyncio.to_thread(begun.wait, 30)
+        assert len(decoders.pool._threads) == 2
+        held.free.set()
+        await asyncio.gather(*images)
+
+
+@pytest.mark.parametrize(("pixels", "count"), [(SMALL, 4), (TINY, 350)])
+async def test_many_images_have_all_threads(pixels, count):
+    decoders, _ = opened(threads=4)
+    # Twice: no thread is counted as awake that is not.
+    for _ in range(2):
+        together = threading.Barrier(4)
+        with decoders.request(LARGE) as request:
+            first = [request.run(pixels, partial(together.wait, 30)) for _ in range(4)]
+            rest = [request.run(pixels, lambda: None) for _ in range(count - 4)]
+            await asyncio.gather(*first, *rest)
+    decoders.pool.shutdown()
 
 
 @given(st.lists(st.tuples(st.integers(0, LARGE), st.booleans()), max_size=30), st.integers(1, 4))
