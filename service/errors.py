@@ -259,7 +259,7 @@ class EngineUnavailable(ServiceError):
         self.retry_after_s: float = retry_after_s
 
     def again(self) -> "EngineUnavailable":
-        """The same for another caller: an error keeps the frames it passed."""
+        """A copy for another caller: an error keeps the frames that it passed through."""
         return EngineUnavailable(str(self), self.cause, self.retry_after_s)
 
 

@@ -95,12 +95,12 @@ class Shared:
 
     @cached_property
     def dispatch(self) -> Dispatch:
-        """Of the batches of all models."""
+        """What gives out the places on the devices, to the batches of all models."""
         return Dispatch(self.devices)
 
     @property
     def device_names(self) -> list[str]:
-        """Those of the devices, in the order of the dispatch."""
+        """The names of the devices, in the order of the dispatch."""
         return [device.name for device in self.devices]
 
 

@@ -67,7 +67,7 @@ class EngineChoice:
 
     @property
     def dtype(self) -> str:
-        """Of the features, or `auto`."""
+        """Precision of the features, or `auto`."""
         return self.entry.dtype or self.settings.dtype
 
 
@@ -136,7 +136,7 @@ def _detection_engine(
 
 
 def _ready_sizes(model: LoadedModel, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-    """Those of the settings, and that of the letterbox where every image comes in one."""
+    """The sizes of the settings, and that of the letterbox where it is the mode of the model."""
     assert model.letterbox_size is not None, "this is a bug"
     square = (model.letterbox_size, model.letterbox_size)
     if model.resize_mode == "official" or square in sizes:

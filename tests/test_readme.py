@@ -257,6 +257,11 @@ def test_the_errors_on_a_gpu_are_those_of_the_results(name: str):
     assert figures(f"`{name}`", GPU) == [*errors, f"{graphs:.0f}", f"{seconds:.1f}"]
 
 
+def test_every_error_on_a_gpu_kept_its_bound():
+    errors = [row for row in gpu_rows("first") if row.get("what", "").endswith("of the logits")]
+    assert {verdict(row) for row in errors} == {"met"}
+
+
 def test_the_objects_found_on_a_gpu_are_those_of_the_results():
     shares: dict[tuple[str, str], list[float]] = {}
     for row in gpu_rows("first"):

@@ -111,7 +111,7 @@ def request_schema(task: HttpTask[Any]) -> dict[str, Any]:
 
 
 def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
-    """Of an option in a query or a form, where there is no null."""
+    """The schema of an option in a query or a form, where there is no null."""
     present = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
     return rest | present[0] if present else schema
