@@ -216,7 +216,7 @@ def _choose(path: Path, content: object, *, ema: bool) -> dict[str, Tensor]:
         return _state_dict(path, averaged)
     if ordinary is None and averaged is not None:
         raise CheckpointError(
-            f"{path}: holds nothing but EMA weights; choose them with weights = ema"
+            f"{path}: holds EMA weights alone; choose them with weights = ema"
         )
     state = _state_dict(path, content if ordinary is None else ordinary)
     # mmcv keeps averages as buffers beside the parameters.

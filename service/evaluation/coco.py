@@ -87,7 +87,7 @@ class _Truth(BaseModel):
     def faults(self) -> Iterator[str]:
         """What contradicts itself in the file, a sentence each."""
         if not self.images:
-            yield "images: the list is empty"
+            yield "images: there is not one"
         for name, keys in (
             ("images: the id", [image.id for image in self.images]),
             ("images: the file_name", [image.file_name for image in self.images]),

@@ -7,6 +7,7 @@ from pydantic import BaseModel, FailFast, Field
 from typing_extensions import override
 
 from service.settings import ResizeMode
+from service.tasks.core import Explain
 from service.tasks.detection import DetectedImage, Detection, DetectOptions
 from service.tasks.masks import EncodedMask, PngMask, Polygons, RunLengths
 from service.transport.http.schema import (
@@ -24,7 +25,7 @@ from service.transport.http.uploads import Form
 class DetectOptionsBody(OptionsBody):
     """Options of a request for objects."""
 
-    explain: Literal["none", "points", "objects"] = Field(  # type: ignore[assignment]
+    explain: Explain = Field(  # type: ignore[assignment]
         "none",
         description="`points` returns where every deformable layer looked; `objects` says of "
         "every detection as well which of those points lie inside it.",
