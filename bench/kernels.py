@@ -40,7 +40,7 @@ from model.fused import (
     keep_kernels_channels_last,
     linear,
 )
-from model.kernels.deformable_attention import attend
+from model.kernels import HALF
 from model.kernels.offsets import sample_keys
 from model.kernels.ranking import rank
 from model.local_attention import LocalAttention, NeighborhoodAttention, WindowAttention
@@ -135,7 +135,8 @@ def deformable_steps(layer: DeformableAttention, tokens: Tensor) -> Iterator[Ste
         0,
     )
     keys_values, queries_flat = layer.kv(features), queries.flatten(1, 2)
-    table = layer.relative_position_bias_table
+    half = tokens.dtype in HALF
+    table = layer.packed_table() if half else layer.relative_position_bias_table
     q, k, v = (
         part.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
         for part in (queries_flat, *keys_values.chunk(2, -1))
@@ -148,9 +149,7 @@ def deformable_steps(layer: DeformableAttention, tokens: Tensor) -> Iterator[Ste
 
     yield Step(
         "deformable attention",
-        lambda: attend(
-            queries_flat, keys_values, table, layer.query_rows, layer.query_columns, locations
-        ),
+        lambda: layer.attend_by_kernel(queries_flat, keys_values, locations),
         plain,
         2 * queries.nbytes + keys_values.nbytes + table.nbytes + locations.nbytes,
         4 * queries.numel() * keys_values.shape[1],

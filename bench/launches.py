@@ -6,6 +6,7 @@ inputs and to write its outputs once. A pass that waits for a value of the devic
 """
 
 import argparse
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ class Launch(NamedTuple):
     Attributes:
         name: of the operation or the Triton kernel.
         moved: bytes of its inputs and outputs.
-        parameters: bytes of those inputs that are parameters and buffers of the module.
+        parameters: bytes of those inputs that are there before a call of the module: its
+            parameters, its buffers, and what it makes of them once.
     """
 
     name: str
@@ -54,11 +56,14 @@ def launches(module: nn.Module, *shape: int, dtype: torch.dtype) -> tuple[list[L
         torch._subclasses.fake_tensor.DataDependentOutputException: the call waits for a value.
         torch._subclasses.fake_tensor.DynamicOutputShapeException: a shape depends on values.
     """
-    with FakeTensorMode(), torch.no_grad():
+    with FakeTensorMode(), torch.no_grad(), warnings.catch_warnings():
+        # A module may look whether weights are where they were; fakes are at one address.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         _move(module)
         example = torch.empty(shape, dtype=dtype, device="cuda")
-        with _Counting(module) as counting, _triton(counting.launch):
-            output = module(example)
+        for _ in range(2):  # the first time a module may make what it keeps
+            with _Counting(example) as counting, _triton(counting.launch):
+                output = module(example)
     return counting.launches, output
 
 
@@ -74,12 +79,10 @@ def _move(module: nn.Module) -> None:
 class _Counting(TorchDispatchMode):
     """Counts the operations that reach the device."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, example: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.launches: list[Launch] = []
-        self._parameters = {
-            _storage(tensor) for tensor in (*module.parameters(), *module.buffers())
-        }
+        self._of_call = {_storage(example)}
 
     def __torch_dispatch__(
         self,
@@ -94,6 +97,7 @@ class _Counting(TorchDispatchMode):
             result = torch.empty_like(result, memory_format=torch.channels_last)
         inputs, outputs = _tensors((args, kwargs)), _tensors(result)
         owned = {_storage(tensor) for tensor in inputs}
+        self._of_call.update({_storage(tensor) for tensor in outputs} - owned)
         is_view = not func._schema.is_mutable and all(_storage(made) in owned for made in outputs)
         if not is_view and func not in _ALLOCATIONS:
             self.launch(func._schema.name, [*inputs, *outputs])
@@ -104,8 +108,10 @@ class _Counting(TorchDispatchMode):
     def launch(self, name: str, tensors: Sequence[Tensor]) -> None:
         """Count one launch."""
         moved = sum(tensor.nbytes for tensor in tensors)
-        of_module = sum(tensor.nbytes for tensor in tensors if _storage(tensor) in self._parameters)
-        self.launches.append(Launch(name, moved, of_module))
+        parameters = sum(
+            tensor.nbytes for tensor in tensors if _storage(tensor) not in self._of_call
+        )
+        self.launches.append(Launch(name, moved, parameters))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from model import geometry
 from model.config import DatConfig
 from model.fused import Stream, convolve, linear, linear_add
-from model.kernels import usable
+from model.kernels import HALF, usable
 
 # Above so many logits of one image, attention goes through the queries in bands of rows, each of
 # so many logits of the batch: their whole matrix would take gigabytes on the maps of a detector.
@@ -31,6 +31,10 @@ BAND = 1 << 21
 # From so many cells of a map on, the bias of DAT++ is cut from its table in slices. On less than
 # that, the many small steps cost more than reading the table for every query and key.
 SLICED_FROM = 1024
+
+
+# Cells; the packed table has a border of one.
+MOST_OFF_TABLE = 0.8
 
 
 class Attended(NamedTuple):
@@ -219,6 +223,7 @@ class DeformableAttention(nn.Module):
     def __init__(self, config: DatConfig, stage: int) -> None:
         super().__init__()
         spec = config.stages[stage]
+        self._packed: tuple[Tensor, Tensor, int | None] | None = None
         self.heads, self.offset_groups = spec.heads, spec.offset_groups
         self.offset_stride = spec.offset_stride
         self.offset_range_factor = config.offset_range_factor
@@ -311,7 +316,6 @@ class DeformableAttention(nn.Module):
 
     def _attend_by_kernels(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` projects, without the bias and the attention matrix in memory."""
-        from model.kernels.deformable_attention import attend  # noqa: PLC0415
         from model.kernels.offsets import sample_keys  # noqa: PLC0415
 
         queries = self.q(tokens)
@@ -324,15 +328,52 @@ class DeformableAttention(nn.Module):
             self.reference_points,
             self.reach if self.limited else None,
         )
-        attended = attend(
-            queries.flatten(1, 2),
-            self.kv(sampled),
-            self.relative_position_bias_table,
-            self.query_rows,
-            self.query_columns,
-            locations,
-        )
+        attended = self.attend_by_kernel(queries.flatten(1, 2), self.kv(sampled), locations)
         return attended.view(tokens.shape), locations
+
+    def attend_by_kernel(self, queries: Tensor, keys_values: Tensor, locations: Tensor) -> Tensor:
+        """Attend to sampled keys, as `model.kernels.deformable_attention.attend`."""
+        from model.kernels import deformable_attention, packed_attention  # noqa: PLC0415
+
+        geometry = (self.query_rows, self.query_columns, locations)
+        if queries.dtype in HALF:
+            return packed_attention.attend(
+                queries,
+                keys_values,
+                self.packed_table(),
+                *geometry,
+                clamped=self._leaves_table(),
+                fits=not self.limited and self._table_fits(),
+            )
+        table = self.relative_position_bias_table
+        return deformable_attention.attend(queries, keys_values, table, *geometry)
+
+    def packed_table(self) -> Tensor:
+        """The table as the kernel for half precision reads it, made when its weights are new."""
+        from model.kernels.packed_attention import pack  # noqa: PLC0415
+
+        table = self.relative_position_bias_table
+        # A table of inference mode counts no versions.
+        version = None if table.is_inference() else table._version
+        if self._packed is not None:
+            packed, made_of, made_at = self._packed
+            same = made_of.data_ptr() == table.data_ptr()
+            if same and version is not None and version == made_at:
+                return packed
+        packed = pack(table.detach())
+        # The old table is kept, so that no new one is at its address.
+        self._packed = (packed, table.detach(), version)
+        return packed
+
+    def _table_fits(self) -> bool:
+        """Whether the table is of the size of the map."""
+        H, W = self.size
+        return self.relative_position_bias_table.shape[1:] == (2 * H - 1, 2 * W - 1)
+
+    def _leaves_table(self) -> bool:
+        """Whether a key can lie so far out that a displacement is over a cell off the table."""
+        farthest = (self.offset_range_factor - 1) * self.offset_stride - 1
+        return self.limited and farthest / 2 > MOST_OFF_TABLE
 
     def _attend_in_bands(self, tokens: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """What `forward` projects, so many rows of queries at a time."""
@@ -400,7 +441,7 @@ class DeformableAttentionPP(DeformableAttention):
     def bias(self, locations: Tensor) -> Tensor:
         """Bias `(B, heads, HW, Ns)` of keys at the locations `(B, G, Hk, Wk, 2)`."""
         H, W = self.size
-        fits = self.relative_position_bias_table.shape[1:] == (2 * H - 1, 2 * W - 1)
+        fits = self._table_fits()
         # A runtime would store all slices of the table, as torch does not.
         if fits and H * W >= SLICED_FROM and not torch.compiler.is_exporting():
             return relative_position_bias_by_slices(

@@ -28,13 +28,16 @@ OUTSIDE_WINDOW = -100.0  # the checkpoints' own mask between regions of a shifte
 # From so many tiles of neighbourhoods on, those of a kind share their bias: it would take
 # hundreds of megabytes on the maps of a detector.
 SHARED_FROM = 65
+# So that rows of a bias are read in pieces of 16 bytes and without a mask.
+PADDED_KEYS = 64
 
 
 class LocalAttention(nn.Module):
     """What windows and neighbourhoods share; subclasses lay out tiles and bias.
 
     Attributes:
-        laid_out_bias: `(tiles or 1, heads, queries, keys)`, float32, or `None` in training mode.
+        laid_out_bias: `(tiles or 1, heads, queries, keys)`, float32, or `None` in training mode;
+            keys padded with -inf to a multiple of `PADDED_KEYS`.
         bias_index: `(tiles,)`, which of these each tile has.
         place: `(H * W,)`, where the answer for a cell is among the queries of all tiles.
     """
@@ -56,7 +59,7 @@ class LocalAttention(nn.Module):
         """Set the mode and lay out the bias for it."""
         super().train(mode)
         with torch.no_grad():
-            self.laid_out_bias = None if mode else self.lay_out_bias().contiguous()
+            self.laid_out_bias = None if mode else _padded(self.lay_out_bias())
         return self
 
     def lay_out_bias(self) -> Tensor:
@@ -75,7 +78,7 @@ class LocalAttention(nn.Module):
             `(B, tiles * N, C)`.
         """
         bias = self.lay_out_bias() if self.laid_out_bias is None else self.laid_out_bias
-        return self.attend_with(bias, queries, keys, values)
+        return self.attend_with(bias[..., : keys.shape[2]], queries, keys, values)
 
     def attend_with(self, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`attend` with a given bias, one of all tiles or one for each."""
@@ -119,6 +122,11 @@ def _take(tokens: Tensor, index: Tensor) -> Tensor:
         # Torch shares among its threads only what is taken along the first axis.
         return tokens[0].index_select(0, index).unsqueeze(0)
     return tokens.index_select(1, index)
+
+
+def _padded(bias: Tensor) -> Tensor:
+    more = -bias.shape[-1] % PADDED_KEYS
+    return F.pad(bias, (0, more), value=float("-inf")).contiguous()
 
 
 def _lay_out_again(module: nn.Module, _: object) -> None:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
 from threading import Event, RLock, Thread
+from time import sleep
 from typing import Any, TextIO
 
 import structlog
@@ -32,6 +33,9 @@ from service.settings import Log
 
 _LINES = 4096  # that wait to be written
 _AT_ONCE = 256  # lines of one write
+# What the writer waits for more lines. One that waits for the next line is woken by it, and wants
+# the interpreter in the middle of the request that the line is of.
+_GATHER_S = 0.005
 _CHARACTERS = 1000  # of one value
 _FLUSH_S = 1.0  # what the end of the process may wait for a reader
 _SUM_S = 1.0
@@ -126,6 +130,8 @@ class LineWriter:
     def _take(self, *, gap: bool) -> Iterator[EventDict | _Gap | Event]:
         """The lines that wait, once there is one; after a gap where the last ones were lost."""
         first = self._queue.get()
+        if not isinstance(first, Event) and self._queue.qsize() < _AT_ONCE:
+            sleep(_GATHER_S)
         if gap:
             yield _Gap()
         yield first

@@ -200,7 +200,11 @@ class Batching(_Group):
     """The queue and the batches that leave it."""
 
     max_batch: int = Field(
-        0, ge=0, le=1024, description="Most images in one batch; 0: 8 on CPU, 64 on CUDA."
+        0,
+        ge=0,
+        le=1024,
+        description="Most images in one batch; 0: 8 on CPU, on CUDA 64 of 224 pixels a side and "
+        "fewer larger ones.",
     )
     buckets: Sizes = Field(
         (),

@@ -4,12 +4,18 @@ The reference is `model.attention.DeformableAttention.forward` after its project
 `scaled_dot_product_attention` with `relative_position_bias`. Here neither the bias nor the
 attention matrix, both `(B, heads, HW, Ns)`, is ever in memory: the softmax is that of
 FlashAttention (arXiv:2205.14135), and each logit takes its bias from the table as it is made.
+
+Layers take this kernel in float32, where the table must not be rounded. In half precision they
+take `model.kernels.packed_attention`, which differs in how it reads the bias.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.jit import KernelInterface
 
 from model.kernels.bilinear import corners
 
@@ -44,12 +50,27 @@ def attend(
     Returns:
         `(B, H * W, C)`, before the output projection.
     """
+    geometry = (query_rows, query_columns, locations)
+    return launch(_deformable_attention, queries, keys_values, table, *geometry)
+
+
+def launch(
+    kernel: KernelInterface[Any],
+    queries: Tensor,
+    keys_values: Tensor,
+    table: Tensor,
+    query_rows: Tensor,
+    query_columns: Tensor,
+    locations: Tensor,
+    **options: bool,
+) -> Tensor:
+    """Launch a kernel for `attend`, with its table and options that are compiled in."""
     inputs = (queries, keys_values, table, query_rows, query_columns, locations)
     assert all(tensor.is_contiguous() for tensor in inputs), "this is a bug"
     B, N, C = queries.shape
     heads, TH, TW = table.shape
     attended = torch.empty_like(queries)
-    _deformable_attention[triton.cdiv(N, QUERIES), heads, B](
+    kernel[triton.cdiv(N, QUERIES), heads, B](
         *inputs,
         attended,
         N,
@@ -60,6 +81,7 @@ def attend(
         heads=heads,
         head_dim=C // heads,
         offset_groups=locations.shape[1],
+        **options,
         block_queries=QUERIES,
         block_keys=KEYS,
         block_dim=max(16, triton.next_power_of_2(C // heads)),
@@ -115,9 +137,6 @@ def _deformable_attention(
     for start in range(0, Ns, block_keys):
         key = start + tl.arange(0, block_keys)
         in_keys = key < Ns
-        key_cells = key[:, None] * (2 * C) + channel[None, :]
-        key_mask = in_keys[:, None] & in_head[None, :]
-        k = tl.load(keys_values + key_cells, mask=key_mask, other=0.0)
         key_y = tl.load(locations + 2 * key, mask=in_keys, other=0.0)
         key_x = tl.load(locations + 2 * key + 1, mask=in_keys, other=0.0)
 
@@ -132,15 +151,38 @@ def _deformable_attention(
             left_weight * tl.load(lower + left) + right_weight * tl.load(lower + right)
         )
 
-        logits = tl.dot(q, tl.trans(k), acc=bias, input_precision="ieee") * LOG2_E
-        logits = tl.where(in_keys[None, :], logits, float("-inf"))
-        larger = tl.maximum(largest, tl.max(logits, 1))
-        kept = tl.exp2(largest - larger)
-        weights = tl.exp2(logits - larger[:, None])
-        v = tl.load(keys_values + C + key_cells, mask=key_mask, other=0.0)
-        total = total * kept + tl.sum(weights, 1)
-        mixed = tl.dot(weights.to(v.dtype), v, acc=mixed * kept[:, None], input_precision="ieee")
-        largest = larger
+        bias = tl.where(in_keys[None, :], bias, float("-inf"))
+        cells = keys_values + key[:, None] * (2 * C) + channel[None, :]
+        mask = in_keys[:, None] & in_head[None, :]
+        largest, total, mixed = add_keys(q, bias, cells, C, mask, largest, total, mixed)
 
     result = (mixed / total[:, None]).to(attended.dtype.element_ty)
     tl.store(attended + query_cells, result, mask=query_mask)
+
+
+@triton.jit
+def add_keys(q, bias, cells, C, mask, largest, total, mixed):
+    """Attend to a block of keys more.
+
+    Args:
+        q: `(queries, channels)`.
+        bias: `(queries, keys)`, float32; -inf where there is no key.
+        cells: pointers to the keys, `(keys, channels)`.
+        C: how much further on the values are.
+        mask: where there are any.
+        largest: logit so far of each query, as a power of two.
+        total: of the weights so far.
+        mixed: values so far, `(queries, channels)`.
+
+    Returns:
+        The last three with these keys.
+    """
+    k = tl.load(cells, mask=mask, other=0.0)
+    logits = tl.dot(q, tl.trans(k), acc=bias, input_precision="ieee")
+    larger = tl.maximum(largest, tl.max(logits, 1) * LOG2_E)
+    kept = tl.exp2(largest - larger)
+    weights = tl.exp2(logits * LOG2_E - larger[:, None])
+    v = tl.load(cells + C, mask=mask, other=0.0)
+    total = total * kept + tl.sum(weights, 1)
+    mixed = tl.dot(weights.to(v.dtype), v, acc=mixed * kept[:, None], input_precision="ieee")
+    return larger, total, mixed

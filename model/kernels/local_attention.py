@@ -5,12 +5,25 @@ index buffers and attend inside each with one additive bias. Here a program read
 keys and values of a tile where they lie, so nothing is gathered, rolled or put back in memory.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-KEYS = 32
-WARPS = 4
+
+class Launch(NamedTuple):
+    """How programs share the work: at most so many queries and keys at a time, and stages."""
+
+    queries: int = 64
+    keys: int = 64
+    warps: int = 4
+    stages: int = 1
+
+
+LAUNCH = Launch()
+# Products of float32 are sums in registers, of which larger tiles need too many.
+FLOAT32 = Launch(keys=32)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -26,7 +39,8 @@ def attend_in_tiles(
 
     Args:
         qkv: `(B, H * W, 3 * C)`, queries scaled, then keys, then values.
-        bias: `(kinds, heads, queries, keys)`, float32; -inf where a key is not seen.
+        bias: `(kinds, heads, queries, keys or more)`, float32; -inf where a key is not seen, and
+            from `keys` on.
         bias_index: `(tiles,)`, the kind of each tile.
         query_index: `(tiles, queries)`, cells of the map.
         key_index: `(tiles, keys)`.
@@ -38,8 +52,11 @@ def attend_in_tiles(
     inputs = (qkv, bias, bias_index, query_index, key_index, place)
     assert all(tensor.is_contiguous() for tensor in inputs), "this is a bug"
     B, N, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    _, heads, queries, keys = bias.shape
-    block_queries = min(64, max(16, triton.next_power_of_2(queries)))
+    _, heads, queries, bias_row = bias.shape
+    keys = key_index.shape[1]
+    launch = FLOAT32 if qkv.element_size() == 4 else LAUNCH
+    block_queries = min(launch.queries, max(16, triton.next_power_of_2(queries)))
+    block_keys = min(launch.keys, max(16, triton.next_power_of_2(keys)))
     blocks = triton.cdiv(queries, block_queries)
     attended = qkv.new_empty(B, N, C)
     # Images first, then tiles: programs that run at the same time share a bias and the keys
@@ -52,11 +69,12 @@ def attend_in_tiles(
         head_dim=C // heads,
         queries=queries,
         keys=keys,
+        bias_row=bias_row,
         block_queries=block_queries,
-        block_keys=min(KEYS, max(16, triton.next_power_of_2(keys))),
+        block_keys=block_keys,
         block_dim=max(16, triton.next_power_of_2(C // heads)),
-        num_warps=WARPS,
-        num_stages=1,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
     )
     return attended
 
@@ -75,6 +93,7 @@ def _local_attention(
     head_dim: tl.constexpr,
     queries: tl.constexpr,
     keys: tl.constexpr,
+    bias_row: tl.constexpr,
     block_queries: tl.constexpr,
     block_keys: tl.constexpr,
     block_dim: tl.constexpr,
@@ -97,8 +116,9 @@ def _local_attention(
         mask=in_tile[:, None] & in_head[None, :],
         other=0.0,
     )
-    bias += (tl.load(bias_index + tile) * heads + head) * queries * keys
-    bias_row = tl.where(in_tile, query, 0) * keys
+    bias += (tl.load(bias_index + tile) * heads + head) * queries * bias_row
+    bias += tl.where(in_tile, query, 0)[:, None] * bias_row
+    padded: tl.constexpr = bias_row >= (keys + block_keys - 1) // block_keys * block_keys
     largest = tl.full((block_queries,), float("-inf"), tl.float32)
     total = tl.zeros((block_queries,), tl.float32)
     mixed = tl.zeros((block_queries, block_dim), tl.float32)
@@ -110,15 +130,16 @@ def _local_attention(
         key_mask = in_keys[:, None] & in_head[None, :]
         k = tl.load(key_cells, mask=key_mask, other=0.0)
         v = tl.load(key_cells + C, mask=key_mask, other=0.0)
-        logits = tl.load(
-            bias + bias_row[:, None] + key[None, :], mask=in_keys[None, :], other=float("-inf")
-        )
-        logits = tl.dot(q, tl.trans(k), acc=logits, input_precision="ieee") * LOG2_E
+        if padded:
+            logits = tl.load(bias + key[None, :])
+        else:
+            logits = tl.load(bias + key[None, :], mask=in_keys[None, :], other=float("-inf"))
+        logits = tl.dot(q, tl.trans(k), acc=logits, input_precision="ieee")
         larger = tl.maximum(largest, tl.max(logits, 1))
         # A query may see none of the keys so far.
-        shift = tl.where(larger == float("-inf"), 0.0, larger)
-        kept = tl.exp2(largest - shift)
-        weights = tl.exp2(logits - shift[:, None])
+        shift = tl.where(larger == float("-inf"), 0.0, larger) * LOG2_E
+        kept = tl.exp2(largest * LOG2_E - shift)
+        weights = tl.exp2(logits * LOG2_E - shift[:, None])
         total = total * kept + tl.sum(weights, 1)
         mixed = tl.dot(weights.to(v.dtype), v, acc=mixed * kept[:, None], input_precision="ieee")
         largest = larger

@@ -127,5 +127,15 @@ def layer_norm(x, weight, bias, channel, C: tl.constexpr, eps: tl.constexpr):
 
 @triton.jit
 def exact_gelu(x):
-    """The GELU of float32 by the error function."""
-    return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    """The GELU of float32, to 5e-7 of the exact one where it is rounded by less.
+
+    A polynomial in `|x|` stands for the logarithm of the normal distribution below `-|x|`, fitted
+    for the smallest error of `|x|` times it. It takes half the operations of the error function.
+    """
+    size = tl.abs(x)
+    log = -0.0004732941238136444 * size + 0.007084462067389751
+    log = log * size - 0.05182717110886594
+    log = log * size - 0.4599926421784717
+    log = log * size - 1.150787771699014
+    log = log * size - 1.000037632076421
+    return 0.5 * x + size * (0.5 - tl.exp2(log))

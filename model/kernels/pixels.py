@@ -77,9 +77,18 @@ def _normalise(pixels, mean, std, normalised, image_bytes, block: tl.constexpr):
     byte = tl.program_id(0) * block + tl.arange(0, block)
     in_image = byte < image_bytes
     value = tl.load(pixels + start + byte, mask=in_image, other=0).to(tl.float32)
-    # The plain division is not rounded correctly.
-    value = tl.math.div_rn(value, 255.0) - _of_channel(mean, byte % 3)
-    value = tl.math.div_rn(value, _of_channel(std, byte % 3))
+    channel = byte % 3
+    first, second, third = _three(std)
+    divisor = _of_channel(channel, first, second, third)
+    # Three divisions for a program, none for a byte. The plain one is not rounded correctly.
+    first, second, third = (
+        tl.math.div_rn(1.0, first),
+        tl.math.div_rn(1.0, second),
+        tl.math.div_rn(1.0, third),
+    )
+    reciprocal = _of_channel(channel, first, second, third)
+    value = _divide(value, 255.0, 1 / 255) - _of_channel(channel, *_three(mean))
+    value = _divide(value, divisor, reciprocal)
     tl.store(normalised + start + byte, value.to(normalised.dtype.element_ty), mask=in_image)
 
 
@@ -93,7 +102,10 @@ def _normalise_padded(
     byte = tl.program_id(0) * block + tl.arange(0, block)
     in_image = byte < image_bytes
     value = tl.load(pixels + start + byte, mask=in_image, other=0).to(tl.float32)
-    value = (value - _of_channel(mean, byte % 3)) * _of_channel(inverse_std, byte % 3)
+    channel = byte % 3
+    value = (value - _of_channel(channel, *_three(mean))) * _of_channel(
+        channel, *_three(inverse_std)
+    )
     height = tl.load(resized_sizes + 2 * image)
     width = tl.load(resized_sizes + 2 * image + 1)
     pixel = byte // 3
@@ -102,7 +114,22 @@ def _normalise_padded(
 
 
 @triton.jit
-def _of_channel(values, channel):
-    """One of three values for each channel: three loads for a program, none for a byte."""
-    first, second, third = tl.load(values), tl.load(values + 1), tl.load(values + 2)
+def _three(values):
+    return tl.load(values), tl.load(values + 1), tl.load(values + 2)
+
+
+@triton.jit
+def _of_channel(channel, first, second, third):
+    """One of three values for each channel: they are loaded once for a program, not for a byte."""
     return tl.where(channel == 0, first, tl.where(channel == 1, second, third))
+
+
+@triton.jit
+def _divide(value, divisor, reciprocal):
+    """A quotient rounded correctly.
+
+    What the first one leaves over is exact, and is divided too (Markstein, *IA-64 and Elementary
+    Functions*, 2000, chapter 8).
+    """
+    quotient = value * reciprocal
+    return tl.fma(tl.fma(quotient, -divisor, value), reciprocal, quotient)

@@ -1,9 +1,7 @@
 """Softmax and the order of all classes, in one pass.
 
-The reference is a softmax in float32 and a stable sort, best first. Here nothing is sorted: the
-rank of a class is how many come before it, which each program counts for a few classes, and which
-says where the class is written. That takes as many comparisons as there are pairs of classes, and
-for a thousand of them is less than the launches of a sort.
+The reference is a softmax in float32 and a stable sort, best first. Here a program sorts a row in
+its registers, each score and its class as one integer.
 """
 
 from typing import NamedTuple
@@ -13,10 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CLASSES = 16  # of a program
-OTHERS = 128  # compared with at a time
-WARPS = 4
-MOST_CLASSES = 2048  # beyond, pairs are so many that sorting is faster
+WARPS = 16  # of a row, which takes as long in one program as in many
+MOST_CLASSES = 2048  # that a program sorts
 
 
 class Ranking(NamedTuple):
@@ -38,55 +34,26 @@ def rank(logits: Tensor) -> Ranking:
     B, K = logits.shape
     scores = logits.new_empty(B, K)
     classes = torch.empty_like(scores, dtype=torch.int32)
-    _rank[triton.cdiv(K, CLASSES), B](
-        logits,
-        scores,
-        classes,
-        K,
-        block_row=triton.next_power_of_2(K),
-        block_classes=CLASSES,
-        block_others=OTHERS,
-        num_warps=WARPS,
-    )
+    _rank[B,](logits, scores, classes, K, block_row=triton.next_power_of_2(K), num_warps=WARPS)
     return Ranking(scores, classes)
 
 
 @triton.jit(do_not_specialize=["K"])
-def _rank(
-    logits,
-    scores,
-    classes,
-    K,
-    block_row: tl.constexpr,
-    block_classes: tl.constexpr,
-    block_others: tl.constexpr,
-):
-    """One program: some classes of one image."""
-    row_start = tl.program_id(1).to(tl.int64) * K
-    logits += row_start
-    in_row = tl.arange(0, block_row)
-    row = tl.load(logits + in_row, mask=in_row < K, other=float("-inf"))
-    best = tl.max(row, 0)
-    total = tl.sum(tl.exp(row - best), 0)
-
-    own = tl.program_id(0) * block_classes + tl.arange(0, block_classes)
-    own_score = _score(logits, own, K, best, total)
-    position = tl.zeros((block_classes,), tl.int32)
-    for start in range(0, K, block_others):
-        other = start + tl.arange(0, block_others)
-        # Scores are compared, not logits: two of these can have the same score.
-        other_score = _score(logits, other, K, best, total)
-        better = other_score[None, :] > own_score[:, None]
-        worse = other_score[None, :] < own_score[:, None]
-        # So put, it is an order of the classes even if no score is a number.
-        before = better | (~worse & (other[None, :] < own[:, None]))
-        position += tl.sum((before & (other < K)[None, :]).to(tl.int32), 1)
-    tl.store(scores + row_start + position, own_score, mask=own < K)
-    tl.store(classes + row_start + position, own, mask=own < K)
-
-
-@triton.jit
-def _score(logits, index, K, best, total):
-    """The same operations for a class wherever it is compared, so that it has the same bits."""
-    logit = tl.load(logits + index, mask=index < K, other=float("-inf"))
-    return tl.math.div_rn(tl.exp(logit - best), total)
+def _rank(logits, scores, classes, K, block_row: tl.constexpr):
+    """One program: one image."""
+    row_start = tl.program_id(0).to(tl.int64) * K
+    place = tl.arange(0, block_row)
+    in_row = place < K
+    row = tl.load(logits + row_start + place, mask=in_row, other=float("-inf"))
+    exponentials = tl.exp(row - tl.max(row, 0))
+    total = tl.sum(exponentials, 0)
+    # No score is a number, or all are. Of positive numbers the bits have the same order.
+    defined = total > 0
+    score = tl.where(defined, tl.math.div_rn(exponentials, total), 0.0)
+    bits = tl.where(in_row, score.to(tl.int32, bitcast=True), -1)
+    # Counted from the last class, so that of equals the lower comes first.
+    keys = (bits.to(tl.int64) << 32) + (block_row - 1 - place)
+    ranked = tl.sort(keys, descending=True)
+    best_first = (ranked >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    tl.store(scores + row_start + place, tl.where(defined, best_first, total), mask=in_row)
+    tl.store(classes + row_start + place, block_row - 1 - ranked.to(tl.int32), mask=in_row)

@@ -24,6 +24,18 @@ from service.metrics import ModelMetrics
 from service.settings import Backend
 
 DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}
+# Of a batch on CUDA, because the memory of its graphs grows with them: those of 64 images of 384
+# pixels a side took 2.3 to 2.8 GB.
+DEFAULT_MOST_PIXELS = 64 * 224 * 224
+
+
+def default_max_batch(kind: str, image_size: tuple[int, int]) -> int:
+    """Most images in one batch where nobody says, for images of `(H, W)` pixels."""
+    most = DEFAULT_MAX_BATCH[kind]
+    if kind == "cpu":
+        return most
+    height, width = image_size
+    return max(1, min(most, DEFAULT_MOST_PIXELS // (height * width)))
 
 
 class _Runs(Protocol):
@@ -54,7 +66,8 @@ class ClassificationEngine:
 
     Args:
         dtype: of the features; `auto` means `gpu.default_dtype`.
-        max_batch: most images in one batch; 0 means `DEFAULT_MAX_BATCH`, or the largest bucket.
+        max_batch: most images in one batch; 0 means `default_max_batch`, or the largest
+            bucket.
         buckets: batch sizes that the device runs; empty means `default_buckets`.
         backend: what computes on a CPU.
         cache: folder that keeps what OpenVINO compiles; `None` means none.
@@ -94,7 +107,10 @@ class ClassificationEngine:
         if backend == "openvino":
             check_available(device.torch_device, self.dtype)
         self.buckets = choose_buckets(
-            device.torch_device, buckets, max_batch, DEFAULT_MAX_BATCH[kind]
+            device.torch_device,
+            buckets,
+            max_batch,
+            default_max_batch(kind, model.config.image_size),
         )
         self.max_batch = self.buckets[-1]
         self._model = model

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import (
 
 from bench.launches import launches
 from model import VARIANTS, create_model
-from model.fused import DepthwiseConv
+from model.fused import WIDEST, DepthwiseConv, linear
 from service.engine.classify import Classify
 
 CLASSIFIERS = [
@@ -80,6 +80,24 @@ def test_what_comes_out_has_the_form_of_what_comes_out_of_torch(name, batch):
         groups = config.stages[layer.stage].offset_groups
         expected = (batch, groups, *layer.attention.reference_points.shape)
         assert (points.shape, points.dtype) == (expected, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("channels", "names"),
+    [(WIDEST, ["_linear_gelu"]), (WIDEST + 32, ["aten::addmm", "aten::gelu"])],
+)
+def test_a_wide_linear_layer_is_left_to_the_library(channels, names):
+    class Active(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(channels, 64)
+
+        def forward(self, tokens):
+            return linear(self.linear, tokens, "gelu")
+
+    made, active = launches(Active().bfloat16(), 2, 7, channels, dtype=torch.bfloat16)
+    assert [launch.name for launch in made] == names
+    assert active.shape == (2, 7, 64)
 
 
 class Layers(nn.Module):

@@ -70,6 +70,7 @@ SECURITY_HEADERS = [
 _ID_HEADER = request_ids.HEADER.encode()
 _ANY_ID = "0" * 32
 _PROBES = b"/health/"
+_HEAD = b"HTTP/1.1 "  # as the head of every answer begins
 _HOST = pattern(rb"[A-Za-z0-9._~!$&'()*+,;=%-]*(:[0-9]{0,5})?")
 _IPV6_HOST = pattern(rb"\[([0-9A-Fa-f:.]+)\](:[0-9]{0,5})?")
 
@@ -630,6 +631,9 @@ _TURNED_AWAY: Any = _TurnedAway()
 class _Answers(asyncio.Transport):
     """Where uvicorn writes the answers of a connection.
 
+    It writes the head of an answer and its body one by one. They leave together if they come in
+    one turn of the event loop: to write gives the interpreter up, which others then have.
+
     Args:
         transport: of the connection.
         end: called in place of closing it.
@@ -639,14 +643,28 @@ class _Answers(asyncio.Transport):
         super().__init__()
         self._transport = transport
         self._end = end
+        self._head = b""
 
     def write(self, data: Any) -> None:
-        self._transport.write(data)
+        if data.startswith(_HEAD):
+            self.flush()
+            self._head = data
+            asyncio.get_running_loop().call_soon(self.flush)
+        else:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+
+    def flush(self) -> None:
+        """Write a head whose body did not come yet."""
+        head, self._head = self._head, b""
+        if head:
+            self._transport.write(head)
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
     def close(self) -> None:
+        self.flush()
         self._end()
 
 

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, settings
@@ -31,12 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def bfloat16_products() -> None:
-    """The interpreter multiplies the bits of bfloat16 as if they were integers."""
+def products_as_on_a_device() -> None:
+    """The interpreter multiplies the bits of bfloat16, and rounds the product in an FMA."""
     if DEVICE == "cuda":
         return
     import triton.language as tl  # noqa: PLC0415
-    from triton.runtime.interpreter import InterpreterBuilder  # noqa: PLC0415
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle  # noqa: PLC0415
 
     multiply = InterpreterBuilder.create_dot
 
@@ -47,7 +48,12 @@ def bfloat16_products() -> None:
         ]
         return multiply(builder, *widened, *rest)
 
+    def create_fma(_: Any, x: Any, y: Any, z: Any) -> Any:
+        wide = x.data.astype(np.float64) * y.data + z.data
+        return TensorHandle(wide.astype(z.data.dtype), z.dtype.scalar)
+
     InterpreterBuilder.create_dot = create_dot
+    InterpreterBuilder.create_fma = create_fma
 
 
 def generator(seed: int = 0) -> torch.Generator:

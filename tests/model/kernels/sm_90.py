@@ -28,6 +28,7 @@ from model.kernels.local_attention import attend_in_tiles
 from model.kernels.nms import search
 from model.kernels.norm import add_norm, norm_activate
 from model.kernels.offsets import sample_keys
+from model.kernels.packed_attention import attend as attend_packed
 from model.kernels.pixels import normalise, normalise_padded
 from model.kernels.pooling import normed_mean
 from model.kernels.ranking import MOST_CLASSES, rank
@@ -36,7 +37,8 @@ from model.kernels.trial import add_one
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-INEXACT = re.compile(r"\b(fma|mad|\w+\.approx|\w+\.full|\w+\.ftz)\.\S*f32")
+CONTRACTED = re.compile(r"\b(?:fma|mad)\.\S*f32")
+APPROXIMATE = re.compile(r"\b\w+\.(?:approx|full|ftz)\.\S*f32")
 # Both families; depthwise kernels of 5 and 9 cells; 128, 64 and 96 channels a group.
 LAYERS = (
     ("dat_tiny_224", 2, torch.bfloat16),
@@ -79,7 +81,7 @@ def main() -> None:
                 "kernel": kernel.__name__,
                 "dtype": str(tensor.dtype),
                 "shape": list(tensor.shape),
-                "contracted": compiled.asm["ptx"].count("fma.rn"),
+                "contracted": len(CONTRACTED.findall(compiled.asm["ptx"])),
             }
             kernels.append(facts | resources(compiled))
 
@@ -117,14 +119,14 @@ def launch_deformable(config: DatConfig, stage: int, dtype: torch.dtype) -> None
         torch.empty(Hk, Wk, 2),
         torch.empty(2) if config.family == "dat" else None,
     )
-    attend(
-        tokens.flatten(1, 2),
-        torch.cat((features, features), -1),
-        torch.empty(spec.heads, 2 * H - 1, 2 * W - 1),
-        torch.empty(H),
-        torch.empty(W),
-        locations,
-    )
+    inputs = (tokens.flatten(1, 2), torch.cat((features, features), -1))
+    geometry = (torch.empty(H), torch.empty(W), locations)
+    if dtype == torch.float32:
+        attend(*inputs, torch.empty(spec.heads, 2 * H - 1, 2 * W - 1), *geometry)
+        return
+    packed = torch.empty(spec.heads, 2 * H + 1, 2 * W + 1, dtype=torch.int64)
+    for clamped, fits in ((True, False), (False, False), (False, True)):
+        attend_packed(*inputs, packed, *geometry, clamped=clamped, fits=fits)
 
 
 def launch_local(
@@ -175,7 +177,7 @@ def launch_ends() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         normalise(pixels, constants, constants, dtype)
         normalise_padded(pixels, torch.empty(2, 2, dtype=torch.int64), constants, constants, dtype)
-    for classes in (1000, MOST_CLASSES):
+    for classes in (1, 1000, MOST_CLASSES):
         rank(torch.empty(2, classes))
     for dtype, channels in ((torch.bfloat16, 768), (torch.float32, 1024)):
         normed_mean(torch.empty(2, 7, 7, channels, dtype=dtype), nn.LayerNorm(channels))
@@ -196,7 +198,7 @@ def launch_roi_align() -> None:
 def resources(kernel: Any) -> dict[str, Any]:
     """What a compiled kernel takes: registers and stack bytes of a thread, shared bytes.
 
-    It is `exact` if every operation is rounded by itself, and none is approximate.
+    It is `approximate` if an operation of it is not rounded to the nearest number.
     """
     with TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
@@ -209,7 +211,7 @@ def resources(kernel: Any) -> dict[str, Any]:
         "spilled": stack + local,
         "shared": kernel.metadata.shared,
         "warps": kernel.metadata.num_warps,
-        "exact": not INEXACT.search(kernel.asm["ptx"]),
+        "approximate": bool(APPROXIMATE.search(kernel.asm["ptx"])),
     }
 
 

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,6 +85,21 @@ def test_what_is_no_number_reaches_its_neighbours_alone():
     active = convolve_gelu(tokens, conv)
     assert_close(active, F.gelu(convolved(conv, tokens)))
     assert active.isnan().nonzero().tolist() == [[1, y, x, 5] for y in (0, 1) for x in (7, 8)]
+
+
+def test_the_gelu_of_every_number():
+    """Where the weights are zero, it is that of the bias."""
+    finite = torch.cat((torch.linspace(-12, 12, 5001), torch.tensor([-3e38, -1e6, 1e6, 3e38])))
+    numbers = torch.cat((finite, torch.tensor([-torch.inf, torch.inf, torch.nan])))
+    conv = make_conv(len(numbers), torch.float32)
+    conv.weight.data.zero_()
+    conv.bias.data.copy_(numbers)
+    tokens = torch.zeros(1, 1, 1, len(numbers), device=DEVICE)
+    with np.errstate(all="ignore"):
+        active = convolve_gelu(tokens, conv).flatten().cpu()
+    expected = F.gelu(numbers.double())
+    assert expected.isfinite().sum() == len(finite)
+    torch.testing.assert_close(active.double(), expected, rtol=1e-7, atol=6e-7, equal_nan=True)
 
 
 def test_the_last_columns_of_an_image_do_not_see_the_next():

@@ -15,7 +15,7 @@ from demo.evaluate import bundled_model
 from demo.train import CONFIG
 from demo.views import upload, view
 from model import create_model
-from service.engine.classification import ClassificationEngine
+from service.engine.classification import ClassificationEngine, default_max_batch
 from service.engine.device import Device, DeviceUnavailable
 from service.engine.graphs import CapturedGraph, default_buckets, pick_bucket
 from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
@@ -258,3 +258,10 @@ def test_compiled_graphs_give_what_the_cpu_gives():
 def test_there_is_nothing_to_compile_without_graphs():
     with pytest.raises(DeviceUnavailable, match="CUDA graphs"):
         opened(compiled=True)
+
+
+def test_a_batch_of_larger_images_has_fewer_of_them_on_cuda():
+    assert default_max_batch("cuda", (224, 224)) == default_max_batch("cuda", (128, 128)) == 64
+    assert default_max_batch("cuda", (384, 384)) == 21
+    assert default_max_batch("cuda", (4096, 4096)) == 1
+    assert default_max_batch("cpu", (384, 384)) == 8
