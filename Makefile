@@ -45,7 +45,7 @@ check: $(VENV)/.dev ## lint, types, generated files up to date
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory proto settings
-	git diff --exit-code -- service/pb README.md
+	git diff --exit-code -- service/pb docs/settings.md
 	shellcheck .ci/run bench/*.sh deploy/*.sh
 
 format: $(VENV)/.dev ## format and fix the code
@@ -56,8 +56,8 @@ proto: $(VENV)/.dev ## regenerate the gRPC stubs
 	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto/dat/v1 \
 		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/dat.proto
 
-settings: $(VENV)/.dev ## regenerate the table of settings in README.md
-	$(BIN)/python -m service.settings README.md
+settings: $(VENV)/.dev ## regenerate the table of settings in docs/settings.md
+	$(BIN)/python -m service.settings docs/settings.md
 
 bench: $(VENV)/.dev ## measure the engine, the server and detectors, results in bench/results
 	$(BIN)/python -m bench.engine

@@ -30,7 +30,7 @@ from bench.running_server import running_server
 from bench.stages import POST_PROCESSING, STAGES, time_stages
 from bench.weights import DETECTOR_CASES, detector_state
 from model.detection import Detections, Detector, create_detector
-from model.detection.detections import SCORE_THRESHOLD
+from model.detection.config import SCORE_THRESHOLD
 from model.detection.detector import DenseFeatures
 from model.detection.normalise import Normalise
 from model.detection.roi_heads import TwoStageHead
