@@ -11,24 +11,23 @@ its most, as in inference; and what is still held at the end of a pass that auto
 in training. Times alternate in rounds; the ratio to DAT is taken per round.
 """
 
-import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from bench.machine import RESULTS, describe
-from bench.report import attention_tables
+from bench.harness import in_turn, options, publish, ratio, time_calls
+from bench.machine import describe
+from bench.tables import RATIO, Row, table
 from model import VARIANTS, DatConfig, create_model
 from model.attention import DeformableAttention, sample_features
 from model.cost import attention_flops, cost
@@ -177,20 +176,26 @@ def whole_model(name: str) -> Contender:
     return Contender(name, facts.parameters, facts.flops, network)
 
 
-def compare(
-    contenders: list[Contender], *inputs: Tensor, rounds: int, seconds: float
-) -> list[dict[str, Any]]:
+def compare(contenders: list[Contender], *inputs: Tensor, rounds: int, seconds: float) -> list[Row]:
     """Measure memory, then time in alternating rounds; ratios are to the first contender."""
-    modules = [contender.module.to(inputs[0].device) for contender in contenders]
-    memory = [measure_both(module, inputs) for module in modules]
-    for module in modules:
-        time_calls(module, inputs, seconds)
-    timed = [[time_calls(module, inputs, seconds) for module in modules] for _ in range(rounds)]
+    modules = {one.name: one.module.to(inputs[0].device) for one in contenders}
+    memory = {name: measure_both(module, inputs) for name, module in modules.items()}
+
+    def time_passes(module: nn.Module) -> float:
+        def compute() -> None:
+            module(*inputs)
+            if inputs[0].is_cuda:
+                torch.cuda.synchronize()
+
+        with torch.inference_mode():
+            return mean(time_calls(compute, seconds))
+
+    sides = {name: partial(time_passes, module) for name, module in modules.items()}
+    _, *timed = in_turn(sides, rounds + 1)
+    taken = {name: [one[name] for one in timed] for name in modules}
     rows = []
-    for index, (contender, (inference, training)) in enumerate(
-        zip(contenders, memory, strict=True)
-    ):
-        ratios = [durations[index] / durations[0] for durations in timed]
+    for contender in contenders:
+        inference, training = memory[contender.name]
         rows.append(
             {
                 "name": contender.name,
@@ -199,9 +204,8 @@ def compare(
                 "inference_peak_bytes": inference.peak,
                 "training_peak_bytes": training.peak,
                 "training_held_bytes": training.held,
-                "ms": 1e3 * median(durations[index] for durations in timed),
-                "ratio": median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
+                "ms": 1e3 * median(taken[contender.name]),
+                **ratio(taken[contender.name], taken[contenders[0].name]),
             }
         )
     return rows
@@ -218,58 +222,62 @@ def measure_both(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Memory,
     return inference, training
 
 
-def time_calls(module: nn.Module, inputs: tuple[Tensor, ...], seconds: float) -> float:
-    """Mean duration of consecutive calls, seconds; at least one, until `seconds` have passed."""
-    calls, began = 0, time.perf_counter()
-    with torch.inference_mode():
-        while not calls or time.perf_counter() < began + seconds:
-            module(*inputs)
-            if inputs[0].is_cuda:
-                torch.cuda.synchronize()
-            calls += 1
-    return (time.perf_counter() - began) / calls
+FIGURES = {
+    "million parameters": "{parameters:/1e6 .2f}",
+    "GFLOPs": "{flops:/1e9 .3f}",
+    "inference peak MB": "{inference_peak_bytes:/1e6 .1f}",
+    "training held MB": "{training_held_bytes:/1e6 .1f}",
+    "training peak MB": "{training_peak_bytes:/1e6 .1f}",
+    "ms": "{ms:.2f}",
+    "time / DAT (range)": RATIO,
+}
+
+
+def tables(result: Row) -> str:
+    """The tables of one `attention_cost-*.json`: attentions by stage (from 0), then models."""
+    of_layers = {
+        "layer": "{layer[model]}, stage {layer[stage]}, {layer[map]:x}",
+        "attention": "{name}",
+        **FIGURES,
+    }
+    rows = (row | {"layer": layer} for layer in result["layers"] for row in layer["rows"])
+    models = table({"model": "{name}", **FIGURES}, result["models"])
+    return f"{table(of_layers, rows)}\n\n{models}"
 
 
 def main() -> None:
     """Compare attentions layer by layer, then models."""
-    parser = argparse.ArgumentParser(prog="python -m bench.attention_cost", description=__doc__)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.1, help="per side and round")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    chosen = options(
+        "bench.attention_cost",
+        __doc__,
+        batch=1,
+        rounds=7,
+        seconds=0.1,
+        threads=None,
+        device="cpu",
+    )
+    torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
-    batch, device, rounds = arguments.batch, arguments.device, arguments.rounds
+    batch, device = chosen.batch, chosen.device
+    time = {"rounds": chosen.rounds, "seconds": chosen.seconds}
     layers = []
     for name, stages in LAYERS.items():
         config = VARIANTS[name]
         for stage in stages:
             spec, (H, W) = config.stages[stage], config.map_size(stage)
             tokens = torch.randn(batch, H, W, spec.dim, device=device)
-            rows = compare(
-                attentions(config, stage),
-                tokens,
-                torch.randn_like(tokens),
-                rounds=rounds,
-                seconds=arguments.seconds,
-            )
+            rows = compare(attentions(config, stage), tokens, torch.randn_like(tokens), **time)
             layers.append({"model": name, "stage": stage, "map": [H, W, spec.dim], "rows": rows})
     images = torch.randn(batch, 3, 224, 224, device=device)
     result = {
         "device": device,
         "batch": batch,
         "machine": describe("bench.attention_cost", device),
-        "rounds": rounds,
+        "rounds": chosen.rounds,
         "layers": layers,
-        "models": compare(
-            [whole_model(name) for name in MODELS], images, rounds=rounds, seconds=arguments.seconds
-        ),
+        "models": compare([whole_model(name) for name in MODELS], images, **time),
     }
-    path = RESULTS / f"attention_cost-{device}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(attention_tables(result))
+    publish(f"attention_cost-{device}", tables, result)
 
 
 if __name__ == "__main__":

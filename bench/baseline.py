@@ -28,33 +28,25 @@ class BaselineConfig:
     heads: tuple[int, int, int, int]
     groups: tuple[int, int, int, int]
     blocks: tuple[str, str, str, str]
-    image_size: int = 224
-    built_for: int = 224
-    window: int = 7
 
-
-_V1_TINY = ("LS", "LS", "LD" * 3, "LD")
-_V1_DEEP = ("LS", "LS", "LD" * 9, "LD")
-_PLUS_PLUS = ("ND", "ND" * 2, "ND" * 9, "DD")
-_TINY = (64, 128, 256, 512)
-_SMALL = (96, 192, 384, 768)
-_BASE = (128, 256, 512, 1024)
 
 CONFIGS = {
-    "dat_tiny_224": BaselineConfig(False, _SMALL, (3, 6, 12, 24), (0, 0, 3, 6), _V1_TINY),
-    "dat_small_224": BaselineConfig(False, _SMALL, (3, 6, 12, 24), (0, 0, 3, 6), _V1_DEEP),
-    "dat_base_224": BaselineConfig(False, _BASE, (4, 8, 16, 32), (0, 0, 4, 8), _V1_DEEP),
-    "dat_base_384": BaselineConfig(
-        False, _BASE, (4, 8, 16, 32), (0, 0, 4, 8), _V1_DEEP, 384, 384, window=12
+    "dat_tiny_224": BaselineConfig(
+        plus_plus=False,
+        dims=(96, 192, 384, 768),
+        heads=(3, 6, 12, 24),
+        groups=(0, 0, 3, 6),
+        blocks=("LS", "LS", "LD" * 3, "LD"),
     ),
-    "dat_pp_tiny_224": BaselineConfig(True, _TINY, (2, 4, 8, 16), (1, 2, 4, 8), _PLUS_PLUS),
-    "dat_pp_small_224": BaselineConfig(True, _SMALL, (3, 6, 12, 24), (1, 2, 3, 6), _PLUS_PLUS),
-    "dat_pp_base_224": BaselineConfig(True, _BASE, (4, 8, 16, 32), (2, 4, 8, 16), _PLUS_PLUS),
-    # The published 384 configuration keeps the tables of the 224 model.
-    "dat_pp_base_384": BaselineConfig(
-        True, _BASE, (4, 8, 16, 32), (2, 4, 8, 16), _PLUS_PLUS, image_size=384
+    "dat_pp_tiny_224": BaselineConfig(
+        plus_plus=True,
+        dims=(64, 128, 256, 512),
+        heads=(2, 4, 8, 16),
+        groups=(1, 2, 4, 8),
+        blocks=("ND", "ND" * 2, "ND" * 9, "DD"),
     ),
 }
+IMAGE_SIZE, WINDOW = 224, 7
 
 
 class ChannelLayerNorm(nn.Module):
@@ -103,28 +95,38 @@ class ConvMlp(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention inside windows that tile the map."""
+    """Attention inside windows that tile the map, or that map rolled by half a window."""
 
     relative_position_index: Tensor
+    attn_mask: Tensor
 
-    def __init__(self, dim: int, heads: int, window: int) -> None:
+    def __init__(self, dim: int, heads: int, side: int, *, shifted: bool) -> None:
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads, self.shift = heads, (WINDOW + 1) // 2 if shifted else 0
         self.proj_qkv = nn.Linear(dim, 3 * dim)
         self.proj_out = nn.Linear(dim, dim)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * WINDOW - 1) ** 2, heads))
+        y, x = torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing="ij")
         y, x = y.flatten(), x.flatten()
         dy, dx = y[:, None] - y, x[:, None] - x
-        index = (dy + window - 1) * (2 * window - 1) + dx + window - 1
+        index = (dy + WINDOW - 1) * (2 * WINDOW - 1) + dx + WINDOW - 1
         self.register_buffer("relative_position_index", index)
+        if shifted:
+            band = torch.zeros(side, dtype=torch.long)
+            band[-WINDOW:] = 1
+            band[-self.shift :] = 2
+            region = 3 * band[:, None] + band
+            region = region.reshape(side // WINDOW, WINDOW, -1, WINDOW).transpose(1, 2)
+            region = region.reshape(-1, WINDOW**2)
+            mask = torch.where(region[:, :, None] == region[:, None, :], 0.0, -100.0)
+            self.register_buffer("attn_mask", mask)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside windows; `mask` is `(windows, ws * ws, ws * ws)`, added to the scores."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over a `(B, C, H, W)` map."""
         batch, channels, height, width = x.shape
-        ws = self.window
-        rows, columns, length = height // ws, width // ws, ws * ws
-        x = x.reshape(batch, channels, rows, ws, columns, ws).permute(0, 2, 4, 3, 5, 1)
+        rows, columns, length = height // WINDOW, width // WINDOW, WINDOW**2
+        x = torch.roll(x, (-self.shift, -self.shift), dims=(2, 3)) if self.shift else x
+        x = x.reshape(batch, channels, rows, WINDOW, columns, WINDOW).permute(0, 2, 4, 3, 5, 1)
         q, k, v = (
             part.reshape(-1, length, self.heads, channels // self.heads).transpose(1, 2)
             for part in self.proj_qkv(x.reshape(-1, length, channels)).chunk(3, dim=-1)
@@ -132,36 +134,14 @@ class WindowAttention(nn.Module):
         scores = torch.einsum("bhmc,bhnc->bhmn", q * q.shape[-1] ** -0.5, k)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         scores = scores + bias.reshape(length, length, self.heads).permute(2, 0, 1)
-        if mask is not None:
+        if self.shift:
             per_window = scores.reshape(batch, rows * columns, self.heads, length, length)
-            scores = (per_window + mask[None, :, None]).reshape_as(scores)
+            scores = (per_window + self.attn_mask[None, :, None]).reshape_as(scores)
         x = torch.einsum("bhmn,bhnc->bhmc", scores.softmax(dim=-1), v)
         x = self.proj_out(x.transpose(1, 2).reshape(-1, length, channels))
-        x = x.reshape(batch, rows, columns, ws, ws, channels).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(batch, channels, height, width)
-
-
-class ShiftedWindowAttention(WindowAttention):
-    """Window attention on the map rolled by half a window, rounded up."""
-
-    attn_mask: Tensor
-
-    def __init__(self, dim: int, heads: int, window: int, side: int) -> None:
-        super().__init__(dim, heads, window)
-        self.shift = (window + 1) // 2
-        band = torch.zeros(side, dtype=torch.long)
-        band[-window:] = 1
-        band[-self.shift :] = 2
-        region = (3 * band[:, None] + band).reshape(side // window, window, side // window, window)
-        region = region.transpose(1, 2).reshape(-1, window * window)
-        mask = torch.where(region[:, :, None] == region[:, None, :], 0.0, -100.0)
-        self.register_buffer("attn_mask", mask)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside the windows of the rolled map."""
-        x = torch.roll(x, (-self.shift, -self.shift), dims=(2, 3))
-        x = super().forward(x, self.attn_mask if mask is None else mask)
-        return torch.roll(x, (self.shift, self.shift), dims=(2, 3))
+        x = x.reshape(batch, rows, columns, WINDOW, WINDOW, channels).permute(0, 5, 1, 3, 2, 4)
+        x = x.reshape(batch, channels, height, width)
+        return torch.roll(x, (self.shift, self.shift), dims=(2, 3)) if self.shift else x
 
 
 class NeighborhoodAttention(nn.Module):
@@ -180,18 +160,15 @@ class NeighborhoodAttention(nn.Module):
         """Attend over a `(B, C, H, W)` map."""
         batch, _, height, width = x.shape
         x = x.permute(0, 2, 3, 1)
-        if height < self.kernel or width < self.kernel:
-            x = F.pad(x, (0, 0, 0, max(0, self.kernel - width), 0, max(0, self.kernel - height)))
-        rows, columns = x.shape[1:3]
-        qkv = self.qkv(x).reshape(batch, rows, columns, 3, self.heads, -1)
+        qkv = self.qkv(x).reshape(batch, height, width, 3, self.heads, -1)
         q, k, v = qkv.permute(3, 0, 4, 1, 2, 5)
-        y, x_ = (self._neighbors(length, x.device) for length in (rows, columns))
+        y, x_ = (self._neighbors(length, x.device) for length in (height, width))
         # Heads before positions: the fastest of the unfoldings tried.
         k, v = (t[:, :, y[:, None, :, None], x_[None, :, None, :]].flatten(4, 5) for t in (k, v))
         scores = torch.einsum("bhyxc,bhyxnc->bhyxn", q * q.shape[-1] ** -0.5, k)
         scores = scores + self._bias(y, x_)
         x = torch.einsum("bhyxn,bhyxnc->byxhc", scores.softmax(dim=-1), v).flatten(3)
-        return self.proj(x)[:, :height, :width].permute(0, 3, 1, 2).contiguous()  # type: ignore[no-any-return]
+        return self.proj(x).permute(0, 3, 1, 2).contiguous()  # type: ignore[no-any-return]
 
     def _neighbors(self, length: int, device: torch.device) -> Tensor:
         """Indices of the neighbors of each position of an axis, `(length, kernel)`."""
@@ -208,14 +185,18 @@ class NeighborhoodAttention(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Deformable attention of DAT (arXiv:2201.00520); all coordinates are (y, x) in [-1, 1]."""
+    """Deformable attention of DAT (arXiv:2201.00520) and of DAT++ (arXiv:2309.01430).
 
-    def __init__(
-        self, dim: int, heads: int, groups: int, side: int, *, kernel: int, stride: int
-    ) -> None:
+    In DAT offsets are limited, in DAT++ they are not, but sampling is clamped to the map. All
+    coordinates are (y, x) in [-1, 1].
+    """
+
+    def __init__(self, config: BaselineConfig, stage: int) -> None:
         super().__init__()
-        self.heads, self.groups = heads, groups
-        group_dim = dim // groups
+        dim, self.heads, self.groups = config.dims[stage], config.heads[stage], config.groups[stage]
+        self.plus_plus = config.plus_plus
+        group_dim, side = dim // self.groups, IMAGE_SIZE // (4 << stage)
+        kernel, stride = (9, 7, 5, 3)[stage], (8, 4, 2, 1)[stage] if self.plus_plus else 1
         self.conv_offset = nn.Sequential(
             nn.Conv2d(group_dim, group_dim, kernel, stride, kernel // 2, groups=group_dim),
             ChannelLayerNorm(group_dim),
@@ -226,17 +207,24 @@ class DeformableAttention(nn.Module):
         self.proj_k = nn.Conv2d(dim, dim, 1)
         self.proj_v = nn.Conv2d(dim, dim, 1)
         self.proj_out = nn.Conv2d(dim, dim, 1)
-        self.rpe_table = nn.Parameter(torch.zeros(heads, 2 * side - 1, 2 * side - 1))
+        self.rpe_table = nn.Parameter(torch.zeros(self.heads, 2 * side - 1, 2 * side - 1))
 
     def locate(self, offsets: Tensor) -> Tensor:
         """Sampling locations `(B * G, Hk, Wk, 2)` of raw offsets of the same shape."""
-        height, width = offsets.shape[1:3]
-        size = torch.tensor([height, width], dtype=offsets.dtype, device=offsets.device)
-        return _cell_centers(height, width, offsets) + offsets.tanh() * (2.0 / size)
+        size = offsets.shape[1:3]
+        if self.plus_plus:
+            # The checkpoint's grid: it reaches beyond +1 and is clamped there.
+            grid = _grid(*(_centers(n, offsets) / (n - 1) * 2 - 1 for n in size))
+            return (grid + offsets).clamp(-1.0, 1.0)
+        reach = 2.0 / torch.tensor(size, dtype=offsets.dtype, device=offsets.device)
+        return _cell_centers(size, offsets) + offsets.tanh() * reach
 
     def query_grid(self, x: Tensor) -> Tensor:
         """Positions of the queries of a `(B, C, H, W)` map, `(H, W, 2)`."""
-        return _cell_centers(x.shape[2], x.shape[3], x)
+        size = x.shape[2:]
+        if self.plus_plus:
+            return _grid(*(torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in size))
+        return _cell_centers(size, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the layer-normalised map `(B, C, H, W)`."""
@@ -273,31 +261,12 @@ class DeformableAttention(nn.Module):
         return bias.reshape(batch * self.heads, height * width, -1)
 
 
-class DeformableAttentionPlusPlus(DeformableAttention):
-    """Deformable attention of DAT++ (arXiv:2309.01430): unbounded offsets, clamped to the map."""
-
-    def locate(self, offsets: Tensor) -> Tensor:
-        """Sampling locations inside [-1, 1] of raw offsets of the same shape."""
-        height, width = offsets.shape[1:3]
-        y, x = (
-            # The checkpoint's grid: it reaches beyond +1 and is clamped there.
-            (torch.arange(n, dtype=offsets.dtype, device=offsets.device) + 0.5) / (n - 1) * 2 - 1
-            for n in (height, width)
-        )
-        return (_grid(y, x) + offsets).clamp(-1.0, 1.0)
-
-    def query_grid(self, x: Tensor) -> Tensor:
-        """Positions of the queries of a `(B, C, H, W)` map, `(H, W, 2)`."""
-        y, x_ = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
-        return _grid(y, x_)
+def _cell_centers(size: torch.Size, like: Tensor) -> Tensor:
+    return _grid(*(_centers(n, like) / n * 2 - 1 for n in size))
 
 
-def _cell_centers(height: int, width: int, like: Tensor) -> Tensor:
-    y, x = (
-        (torch.arange(n, dtype=like.dtype, device=like.device) + 0.5) / n * 2 - 1
-        for n in (height, width)
-    )
-    return _grid(y, x)
+def _centers(count: int, like: Tensor) -> Tensor:
+    return torch.arange(count, dtype=like.dtype, device=like.device) + 0.5
 
 
 def _grid(y: Tensor, x: Tensor) -> Tensor:
@@ -330,21 +299,11 @@ class Stage(nn.Module):
 
 def _attention(kind: str, config: BaselineConfig, stage: int) -> nn.Module:
     dim, heads = config.dims[stage], config.heads[stage]
-    side = config.built_for // (4 << stage)
-    match kind:
-        case "L":
-            return WindowAttention(dim, heads, config.window)
-        case "S":
-            return ShiftedWindowAttention(dim, heads, config.window, side)
-        case "N":
-            return NeighborhoodAttention(dim, heads)
-    kernel = (9, 7, 5, 3)[stage]
-    if config.plus_plus:
-        stride = (8, 4, 2, 1)[stage]
-        return DeformableAttentionPlusPlus(
-            dim, heads, config.groups[stage], side, kernel=kernel, stride=stride
-        )
-    return DeformableAttention(dim, heads, config.groups[stage], side, kernel=kernel, stride=1)
+    if kind == "D":
+        return DeformableAttention(config, stage)
+    if kind == "N":
+        return NeighborhoodAttention(dim, heads)
+    return WindowAttention(dim, heads, IMAGE_SIZE // (4 << stage), shifted=kind == "S")
 
 
 class Baseline(nn.Module):

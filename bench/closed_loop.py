@@ -5,30 +5,20 @@ other is idle. Each server round is compared with the engine rounds before and a
 batch sizes that the server formed in that round.
 """
 
-import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from statistics import mean, median
-from typing import Any
 
 import numpy as np
 
+from bench.harness import ratio, time_calls
 from bench.running_server import RunningServer
+from bench.tables import LATENCY, RATIO, Row, in_short
 
 SIZES_TIMED = 4  # of the batch sizes that the server forms, those with the most images
 
 Call = Callable[[], object]
-
-
-def time_calls(call: Call, seconds: float) -> list[float]:
-    """Durations of consecutive calls, seconds; at least one, until `seconds` have passed."""
-    durations: list[float] = []
-    end = time.perf_counter() + seconds
-    while not durations or time.perf_counter() < end:
-        began = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - began)
-    return durations
 
 
 class EngineAlone:
@@ -65,7 +55,7 @@ def measure_closed_loop(
     concurrency: int,
     rounds: int,
     **options: object,
-) -> dict[str, Any]:
+) -> Row:
     """Alternate engine rounds and server rounds; the options are those of the load generator."""
     load = partial(server.load, protocol, concurrency=concurrency, **options)
     first = load()
@@ -82,17 +72,44 @@ def measure_closed_loop(
             server_rounds, engine_rounds[:-1], engine_rounds[1:], strict=True
         )
     ]
-    ratios = [
-        figures["images_per_s"] / rate
-        for figures, rate in zip(server_rounds, engine_rates, strict=True)
-    ]
     return {
         "protocol": protocol,
         "concurrency": concurrency,
         "images_per_s": median(figures["images_per_s"] for figures in server_rounds),
         "engine_images_per_s": median(engine_rates),
-        "ratio": median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
+        **ratio((figures["images_per_s"] for figures in server_rounds), engine_rates),
         **{key: median(f[key] for f in server_rounds) for key in ("p50_ms", "p90_ms", "p99_ms")},
         "rounds": server_rounds,
+    }
+
+
+COLUMNS = {
+    "protocol": "{protocol}",
+    "in flight": "{concurrency}",
+    "server img/s": "{images_per_s:rate}",
+    "engine img/s": "{engine_images_per_s:rate}",
+    "server / engine (range)": RATIO,
+    "engine busy": "{engine_busy:.0%}",
+    "mean batch": "{mean_batch:.1f}",
+    "p50 / p90 / p99 ms": LATENCY,
+    "answers": "{answers}",
+    "server CPUs": "{server_cpus:.2f}",
+    "client CPUs": "{client_cpus:.3f}",
+}
+
+
+def over_all_rounds(row: Row, seconds: float) -> Row:
+    """What `COLUMNS` shows of one load, whose rounds took so many seconds each."""
+    rounds = row["rounds"]
+    images, statuses = Counter[str](), Counter[str]()
+    for figures in rounds:
+        images.update(figures["images_by_batch_size"])
+        statuses.update(figures["statuses"])
+    batches = sum(count / int(size) for size, count in images.items())
+    return row | {
+        "engine_busy": mean(figures["engine_busy"] for figures in rounds),
+        "mean_batch": images.total() / batches,
+        "answers": in_short(statuses),
+        "server_cpus": mean(figures["server_cpu_s"] for figures in rounds) / seconds,
+        "client_cpus": mean(figures["client_cpu_s"] for figures in rounds) / seconds,
     }

@@ -7,18 +7,16 @@ official ones, in levels of 0 to 255. simplejpeg, which the service does not dep
 where it is installed.
 """
 
-import argparse
 import io
-import json
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from statistics import median
-from typing import Any
 
 import cv2
 import numpy as np
@@ -27,8 +25,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.machine import RESULTS, describe
-from bench.report import decode_table
+from bench.harness import in_turn, options, publish, ratio
+from bench.machine import describe
+from bench.tables import Row, table
 from model import VARIANTS
 from model.transforms import Preprocessing, to_model_pixels
 from service import process
@@ -122,78 +121,70 @@ def encode(picture: Image.Image, encoding: str, **options: int) -> bytes:
     return out.getvalue()
 
 
-def official(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Decode, resize the whole picture, crop."""
-    return _resize_and_crop(decode(upload, EXACT), preprocessing)
+# Decoders: from an upload to an image, for a model.
 
 
-def served(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """What the service does by default."""
-    return prepare(upload, EXACT, preprocessing).pixels
+def pillow(upload: bytes, _: Preprocessing) -> Image.Image:
+    """With all checks of the service."""
+    return decode(upload, EXACT)
 
 
-def served_fast(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """What it does with `DAT_LIMITS__DECODE=fast`."""
-    return prepare(upload, FAST, preprocessing).pixels
-
-
-def by_simplejpeg(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Decode with simplejpeg; errors of the data are not raised by it as they are by Pillow."""
+def simplejpeg(upload: bytes, _: Preprocessing) -> Image.Image:
+    """Errors of the data are not raised by it as they are by Pillow."""
     pixels = import_module("simplejpeg").decode_jpeg(read_container(upload).data, "RGB")
-    return to_model_pixels(Image.fromarray(pixels), preprocessing)
+    return Image.fromarray(pixels)
 
 
-def by_opencv(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+def opencv(upload: bytes, _: Preprocessing) -> Image.Image:
     """Decode with OpenCV."""
-    return to_model_pixels(Image.fromarray(_opencv_pixels(upload)), preprocessing)
+    data = np.frombuffer(read_container(upload).data, np.uint8)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return Image.fromarray(np.asarray(cv2.imdecode(data, flags), np.uint8))
 
 
-def torch_resize(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Resize with torch."""
-    return _torch_resize(np.array(decode(upload, EXACT)), preprocessing)
-
-
-def by_opencv_torch_resize(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Decode with OpenCV, resize with torch."""
-    return _torch_resize(_opencv_pixels(upload), preprocessing)
-
-
-def reduced_torch_resize(upload: bytes, preprocessing: Preprocessing) -> Pixels:
-    """Decode at a reduced size, resize with torch."""
+def reduced(upload: bytes, preprocessing: Preprocessing) -> Image.Image:
+    """A JPEG at a half, a quarter or an eighth of its size, at least the one it is resized to."""
     image = Image.open(io.BytesIO(read_container(upload).data))
     image.draft(None, preprocessing.resize_to[::-1])
-    return _torch_resize(np.array(image), preprocessing)
+    return image
 
 
-def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+# Resizers: from an image to pixels of a model.
+
+
+def resize_whole(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """Resize the whole picture with Pillow, then crop."""
     (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
     resized = image.resize(preprocessing.resize_to[::-1], Image.Resampling.BICUBIC)
     return np.array(resized.crop((left, top, left + width, top + height)))
 
 
-def _opencv_pixels(upload: bytes) -> Pixels:
-    data = np.frombuffer(read_container(upload).data, np.uint8)
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return np.asarray(cv2.imdecode(data, flags), np.uint8)
-
-
-def _torch_resize(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
+def torch_resize(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """Resize the whole picture with torch, then crop."""
     (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    images = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     resized = F.interpolate(images, preprocessing.resize_to, mode="bicubic", antialias=True)
     cropped = resized[0, :, top : top + height, left : left + width]
     return cropped.permute(1, 2, 0).contiguous().numpy()
 
 
+def way(
+    decoded: Callable[[bytes, Preprocessing], Image.Image],
+    resized: Callable[[Image.Image, Preprocessing], Pixels],
+) -> Way:
+    """Decode, then resize."""
+    return lambda upload, preprocessing: resized(decoded(upload, preprocessing), preprocessing)
+
+
 WAYS: dict[str, Way] = {
-    "official": official,
-    "served, `exact`": served,
-    "served, `fast`": served_fast,
-    "simplejpeg": by_simplejpeg,
-    "OpenCV": by_opencv,
-    "Pillow, torch resizes": torch_resize,
-    "OpenCV, torch resizes": by_opencv_torch_resize,
-    "Pillow at reduced size, torch resizes": reduced_torch_resize,
+    "official": way(pillow, resize_whole),
+    "served, `exact`": lambda upload, to: prepare(upload, EXACT, to).pixels,
+    "served, `fast`": lambda upload, to: prepare(upload, FAST, to).pixels,
+    "simplejpeg": way(simplejpeg, to_model_pixels),
+    "OpenCV": way(opencv, to_model_pixels),
+    "Pillow, torch resizes": way(pillow, torch_resize),
+    "OpenCV, torch resizes": way(opencv, torch_resize),
+    "Pillow at reduced size, torch resizes": way(reduced, torch_resize),
 }
 FOR_JPEG = {"served, `fast`", "simplejpeg", "Pillow at reduced size, torch resizes"}
 
@@ -212,7 +203,7 @@ def error(pixels: list[Pixels], expected: list[Pixels]) -> dict[str, float]:
     return {"max": int(differences.max()), "mean": float(differences.mean())}
 
 
-def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[dict[str, Any]]:
+def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[Row]:
     """Time every way in alternating rounds, once in this thread and once in all workers."""
     uploads, preprocessing = case.uploads(), Preprocessing.of(VARIANTS[case.variant])
     ways = ways_for(case.encoding)
@@ -230,29 +221,46 @@ def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[dict[s
         list(workers.map(lambda file: way(file, preprocessing), uploads * cores))
         return (time.perf_counter() - began) / len(uploads) / cores
 
-    timed = [
-        {name: (one_thread(way), all_cores(way)) for name, way in ways.items()}
-        for _ in range(rounds)
+    settings = {"one_thread": one_thread, "all_cores": all_cores}
+    sides = {
+        (setting, name): partial(in_setting, way)
+        for name, way in ways.items()
+        for setting, in_setting in settings.items()
+    }
+    timed = in_turn(sides, rounds)
+    taken = {side: [one[side] for one in timed] for side in sides}
+    return [
+        {
+            "way": name,
+            "error": error(made[name], made["official"]),
+            **{
+                setting: {
+                    "ms": 1e3 * median(taken[setting, name]),
+                    **ratio(taken[setting, name], taken[setting, "official"]),
+                }
+                for setting in settings
+            },
+        }
+        for name in ways
     ]
-    rows = []
-    for name in ways:
-        row: dict[str, Any] = {"way": name, "error": error(made[name], made["official"])}
-        for index, setting in enumerate(("one_thread", "all_cores")):
-            ratios = [durations[name][index] / durations["official"][index] for durations in timed]
-            row[setting] = {
-                "ms": 1e3 * median(durations[name][index] for durations in timed),
-                "ratio": median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
-            }
-        rows.append(row)
-    return rows
+
+
+def tables(result: Row) -> str:
+    """The table of `decode-cpu.json`."""
+    columns = {"picture": "{picture}", "model": "{variant}", "way": "{way}"}
+    for title, key in (("one thread", "one_thread"), ("all cores", "all_cores")):
+        columns[f"{title} ms"] = f"{{{key}[ms]:.2f}}"
+        columns[f"{title} / official (range)"] = (
+            f"**{{{key}[ratio]:.2f}}** "
+            f"({{{key}[ratio_range][0]:.2f}}-{{{key}[ratio_range][1]:.2f}})"
+        )
+    columns |= {"largest error": "{error[max]}", "mean error": "{error[mean]:.3f}"}
+    return table(columns, (case | row for case in result["cases"] for row in case["rows"]))
 
 
 def main() -> None:
     """Measure all cases, write the result file and print its table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
+    chosen = options("bench.decode", __doc__, rounds=7)
     process.compute_alone()
     cv2.setNumThreads(1)
     with open_workers(os.cpu_count() or 1) as workers:
@@ -260,18 +268,12 @@ def main() -> None:
             {
                 "picture": case.name,
                 "variant": case.variant,
-                "rows": measure(case, workers, arguments.rounds),
+                "rows": measure(case, workers, chosen.rounds),
             }
             for case in CASES
         ]
-    result = {
-        "machine": describe("bench.decode", "cpu"),
-        "rounds": arguments.rounds,
-        "cases": cases,
-    }
-    path = RESULTS / "decode-cpu.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(decode_table(result))
+    machine = describe("bench.decode", "cpu")
+    publish("decode-cpu", tables, {"machine": machine, "rounds": chosen.rounds, "cases": cases})
 
 
 if __name__ == "__main__":

@@ -5,31 +5,28 @@ official 800x1344, 640x640 stay what they are in a server that letterboxes to th
 round is as long as some forward passes take, however slow the detector is.
 """
 
-import argparse
-import asyncio
 import io
 import json
-from collections.abc import Callable, Sequence
+from argparse import Namespace
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle, islice
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from prometheus_client import CollectorRegistry
-from torch import Tensor
 
-from bench.closed_loop import EngineAlone, measure_closed_loop
+from bench.closed_loop import COLUMNS, EngineAlone, measure_closed_loop, over_all_rounds
+from bench.harness import options, publish
 from bench.load import CLIENTS, PICTURES, make_jpeg
-from bench.machine import RESULTS, describe
-from bench.report import detector_tables
+from bench.machine import describe
+from bench.open_engine import OpenEngine
 from bench.running_server import running_server
 from bench.stages import POST_PROCESSING, STAGES, time_stages
-from bench.weights import DETECTOR_CASES, detector_state
-from model.detection import Detections, Detector, create_detector
+from bench.tables import Row, table
+from bench.weights import DETECTOR_CASES, detector_state, make_detector
+from model.detection import Detections, Detector
 from model.detection.config import SCORE_THRESHOLD
 from model.detection.detector import DenseFeatures
 from model.detection.normalise import Normalise
@@ -37,11 +34,9 @@ from model.detection.roi_heads import TwoStageHead
 from model.detection.rpn import proposals
 from model.detection.transforms import DIVISOR
 from service import process
-from service.engine.detection import DetectionEngine
 from service.engine.device import Device
 from service.engine.items import DetectionInput
 from service.memory import keep_freed
-from service.metrics import Metrics
 
 QUALITY = 90  # of the JPEGs
 STAGE_ROUNDS = 5
@@ -85,58 +80,10 @@ CASES = {
 }
 
 
-@dataclass(frozen=True)
-class OpenDetector:
-    """A detector in its engine.
-
-    Attributes:
-        state: its weights, with official keys.
-        detector: the module, on the device.
-        dtype: of its features.
-        run: runs a batch on the engine.
-        in_its_thread: does work in the thread of the device.
-    """
-
-    state: dict[str, Tensor]
-    detector: Detector
-    dtype: torch.dtype
-    run: Callable[[Sequence[DetectionInput]], object]
-    in_its_thread: Callable[[Callable[[], Any]], Any]
-
-
-def open_detector(
-    name: str, sizes: Sequence[tuple[int, int]], arguments: argparse.Namespace
-) -> OpenDetector:
-    """Load a detector and its engine as the service does, ready for inputs of some sizes."""
-    state = detector_state(name)
-    detector = create_detector(name)
-    detector.load_state_dict(state)
-    device = Device(arguments.device, arguments.threads)
-    process.compute_alone()
-    engine = DetectionEngine(
-        detector,
-        device,
-        Metrics(CollectorRegistry()).add_model(name, "bench", "detect", 1),
-        dtype=arguments.dtype,
-        sizes=sizes,
-    )
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(engine.load())
-    keep_freed()
-    return OpenDetector(
-        state,
-        detector,
-        engine.dtype,
-        lambda batch: loop.run_until_complete(engine.run_batch(batch)),
-        lambda work: loop.run_until_complete(device.run(work)),
-    )
-
-
-def measure_stages(opened: OpenDetector, inputs: list[DetectionInput]) -> dict[str, Any]:
+def measure_stages(detector: Detector, inputs: list[DetectionInput], dtype: str) -> Row:
     """Time the stages picture by picture, without CUDA graphs, after one that is thrown away."""
-    detector, size = opened.detector, inputs[0].padded_size
-    device = next(detector.parameters()).device
-    normalise = Normalise(opened.dtype).to(device)
+    size, device = inputs[0].padded_size, next(detector.parameters()).device
+    normalise = Normalise(getattr(torch, dtype)).to(device)
 
     def forward(item: DetectionInput) -> tuple[DenseFeatures, Detections]:
         pixels = torch.from_numpy(item.pixels)[None].to(device)
@@ -178,20 +125,23 @@ def count_work(detector: Detector, dense: DenseFeatures, found: Detections) -> d
     return counts | {"detections": len(found.scores)}
 
 
-def measure_case(case: Case, opened: OpenDetector, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_case(name: str, case: Case, opened: OpenEngine, chosen: Namespace) -> Row:
     """Time the stages at one size, then alternate rounds of the engine and of a server."""
     inputs = case.inputs()
-    stages = opened.in_its_thread(partial(measure_stages, opened, inputs))
+    assert isinstance(opened.network, Detector)
+    stages = opened.in_its_thread(
+        partial(measure_stages, opened.network, inputs, dtype=chosen.dtype)
+    )
     forward_s = stages["forward_ms"] / 1e3
-    seconds = max(arguments.seconds, arguments.forwards * forward_s)
+    seconds = max(chosen.seconds, chosen.forwards * forward_s)
     pictures = cycle(inputs)
     alone = EngineAlone(lambda size: partial(opened.run, list(islice(pictures, size))), seconds)
     with running_server(
-        {"meta": {}, "state_dict": opened.state},
-        DAT_MODEL__NAME=opened.detector.config.name,
-        DAT_ENGINE__DEVICE=arguments.device,
-        DAT_ENGINE__DTYPE=arguments.dtype,
-        DAT_ENGINE__THREADS=arguments.threads,
+        {"meta": {}, "state_dict": detector_state(name)},
+        DAT_MODEL__NAME=name,
+        DAT_ENGINE__DEVICE=chosen.device,
+        DAT_ENGINE__DTYPE=chosen.dtype,
+        DAT_ENGINE__THREADS=chosen.threads,
         DAT_BATCHING__SIZES=json.dumps([case.size]),
         **case.settings,
     ) as server:
@@ -200,16 +150,16 @@ def measure_case(case: Case, opened: OpenDetector, arguments: argparse.Namespace
                 server,
                 alone,
                 protocol,
-                arguments.concurrency,
-                arguments.rounds,
-                task="detect",
+                chosen.concurrency,
+                chosen.rounds,
+                path="/v1/detect",
                 height=case.upload[0],
                 width=case.upload[1],
                 quality=QUALITY,
                 seconds=seconds,
                 warmup=1 + 2 * forward_s,  # until after the first answer
             )
-            for protocol in arguments.protocols
+            for protocol in chosen.protocols
         ]
     return {
         "upload": case.upload,
@@ -220,39 +170,75 @@ def measure_case(case: Case, opened: OpenDetector, arguments: argparse.Namespace
     }
 
 
+def tables(result: Row) -> str:
+    """The tables of one `detector-*.json`: stages of a forward pass, then the server."""
+    of_cases = result["cases"]
+    stages = {
+        "input": "{size:x}",
+        "forward ms": "{forward_ms:.1f}",
+        **{
+            f"{stage} ms": f"{{stages_ms[{stage}]:.1f}}"
+            for stage in result["cases"][0]["stages_ms"]
+        },
+        "post-processing / forward (range)": "**{post_processing_share:.1%}** "
+        "({post_processing_share_range[0]:.1%}-{post_processing_share_range[1]:.1%})",
+        "candidates": "{candidates}",
+        "proposals": "{proposals}",
+        "detections": "{detections}",
+    }
+    work = ("candidates", "proposals", "detections")
+    served = [
+        case | over_all_rounds(row, case["seconds"])
+        for case in of_cases
+        for row in case["closed_loop"]
+    ]
+    cases = [case | {key: _span(case["work"].get(key)) for key in work} for case in result["cases"]]
+    return f"{table(stages, cases)}\n\n{table({'input': '{size:x}', **COLUMNS}, served)}"
+
+
+def _span(counts: list[int] | None) -> str:
+    if not counts:
+        return "none"
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}-{high}"
+
+
 def main() -> None:
-    """Measure the models of the command line, one after another."""
-    parser = argparse.ArgumentParser(prog="python -m bench.detector", description=__doc__)
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=DETECTOR_CASES,
-        default=["retinanet_dat_pp_tiny", "mask_rcnn_dat_pp_tiny"],
+    """Measure the models of the command line, one after another.
+
+    A round takes `seconds`, or as many `forwards` where these take longer.
+    """
+    chosen = options(
+        "bench.detector",
+        __doc__,
+        {"models": DETECTOR_CASES, "sizes": CASES, "protocols": CLIENTS},
+        models=["retinanet_dat_pp_tiny", "mask_rcnn_dat_pp_tiny"],
+        sizes=list(CASES),
+        protocols=["http"],
+        concurrency=2,
+        rounds=3,
+        seconds=2.0,
+        forwards=3,
+        threads=None,
+        device="cpu",
+        dtype="float32",
     )
-    parser.add_argument("--sizes", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--protocols", nargs="+", choices=CLIENTS, default=["http"])
-    parser.add_argument("--concurrency", type=int, default=2, help="requests in flight")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a round, at least")
-    parser.add_argument("--forwards", type=int, default=3, help="of a round, at least")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    arguments = parser.parse_args()
-    cases = [CASES[size] for size in arguments.sizes]
-    for name in arguments.models:
-        opened = open_detector(name, [case.size for case in cases], arguments)
+    cases = [CASES[size] for size in chosen.sizes]
+    for name in chosen.models:
+        device = Device(chosen.device, chosen.threads)
+        process.compute_alone()
+        sizes = [case.size for case in cases]
+        opened = OpenEngine(make_detector(name), device, chosen.dtype, sizes=sizes)
+        keep_freed()
         result = {
             "model": name,
-            "device": arguments.device,
-            "dtype": arguments.dtype,
-            "machine": describe("bench.detector", arguments.device, arguments.threads),
-            "settings": vars(arguments),
-            "cases": [measure_case(case, opened, arguments) for case in cases],
+            "device": chosen.device,
+            "dtype": chosen.dtype,
+            "machine": describe("bench.detector", chosen.device, chosen.threads),
+            "settings": vars(chosen),
+            "cases": [measure_case(name, case, opened, chosen) for case in cases],
         }
-        path = RESULTS / f"detector-{name}-{arguments.device}-{arguments.dtype}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"{name}, {arguments.device}, {arguments.dtype}\n\n{detector_tables(result)}\n")
+        publish(f"detector-{name}-{chosen.device}-{chosen.dtype}", tables, result)
 
 
 if __name__ == "__main__":

@@ -6,85 +6,37 @@ two, so that a machine that slows down slows both; the ratio is taken per round.
 product is timed in the same rounds: nothing that multiplies matrices is faster.
 """
 
-import argparse
-import asyncio
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from statistics import mean, median
-from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
 
 from bench.baseline import CONFIGS, create_baseline
-from bench.machine import RESULTS, describe
+from bench.harness import in_turn, options, publish, ratio
+from bench.machine import describe
 from bench.memory import ALL_KEPT
-from bench.report import engine_table
+from bench.open_engine import OpenEngine
 from bench.rival import Pixels, Rival, Run, Timed
-from bench.weights import recipe_state
-from model import DAT, VARIANTS, load_model
-from model.checkpoint import Checkpoint
+from bench.tables import RATIO, Row, table
+from bench.weights import recipe_checkpoint, recipe_state
+from model import VARIANTS, load_model
 from model.cost import flops
 from model.normalise import Normalise
 from service import process
-from service.engine.classification import ClassificationEngine
 from service.engine.device import Device
-from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
+from service.engine.items import ClassificationInput, Wanted
 from service.memory import keep_freed
-from service.metrics import Metrics
 
 PRODUCT_SIDE = 4096  # of both matrices
 
 
-@dataclass(frozen=True)
-class OpenEngine:
-    """A classifier in its engine.
-
-    Attributes:
-        network: on the device.
-        run: runs a batch.
-    """
-
-    network: DAT
-    run: Callable[[Sequence[ClassificationInput]], list[ClassificationOutput]]
-
-
-def load_engine(
-    weights: Checkpoint,
-    name: str,
-    device: Device,
-    *,
-    dtype: str,
-    max_batch: int = 0,
-    buckets: Sequence[int] = (),
-    image_size: tuple[int, int] | None = None,
-) -> OpenEngine:
-    """Load a variant and its engine as the service does; the options are those of the service."""
-    network = load_model(weights, name, image_size)
-    metrics = Metrics(CollectorRegistry()).add_model(name, "bench", "classify", 1)
-    engine = ClassificationEngine(
-        network, device, metrics, dtype=dtype, max_batch=max_batch, buckets=buckets
-    )
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(engine.load())
-    return OpenEngine(network, lambda batch: loop.run_until_complete(engine.run_batch(batch)))
-
-
-def recipe_checkpoint(name: str) -> Checkpoint:
-    """Random weights of a variant, as if read from a file."""
-    return Checkpoint(Path(f"{name}.pth"), recipe_state(name))
-
-
 def open_engine(name: str, device: str, threads: int, *, dtype: str, max_batch: int) -> Run:
     """Load the engine as the service does, with `explain` as an option of its runs."""
-    engine = load_engine(
-        recipe_checkpoint(name), name, Device(device, threads), dtype=dtype, max_batch=max_batch
-    )
+    network = load_model(recipe_checkpoint(name), name)
+    engine = OpenEngine(network, Device(device, threads), dtype, max_batch=max_batch)
     keep_freed()
 
     def run(pixels: Pixels, *, explain: bool = False) -> NDArray[np.float32]:
@@ -131,72 +83,49 @@ def open_product(device: str, threads: int, *, dtype: str) -> Run:
     return run
 
 
-@dataclass(frozen=True)
-class Rivals:
-    """The sides of the comparison.
+def open_rivals(
+    name: str, device: str, threads: int, *, dtype: str, max_batch: int
+) -> dict[str, Rival]:
+    """Load the sides of the comparison, each in its process.
 
-    Attributes:
-        keeping: the baseline in a process that keeps the memory that it frees.
+    `keeping` is the baseline in a process that keeps the memory that it frees.
     """
-
-    name: str
-    baseline: Rival
-    keeping: Rival
-    engine: Rival
-    product: Rival
-
-    @classmethod
-    def open(cls, name: str, device: str, threads: int, *, dtype: str, max_batch: int) -> Self:
-        """Load all, each in its process."""
-        where = (device, threads)
-        baseline = partial(open_baseline, name, *where, dtype=dtype)
-        return cls(
-            name,
-            Rival(baseline, name),
-            Rival(baseline, name, ALL_KEPT),
-            Rival(
-                partial(open_engine, name, *where, dtype=dtype, max_batch=max_batch),
-                name,
-                process.ENVIRONMENT,
-            ),
-            Rival(partial(open_product, *where, dtype=dtype), name),
-        )
-
-    def close(self) -> None:
-        """End the processes."""
-        for rival in (self.baseline, self.keeping, self.engine, self.product):
-            rival.close()
-
-
-def compare(rivals: Rivals, batch: int, *, rounds: int, seconds: float) -> dict[str, object]:
-    """Time all on one batch in alternating rounds, after one round that is thrown away."""
-    sides: dict[str, Callable[[int, float], Timed]] = {
-        "baseline": rivals.baseline.time,
-        "keeping": rivals.keeping.time,
-        "engine": rivals.engine.time,
-        "explained": partial(rivals.engine.time, explain=True),
-        "product": rivals.product.time,
+    where = (device, threads)
+    baseline = partial(open_baseline, name, *where, dtype=dtype)
+    engine = partial(open_engine, name, *where, dtype=dtype, max_batch=max_batch)
+    return {
+        "baseline": Rival(baseline, name),
+        "keeping": Rival(baseline, name, ALL_KEPT),
+        "engine": Rival(engine, name, process.ENVIRONMENT),
+        "product": Rival(partial(open_product, *where, dtype=dtype), name),
     }
-    timed = [
-        {side: time(batch, seconds) for side, time in sides.items()} for _ in range(rounds + 1)
-    ]
-    first = timed.pop(0)
-    times = [{side: mean(of.durations) for side, of in one.items()} for one in timed]
-    ratios = [one["baseline"] / one["engine"] for one in times]
+
+
+def compare(
+    name: str, rivals: Mapping[str, Rival], batch: int, *, rounds: int, seconds: float
+) -> Row:
+    """Time all on one batch in alternating rounds, after one round that is thrown away."""
+    sides: dict[str, Callable[[], Timed]] = {
+        side: partial(rival.time, batch, seconds) for side, rival in rivals.items()
+    }
+    sides["explained"] = partial(rivals["engine"].time, batch, seconds, explain=True)
+    first, *timed = in_turn(sides, rounds + 1)
+    means = {side: [mean(one[side].durations) for one in timed] for side in sides}
+    engine, product = means["engine"], means["product"]
     # Of multiply-adds alike.
-    work = batch * flops(VARIANTS[rivals.name]) / PRODUCT_SIDE**3
+    work = batch * flops(VARIANTS[name]) / PRODUCT_SIDE**3
+    of_product = [work * seconds for seconds in product]
     return {
         "batch": batch,
         **{
             side: _figures([one[side].durations for one in timed], batch)
             for side in ("baseline", "keeping", "engine")
         },
-        "ratio": median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-        "ratio_to_keeping": median(one["keeping"] / one["engine"] for one in times),
-        "product_gflops": median(2e-9 * PRODUCT_SIDE**3 / one["product"] for one in times),
-        "share_of_product_rate": median(work * one["product"] / one["engine"] for one in times),
-        "explained_over_plain_time": median(one["explained"] / one["engine"] for one in times),
+        **ratio(means["baseline"], engine),
+        "ratio_to_keeping": ratio(means["keeping"], engine)["ratio"],
+        "product_gflops": 2e-9 * PRODUCT_SIDE**3 / median(product),
+        "share_of_product_rate": ratio(of_product, engine)["ratio"],
+        "explained_over_plain_time": ratio(means["explained"], engine)["ratio"],
         "max_abs_difference": float(
             np.abs(first["baseline"].scores - first["engine"].scores).max()
         ),
@@ -206,50 +135,60 @@ def compare(rivals: Rivals, batch: int, *, rounds: int, seconds: float) -> dict[
 def _figures(rounds: list[list[float]], batch: int) -> dict[str, float]:
     calls = [duration for durations in rounds for duration in durations]
     return {
-        "images_per_s": median(batch / float(np.mean(durations)) for durations in rounds),
+        "images_per_s": median(batch / mean(durations) for durations in rounds),
         "p50_ms": 1e3 * float(np.percentile(calls, 50)),
         "p99_ms": 1e3 * float(np.percentile(calls, 99)),
         "calls": len(calls),
     }
 
 
+def tables(result: Row) -> str:
+    """The table of one `engine-*.json`."""
+    columns = {
+        "batch": "{batch}",
+        "baseline img/s": "{baseline[images_per_s]:.1f}",
+        "engine img/s": "{engine[images_per_s]:.1f}",
+        "engine / baseline (range)": RATIO,
+        "engine / baseline that keeps its memory": "{ratio_to_keeping:.2f}",
+        "share of a matrix product's rate": "{share_of_product_rate:.0%}",
+        "baseline p50 / p99 ms": "{baseline[p50_ms]:.1f} / {baseline[p99_ms]:.1f}",
+        "engine p50 / p99 ms": "{engine[p50_ms]:.1f} / {engine[p99_ms]:.1f}",
+        "time with points / without": "{explained_over_plain_time:.3f}",
+    }
+    return table(columns, result["batches"])
+
+
 def main() -> None:
     """Time the models of the command line, one after another."""
-    parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__)
-    parser.add_argument(
-        "--models", nargs="+", choices=CONFIGS, default=["dat_tiny_224", "dat_pp_tiny_224"]
+    chosen = options(
+        "bench.engine",
+        __doc__,
+        {"models": CONFIGS},
+        models=list(CONFIGS),
+        batches=[1, 2, 4, 8],
+        rounds=7,
+        seconds=2.0,
+        threads=None,
+        device="cpu",
+        dtype="float32",
     )
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per side and round")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    arguments = parser.parse_args()
-    dtype = arguments.dtype
-    for name in arguments.models:
-        rivals = Rivals.open(
-            name,
-            arguments.device,
-            arguments.threads,
-            dtype=dtype,
-            max_batch=max(arguments.batches),
-        )
+    device, threads, dtype = chosen.device, chosen.threads, chosen.dtype
+    for name in chosen.models:
+        rivals = open_rivals(name, device, threads, dtype=dtype, max_batch=max(chosen.batches))
         result = {
             "model": name,
-            "device": arguments.device,
+            "device": device,
             "dtype": dtype,
-            "machine": describe("bench.engine", arguments.device, arguments.threads),
-            "rounds": arguments.rounds,
+            "machine": describe("bench.engine", device, threads),
+            "rounds": chosen.rounds,
             "batches": [
-                compare(rivals, batch, rounds=arguments.rounds, seconds=arguments.seconds)
-                for batch in arguments.batches
+                compare(name, rivals, batch, rounds=chosen.rounds, seconds=chosen.seconds)
+                for batch in chosen.batches
             ],
         }
-        rivals.close()
-        path = RESULTS / f"engine-{name}-{arguments.device}-{dtype}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"{name}, {arguments.device}, {dtype}\n\n{engine_table(result)}\n")
+        for rival in rivals.values():
+            rival.close()
+        publish(f"engine-{name}-{device}-{dtype}", tables, result)
 
 
 if __name__ == "__main__":

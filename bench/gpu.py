@@ -11,50 +11,29 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from importlib.metadata import requires, version
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from packaging.requirements import Requirement
-
 from bench.findings import bound, verdict
 from bench.steps import ROOT, Outcome, Part, Step
+from bench.tables import Row, table
 
 PART_S = 350.0  # of the six minutes; the rest is for the start
 # A rehearsal may be beside others on a small machine.
 PATIENCE = {"cpu": 5.0, "cuda": 1.0}
 
-# What a machine with torch has too, and would be large to carry.
-THERE = {"torch", "triton", "numpy", "opencv-python-headless", "pillow", "safetensors", "tqdm"}
-FOR_TESTS = ("httpx", "hypothesis", "pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist")
 
-
-def module(name: str, limit_s: float, *command: object, **environment: str) -> Step:
+def module(name: str, limit_s: float, /, *command: object, **environment: str) -> Step:
     """A step that runs a module of Python."""
     return Step(name, limit_s, (sys.executable, "-m", *map(str, command)), environment)
 
 
-# On a CPU as small as it gets.
-TIMED = {"cpu": ("dat_nano",), "cuda": ("dat_tiny_224", "dat_pp_tiny_224")}
-DEMO = {"cpu": (), "cuda": ("dat_nano",)}  # timed after those
-DETECTORS = {
-    "cpu": ("--models", "mask_rcnn_dat_nano", "--batches", "1", "--seconds", "0"),
-    "cuda": ("--models", "retinanet_dat_pp_tiny", "mask_rcnn_dat_pp_tiny", "--batches", "1", "8"),
-}
-BATCHES = {
-    "cpu": ("--batches", "1", "--seconds", "0"),
-    "cuda": ("--batches", "1", "8", "32", "64", "128"),
-}
-COMPILED = {
-    "cpu": ("--ways", "graph, compiled kernels", "--batches", "1", "--seconds", "0"),
-    "cuda": ("--ways", "graph, compiled kernels", "graph, compiled", "--batches", "64", "1"),
-}
-KERNELS = {"cpu": ("--dtype", "float32"), "cuda": ("--batches", "32")}
 CHECKED = {
     "cpu": ("dat_nano", "mask_rcnn_dat_nano"),
     "cuda": (
@@ -64,40 +43,61 @@ CHECKED = {
         *("retinanet_dat_pp_tiny", "mask_rcnn_dat_pp_tiny", "cascade_mask_rcnn_dat_pp_tiny"),
     ),
 }
-LOAD = {
-    "cpu": "--model dat_nano --concurrency 2 --rounds 1 --seconds 1 --warmup 0.5 "
-    "--engine-seconds 0.2",
-    "cuda": "--max-batch 64 --concurrency 64 --rounds 2 --seconds 4 --engine-seconds 2",
+# For each measurement a limit, seconds, its module, and the options on a GPU and in a rehearsal.
+TIMES = {
+    "times": (
+        175,
+        "bench.graphs",
+        "--models dat_tiny_224 dat_pp_tiny_224 dat_nano --batches 1 8 32 64 128",
+        "--models dat_nano --batches 1 --seconds 0",
+    )
+}
+SECOND = {
+    "server": (
+        120,
+        "bench.server",
+        "--max-batch 64 --concurrency 64 --rounds 2 --seconds 4 --engine-seconds 2 --fractions",
+        "--model dat_nano --concurrency 2 --rounds 1 --seconds 0.5 --engine-seconds 0 --fractions",
+    ),
+    "kernels": (80, "bench.kernels", "--batches 32", "--dtype float32"),
+    "detectors": (
+        60,
+        "bench.graphs",
+        "--ways engine --models retinanet_dat_pp_tiny mask_rcnn_dat_pp_tiny --batches 1 8",
+        "--ways engine --models mask_rcnn_dat_nano --batches 1 --seconds 0",
+    ),
+    "hottest": (60, "bench.hottest", "", "--models dat_nano"),
+    "compile": (
+        120,
+        "bench.graphs",
+        "--ways 'graph, compiled kernels' 'graph, compiled' --batches 64 1",
+        "--ways 'graph, compiled kernels' --models dat_nano --batches 1 --seconds 0",
+    ),
 }
 
 
 def first(device: str, checked: Sequence[str]) -> list[list[Step]]:
     """What is right, then how fast it is; the steps of one list run side by side."""
     checks = [
-        module(f"check-{name}", 160, "bench.gpu_check", name, device, OMP_NUM_THREADS="2")
+        module(f"check-{name}", 160, "tests.gpu.check", name, device, OMP_NUM_THREADS="2")
         for name in checked
     ]
-    models = ("--models", *TIMED[device])
-    return [
-        [_environment(device)],
-        [*checks, _tests(device)],
-        [module("times", 175, "bench.graphs", device, *models, *DEMO[device], *BATCHES[device])],
-    ]
+    return [[_environment(device)], [*checks, _tests(device)], *_measurements(TIMES, device)]
 
 
 def second(device: str) -> list[list[Step]]:
-    """The server, compilation around the kernels, and the kernels one by one."""
-    models = ("--models", *TIMED[device])
+    """The server, the kernels one by one, detectors, and compilation around the kernels."""
+    return [[_environment(device)], *_measurements(SECOND, device)]
+
+
+def _measurements(
+    commands: Mapping[str, tuple[float, str, str, str]], device: str
+) -> Iterator[list[Step]]:
     interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
-    server = ("bench.server", "--device", device, *LOAD[device].split(), "--fractions")
-    return [
-        [_environment(device)],
-        [module("server", 120, *server)],
-        [module("kernels", 80, "bench.kernels", device, *KERNELS[device], **interpreted)],
-        [module("detectors", 60, "bench.graphs", device, "--ways", "engine", *DETECTORS[device])],
-        [module("hottest", 60, "bench.hottest", device, *TIMED[device])],
-        [module("compile", 120, "bench.graphs", device, *models, *COMPILED[device])],
-    ]
+    for name, (limit_s, of, on_gpu, on_cpu) in commands.items():
+        chosen = shlex.split(on_gpu if device == "cuda" else on_cpu)
+        variables = interpreted if of == "bench.kernels" else {}
+        yield [module(name, limit_s, of, "--device", device, *chosen, **variables)]
 
 
 def _environment(device: str) -> Step:
@@ -156,38 +156,6 @@ def environment(device: str) -> None:
 
 def _output(command: list[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def needed(packages: Iterable[str], without: Collection[str] = ()) -> set[str]:
-    """The names of packages and of all that they need here.
-
-    Args:
-        packages: as requirements; all but `without` are installed.
-        without: what is left out, with what it alone needs.
-    """
-    seen: set[str] = set()
-
-    def add(line: str, extras: Collection[str]) -> None:
-        requirement = Requirement(line)
-        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        marker = requirement.marker
-        wanted = not marker or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
-        # What one asks for without extras another may ask for with some.
-        key = f"{name}[{','.join(sorted(requirement.extras))}]"
-        if wanted and name not in without and key not in seen:
-            seen.add(key)
-            for other in requires(name) or ():
-                add(other, requirement.extras)
-
-    for package in packages:
-        add(package, ())
-    return {key.partition("[")[0] for key in seen}
-
-
-def wheels() -> list[str]:
-    """What the server and the tests need of other packages, in the versions installed here."""
-    names = needed(("dat-serve", *FOR_TESTS), without=THERE) - {"dat-serve"}
-    return [f"{name}=={version(name)}" for name in sorted(names)]
 
 
 def choose(groups: list[list[Step]], names: Sequence[str]) -> list[list[Step]]:
@@ -261,16 +229,44 @@ def _lines(outcome: Outcome) -> Iterator[str]:
             yield "  " + ", ".join(f"{key} {value}" for key, value in row.items())[:150]
 
 
+def tables(result: Row) -> str:
+    """The tables of one `gpu-*.json`: what was found, times, and where the time goes."""
+    machine, steps = result["machine"], result["steps"]
+    rows = [row for step in steps for row in step["rows"]]
+    versions = ", ".join(f"{key} {machine[key]}" for key in ("driver", "cuda", "cudnn", "triton"))
+    ended = (f"{step['name']} {step['ended']} ({step['seconds']:.0f} s)" for step in steps)
+    shown = [f"Versions: {versions}; kernels {machine['kernels']}. Steps: {', '.join(ended)}."]
+    for key, columns in _COLUMNS.items():
+        of_kind = [row for row in rows if key in row]
+        if key == "what":
+            of_kind = [row | {"bound": bound(row), "kept": verdict(row)} for row in of_kind]
+        if of_kind:
+            shown.append(table({"model": "{model}", **columns}, of_kind))
+    return "\n\n".join(shown)
+
+
+# By a key that only rows of one kind have.
+_COLUMNS = {
+    "what": {"what": "{what}", "figure": "{figure:.4g}", "bound": "{bound}", "kept": "{kept}"},
+    "way": {
+        "way": "{way}",
+        "batch": "{batch}",
+        "ms": "{ms:.3f}",
+        "img/s": "{images_per_s:rate}",
+        "TFLOP/s": "{tflops:.1f}",
+    },
+    "kernel": {"kernel": "`{kernel}`", "us": "{us:.1f}", "of the pass": "{share:.1%}"},
+    "failed": {"case that failed": "{failed}", "error": "{error}"},
+}
+
+
 def main() -> None:
-    """Run a part, or one of the small services that `bench/gpu.sh` asks for."""
+    """Run a part, or say what the machine is."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("part", choices=["first", "second", "environment", "wheels"])
+    parser.add_argument("part", choices=["first", "second", "environment"])
     parser.add_argument("steps", nargs="*", help="names of steps, or how they begin")
     arguments = parser.parse_args()
     part, device = arguments.part, os.environ.get("DEVICE", "cuda")
-    if part == "wheels":
-        print("\n".join(wheels()))
-        return
     if part == "environment":
         environment(*arguments.steps)
         return

@@ -22,7 +22,7 @@ prepare() {
     mkdir .whl
     # What is not tracked travels by name, and is nobody's to commit.
     echo '*' > .whl/.gitignore
-    wanted=$("$python" -m bench.gpu wheels)
+    wanted=$("$python" -m deploy.wheels)
     for tag in manylinux_2_{28,27,26,24,17,12,5} manylinux{2014,2010,1}; do
         platforms+=(--platform "${tag}_x86_64")
     done

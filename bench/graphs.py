@@ -8,8 +8,7 @@ the engines are timed. On a CPU, where nothing is captured and code is traced bu
 this is a rehearsal.
 """
 
-import argparse
-import asyncio
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,23 +18,20 @@ from statistics import median
 from typing import Any
 
 import torch
-from prometheus_client import CollectorRegistry
 from torch import Tensor
 
-from bench.closed_loop import time_calls
 from bench.findings import Cases, find, note
+from bench.harness import options, time_calls
+from bench.open_engine import OpenEngine
 from bench.rival import make_pixels
 from bench.weights import make_detector, recipe_state
 from model import VARIANTS, create_model, kernels
 from model.cost import flops
 from model.detection import DETECTORS
-from service.engine.classification import ClassificationEngine
 from service.engine.classify import Classify
-from service.engine.detection import DetectionEngine
 from service.engine.device import Device
 from service.engine.graphs import Capture, CudaCapture
 from service.engine.items import ClassificationInput, DetectionInput
-from service.metrics import Metrics
 from tests import recipe
 from tests.service.recorded import recorded
 
@@ -174,94 +170,64 @@ class Times:
             find(name, f"{way} / {SERVED}, batch 1", gain, at_least=LEAST_GAIN)
 
 
-def time_batches(name: str, title: str, arguments: argparse.Namespace, times: Times) -> None:
+def time_batches(name: str, title: str, chosen: Namespace, times: Times) -> None:
     """Time forward passes of all batches in one way."""
-    for batch in arguments.batches:
-        taken = time_way(name, WAYS[title], batch, arguments.device, arguments.seconds)
+    for batch in chosen.batches:
+        taken = time_way(name, WAYS[title], batch, chosen.device, chosen.seconds)
         times.add(name, title, batch, taken)
     times.judge(name, title)
 
 
-def time_engine(name: str, arguments: argparse.Namespace, times: Times) -> None:
+def time_engine(name: str, chosen: Namespace, times: Times) -> None:
     """Time an engine, one batch at a time and with as many as its device takes."""
-    loop, device = asyncio.new_event_loop(), Device(arguments.device)
-    engine, inputs = open_engine(name, device, arguments.batches)
-    loop.run_until_complete(engine.load())
+    device = Device(chosen.device)
+    opened, inputs = open_engine(name, device, chosen.batches)
     for title, together in ((ENGINE, 1), (f"{ENGINE}, overlapping", device.depth)):
-        for size in arguments.batches:
-            call = partial(_batches, loop, engine, inputs[:size], together)
-            time_calls(call, WARM_UP_S[arguments.device])
-            taken = median(time_calls(call, arguments.seconds))
+        for size in chosen.batches:
+            call = partial(opened.run_many, inputs[:size], BATCHES_A_CALL, together)
+            time_calls(call, WARM_UP_S[chosen.device])
+            taken = median(time_calls(call, chosen.seconds))
             times.add(name, title, size, taken / BATCHES_A_CALL)
         times.judge(name, title)
     device.close()
-    loop.close()
 
 
 def open_engine(
     name: str, device: Device, batches: Sequence[int]
-) -> tuple[ClassificationEngine | DetectionEngine, list[Any]]:
+) -> tuple[OpenEngine, Sequence[Any]]:
     """An engine with a graph for each size of batch, and inputs for the largest."""
-    kind, metrics = device.torch_device.type, Metrics(CollectorRegistry())
-    dtype = str(DTYPE[kind]).removeprefix("torch.")
+    kind = device.torch_device.type
+    dtype, most = str(DTYPE[kind]).removeprefix("torch."), max(batches)
     if name in DETECTORS:
         size = DETECTOR_SIZE[kind]
-        detector = DetectionEngine(
-            make_detector(name),
-            device,
-            metrics.add_model(name, "bench", "detect", 1),
-            dtype=dtype,
-            buckets=batches,
-            sizes=[size],
-        )
-        pictures = (recipe.image(0, index, *size) for index in range(max(batches)))
+        detector = OpenEngine(make_detector(name), device, dtype, buckets=batches, sizes=[size])
+        pictures = (recipe.image(0, index, *size) for index in range(most))
         return detector, [DetectionInput(picture, size, (1.0, 1.0)) for picture in pictures]
-    engine = ClassificationEngine(
-        deepcopy(network(name, kind).model),  # which an engine on a CPU packs
-        device,
-        metrics.add_model(name, "bench", "classify", 1),
-        dtype=dtype,
-        buckets=batches,
-    )
-    return engine, [ClassificationInput(image) for image in make_pixels(name, max(batches))]
-
-
-def _batches(
-    loop: asyncio.AbstractEventLoop,
-    engine: ClassificationEngine | DetectionEngine,
-    batch: list[Any],
-    together: int,
-) -> None:
-    """Run a call's batches, so many at a time."""
-    left = iter(range(BATCHES_A_CALL))
-
-    async def in_turn() -> None:
-        for _ in left:
-            await engine.run_batch(batch)
-
-    async def all_turns() -> None:
-        await asyncio.gather(*(in_turn() for _ in range(together)))
-
-    loop.run_until_complete(all_turns())
+    model = deepcopy(network(name, kind).model)  # which an engine on a CPU packs
+    inputs = [ClassificationInput(image) for image in make_pixels(name, most)]
+    return OpenEngine(model, device, dtype, buckets=batches), inputs
 
 
 def main() -> None:
-    """Time the ways of the command line, one after another."""
-    parser = argparse.ArgumentParser(prog="python -m bench.graphs", description=__doc__)
-    parser.add_argument("device", choices=DTYPE, nargs="?", default="cuda")
-    parser.add_argument("--models", nargs="+", default=list(TARGETS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 64, 128])
-    parser.add_argument("--ways", nargs="+", choices=[*WAYS, ENGINE], default=TIMED)
-    parser.add_argument("--seconds", type=float, default=0.4, help="of one way and batch")
-    arguments = parser.parse_args()
+    """Time the ways of the command line, one after another; seconds are of one way and batch."""
+    chosen = options(
+        "bench.graphs",
+        __doc__,
+        {"ways": [*WAYS, ENGINE]},
+        device="cuda",
+        models=list(TARGETS),
+        batches=[1, 8, 32, 64, 128],
+        ways=TIMED,
+        seconds=0.4,
+    )
     times, cases = Times(), Cases()
-    for title in arguments.ways:
-        for name in arguments.models:
+    for title in chosen.ways:
+        for name in chosen.models:
             with cases.case(name, title):
                 if title == ENGINE:
-                    time_engine(name, arguments, times)
+                    time_engine(name, chosen, times)
                 else:
-                    time_batches(name, title, arguments, times)
+                    time_batches(name, title, chosen, times)
     cases.end()
 
 

@@ -5,10 +5,9 @@ run in alternating rounds, as in `bench.engine`; what is said of memory was meas
 of its own.
 """
 
-import argparse
 import asyncio
-import json
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,16 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.baseline import CONFIGS
-from bench.closed_loop import time_calls
-from bench.engine import OpenEngine, load_engine, recipe_checkpoint
+from bench.harness import in_turn, options, publish, ratio, time_calls
 from bench.load import HttpClient, make_jpeg
-from bench.machine import RESULTS, describe
+from bench.machine import describe
 from bench.memory import IN_USE_ALONE, METERS, in_own_process, peak, reset_peak, resident
-from bench.report import growth_tables
+from bench.open_engine import OpenEngine
 from bench.running_server import RunningServer, running_server
-from bench.weights import recipe_state
-from model import VARIANTS, create_model
+from bench.tables import RATIO, Row, table
+from bench.weights import recipe_checkpoint, recipe_state
+from model import VARIANTS, load_model
 from model.checkpoint import Checkpoint
 from model.cost import flops
 from model.transforms import Preprocessing
@@ -36,7 +34,7 @@ from service import process
 from service.engine.device import Device
 from service.engine.items import ClassificationInput, Wanted
 from service.memory import keep_freed
-from service.tasks.points import point_layers
+from service.tasks import points
 from tests import recipe
 
 SIZES = (224, 288, 384, 448)  # pixels a side
@@ -50,8 +48,6 @@ UPLOADS = 64  # in flight
 PICTURES = 4  # different ones among them
 STORM_TIMEOUT_S = 300
 REST_S = 11.0  # in which a quiet server gives memory back
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,9 +69,8 @@ class Setup:
         self, device: Device, weights: Checkpoint, size: int = SIZES[0], **options: Any
     ) -> OpenEngine:
         """Load an engine for images of `size` pixels a side."""
-        return load_engine(
-            weights, self.name, device, dtype=self.dtype, image_size=(size, size), **options
-        )
+        network = load_model(weights, self.name, (size, size))
+        return OpenEngine(network, device, self.dtype, **options)
 
 
 def make_batch(
@@ -88,22 +83,15 @@ def make_batch(
     ]
 
 
-def alternate(
-    calls: Sequence[Callable[[], object]], *, rounds: int, seconds: float
-) -> list[list[float]]:
-    """Median durations of all calls, seconds, for each round; a first round is thrown away."""
-    timed = [[median(time_calls(call, seconds)) for call in calls] for _ in range(rounds + 1)]
-    return timed[1:]
-
-
-def durations(timed: list[list[float]], index: int) -> Row:
-    """The figures of one call among others, the first of which is what it is compared with."""
-    ratios = [one[index] / one[0] for one in timed]
-    return {
-        "ms": 1e3 * median(one[index] for one in timed),
-        "ratio": median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
+def durations(calls: Sequence[Callable[[], object]], *, rounds: int, seconds: float) -> list[Row]:
+    """Median durations of all calls, and their ratios to the first; one round is thrown away."""
+    sides = {
+        index: lambda call=call: median(time_calls(call, seconds))
+        for index, call in enumerate(calls)
     }
+    _, *timed = in_turn(sides, rounds + 1)
+    taken = [[one[index] for one in timed] for index in sides]
+    return [{"ms": 1e3 * median(of_call), **ratio(of_call, taken[0])} for of_call in taken]
 
 
 def line_past_the_knee(batches: Sequence[int], costs: Sequence[float]) -> Row:
@@ -137,15 +125,13 @@ def line_past_the_knee(batches: Sequence[int], costs: Sequence[float]) -> Row:
     }
 
 
-def grow_batch(
-    setup: Setup, device: Device, memory: list[int], arguments: argparse.Namespace
-) -> Row:
+def grow_batch(setup: Setup, device: Device, memory: list[int], chosen: Namespace) -> Row:
     """Time of batches."""
-    batches = arguments.batches
+    batches = chosen.batches
     engine = setup.load(device, recipe_checkpoint(setup.name), buckets=batches)
     calls = [partial(engine.run, make_batch(batch)) for batch in batches]
-    timed = alternate(calls, rounds=arguments.rounds, seconds=arguments.seconds)
-    ms = [durations(timed, index)["ms"] for index in range(len(batches))]
+    timed = durations(calls, rounds=chosen.rounds, seconds=chosen.seconds)
+    ms = [row["ms"] for row in timed]
     return {
         "rows": [
             {"batch": batch, "ms": ms[index], "memory_bytes": memory[index]}
@@ -156,9 +142,7 @@ def grow_batch(
     }
 
 
-def grow_size(
-    setup: Setup, device: Device, memory: list[int], arguments: argparse.Namespace
-) -> list[Row]:
+def grow_size(setup: Setup, device: Device, memory: list[int], chosen: Namespace) -> list[Row]:
     """Time of one image at each resolution, beside its FLOPs."""
     weights = recipe_checkpoint(setup.name)
     engines = [setup.load(device, weights, size, buckets=(1,)) for size in SIZES]
@@ -166,43 +150,39 @@ def grow_size(
         partial(engine.run, make_batch(1, size))
         for engine, size in zip(engines, SIZES, strict=True)
     ]
-    timed = alternate(calls, rounds=arguments.rounds, seconds=arguments.seconds)
+    timed = durations(calls, rounds=chosen.rounds, seconds=chosen.seconds)
     return [
         {
             "size": size,
             "flops": flops(VARIANTS[setup.name].resized((size, size))),
             "memory_bytes": memory[index],
-            **durations(timed, index),
+            **timed[index],
         }
         for index, size in enumerate(SIZES)
     ]
 
 
-def grow_explained(setup: Setup, device: Device, arguments: argparse.Namespace) -> Row:
+def grow_explained(setup: Setup, device: Device, chosen: Namespace) -> Row:
     """Time of a batch by how many of its images are explained, and of points made for an image."""
     engine = setup.load(device, recipe_checkpoint(setup.name), max_batch=EXPLAINED[-1])
     batches = [make_batch(EXPLAINED[-1], explained=count) for count in EXPLAINED]
     calls = [partial(engine.run, batch) for batch in batches]
     # Differences are small here: many short rounds.
-    timed = alternate(calls, rounds=3 * arguments.rounds, seconds=arguments.seconds / 3)
+    timed = durations(calls, rounds=3 * chosen.rounds, seconds=chosen.seconds / 3)
     locations = engine.run(batches[-1])[0].sampling_locations
-    pixel_map = Preprocessing.of(VARIANTS[setup.name]).pixel_map(640, 480)
-    layers = point_layers(create_model(setup.name))
-
-    def make_points() -> None:
-        for layer, of_layer in zip(layers, locations, strict=True):
-            layer.points(of_layer, pixel_map)
-
+    config = VARIANTS[setup.name]
+    pixel_map = Preprocessing.of(config).pixel_map(640, 480)
+    make_points = partial(points.explained, config, config.image_size, locations, pixel_map)
     return {
         "rows": [
-            {"batch": EXPLAINED[-1], "explained": count, **durations(timed, index)}
+            {"batch": EXPLAINED[-1], "explained": count, **timed[index]}
             for index, count in enumerate(EXPLAINED)
         ],
-        "points_ms": 1e3 * median(time_calls(make_points, arguments.seconds)),
+        "points_ms": 1e3 * median(time_calls(make_points, chosen.seconds)),
     }
 
 
-def grow_models(setup: Setup, arguments: argparse.Namespace) -> list[Row]:
+def grow_models(setup: Setup, chosen: Namespace) -> list[Row]:
     """Memory and loading time of copies of one model on a device, and images in turn."""
     device = setup.open_device()
     weights = recipe_checkpoint(setup.name)
@@ -219,13 +199,13 @@ def grow_models(setup: Setup, arguments: argparse.Namespace) -> list[Row]:
     image = make_batch(1)
     turns = [cycle(engines[:count]) for count in MODELS]
     calls = [partial(lambda turn: next(turn).run(image), turn) for turn in turns]
-    timed = alternate(calls, rounds=arguments.rounds, seconds=arguments.seconds)
+    timed = durations(calls, rounds=chosen.rounds, seconds=chosen.seconds)
     return [
         {
             "models": count,
             "memory_bytes": memory[count - 1],
             "load_s": median(seconds[:count]),
-            **durations(timed, index),
+            **timed[index],
         }
         for index, count in enumerate(MODELS)
     ]
@@ -311,25 +291,25 @@ async def _storm(server: RunningServer, pictures: list[bytes]) -> None:
     Raises:
         RuntimeError: one was not answered.
     """
-    client = HttpClient(server.ports["http"], "classify")
+    client = HttpClient(server.ports["http"], "/v1/classify", STORM_TIMEOUT_S)
     uploads = cycle(pictures)
     replies = await asyncio.gather(*(client.send(next(uploads)) for _ in range(UPLOADS)))
     if failed := [reply.status for reply in replies if not reply.ok]:
         raise RuntimeError(f"the server answered {failed}")
 
 
-def measure(setup: Setup, arguments: argparse.Namespace) -> Row:
+def measure(setup: Setup, chosen: Namespace) -> Row:
     """All that grows, of one model."""
-    batches = arguments.batches
+    batches = chosen.batches
     shapes = [(batch, SIZES[0]) for batch in batches] + [(1, size) for size in SIZES]
     memory = in_own_process(IN_USE_ALONE, memory_of_work, setup, shapes)
     keep_freed()
     device = setup.open_device()
     of_batches, of_sizes = memory[: len(batches)], memory[len(batches) :]
     timed = {
-        "batch": grow_batch(setup, device, of_batches, arguments),
-        "size": grow_size(setup, device, of_sizes, arguments),
-        "explained": grow_explained(setup, device, arguments),
+        "batch": grow_batch(setup, device, of_batches, chosen),
+        "size": grow_size(setup, device, of_sizes, chosen),
+        "explained": grow_explained(setup, device, chosen),
     }
     # Its threads, even idle, would slow down the next model.
     device.close()
@@ -338,35 +318,102 @@ def measure(setup: Setup, arguments: argparse.Namespace) -> Row:
         "device": setup.device,
         "dtype": setup.dtype,
         "machine": describe("bench.growth", setup.device, setup.threads),
-        "rounds": arguments.rounds,
+        "rounds": chosen.rounds,
         **timed,
-        "models": in_own_process({}, grow_models, setup, arguments),
+        "models": in_own_process({}, grow_models, setup, chosen),
         "engine_memory": in_own_process({}, return_after_peaks, setup, batches[-1]),
         "server_memory": return_after_storms(setup),
     }
 
 
+def tables(result: Row) -> str:
+    """The tables of one `growth-*.json`."""
+    by_batch, by_size, explained = result["batch"], result["size"], result["explained"]
+    batches = {
+        "batch": "{batch}",
+        "ms": "{ms:.1f}",
+        "ms an image": "{ms_each:.1f}",
+        "memory MB": MB,
+        "MB an image": "{bytes_each:/1e6 .1f}",
+    }
+    sizes = {
+        "input, batch 1": "{size}x{size}",
+        "GFLOPs": "{flops:/1e9 .2f}",
+        "ms": "{ms:.1f}",
+        "time / first (range)": RATIO,
+        "FLOPs / first": "{flops_ratio:.2f}",
+        "memory MB": MB,
+    }
+    of_explained = {
+        "explained": "{explained} of {batch}",
+        "ms": "{ms:.1f}",
+        "time / none explained (range)": RATIO.replace(".2f", ".3f"),
+    }
+    models = {
+        "models": "{models}",
+        "memory MB": MB,
+        "MB for each model more": "{bytes_more:/1e6 .1f}",
+        "s to load one": "{load_s:.1f}",
+        "ms, batch 1, in turn": "{ms:.1f}",
+        "time / one model (range)": RATIO,
+    }
+    first, alone = by_size[0], result["models"][0]
+    of_batches = (
+        row | {"ms_each": row["ms"] / n, "bytes_each": row["memory_bytes"] / n}
+        for row in by_batch["rows"]
+        for n in [row["batch"]]
+    )
+    of_sizes = (row | {"flops_ratio": row["flops"] / first["flops"]} for row in by_size)
+    of_models = (
+        row | {"bytes_more": (row["memory_bytes"] - alone["memory_bytes"]) / max(1, more)}
+        for row in result["models"]
+        for more in [row["models"] - 1]
+    )
+    return "\n\n".join(
+        (
+            table(batches, of_batches),
+            f"Time: {_in_words(by_batch['time_line'], 1, 'ms')}.",
+            f"Memory: {_in_words(by_batch['memory_line'], 1e6, 'MB')}.",
+            table(sizes, of_sizes),
+            table(of_explained, explained["rows"]),
+            f"To make the points of one image from them: {explained['points_ms']:.2f} ms.",
+            table(models, of_models),
+            *(
+                table({whose: "{when}", "MB": "{bytes:/1e6 .1f}"}, result[f"{whose}_memory"])
+                for whose in ("engine", "server")
+            ),
+        )
+    )
+
+
+MB = "{memory_bytes:/1e6 .1f}"
+
+
+def _in_words(line: Row, unit: float, name: str) -> str:
+    return (
+        f"from batch {line['from_batch']} on {line['of_an_image'] / unit:.1f} {name} an image and "
+        f"{line['of_a_batch'] / unit:.1f} {name} a batch, at most {line['largest_deviation']:.1%} "
+        f"off that line (R² {line['r2']:.4f})"
+    )
+
+
 def main() -> None:
-    """Measure the models of the command line, one after another."""
-    parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
-    parser.add_argument(
-        "--models", nargs="+", choices=CONFIGS, default=["dat_tiny_224", "dat_pp_tiny_224"]
+    """Measure the models of the command line, one after another; batches ascend."""
+    chosen = options(
+        "bench.growth",
+        __doc__,
+        {"models": VARIANTS},
+        models=["dat_tiny_224", "dat_pp_tiny_224"],
+        batches=[1, 2, 4, 8, 16, 32],
+        rounds=5,
+        seconds=0.3,
+        threads=None,
+        device="cpu",
+        dtype="float32",
     )
-    parser.add_argument(
-        "--batches", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32], help="ascending"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.3, help="per side and round, at least")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    arguments = parser.parse_args()
-    for name in arguments.models:
-        setup = Setup(name, arguments.device, arguments.dtype, arguments.threads)
-        result = measure(setup, arguments)
-        path = RESULTS / f"growth-{name}-{arguments.device}-{arguments.dtype}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"{name}, {arguments.device}, {arguments.dtype}\n\n{growth_tables(result)}\n")
+    for name in chosen.models:
+        setup = Setup(name, chosen.device, chosen.dtype, chosen.threads)
+        publish(f"growth-{name}-{chosen.device}-{chosen.dtype}", tables, measure(setup, chosen))
 
 
 if __name__ == "__main__":

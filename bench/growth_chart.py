@@ -3,17 +3,17 @@
 Colours are of a middle brightness, to be read on light and on dark pages.
 """
 
-import argparse
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from itertools import count, takewhile
 from math import floor, log10
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from bench.harness import options
 from bench.machine import RESULTS
+from bench.tables import Row
 
 OUT = Path(__file__).parent.parent / "docs" / "growth.svg"
 COLOURS = ("#3b82f6", "#e8590c")
@@ -24,77 +24,66 @@ LEFT, TOP = 70, 62
 STEP_X, STEP_Y = 430, 305  # from one plot to the next
 TICKS = 5  # about so many
 
-
-@dataclass(frozen=True)
-class Series:
-    """Points `(x, y)` with x ascending, and how straight lines through them may be drawn.
-
-    Attributes:
-        name: what the legend calls it.
-        points: measured.
-        line: two ends of the fitted line, or `None`, which joins the points.
-    """
-
-    name: str
-    points: list[tuple[float, float]]
-    line: tuple[tuple[float, float], tuple[float, float]] | None = None
+Points = list[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One plot, both axes from 0."""
+class Series(NamedTuple):
+    """Points `(x, y)` with x ascending, and the ends of the straight lines between or past them."""
+
+    points: Points
+    line: Points
+
+
+class Panel(NamedTuple):
+    """One plot, both axes from 0, of what it takes from a result."""
 
     title: str
     x_label: str
     y_label: str
-    series: list[Series]
+    of: Callable[[Row], Series]
 
 
-def panels(results: Sequence[dict[str, Any]]) -> list[Panel]:
-    """What is shown of the result files."""
-    return [
-        Panel(
-            "Time of a batch",
-            "images in the batch",
-            "ms",
-            [_batches(result, "ms", 1, "time_line") for result in results],
-        ),
-        Panel(
-            "Memory of a batch, beside the loaded model",
-            "images in the batch",
-            "MB",
-            [_batches(result, "memory_bytes", 1e6, "memory_line") for result in results],
-        ),
-        Panel(
-            "Time of one image at 224, 288, 384 and 448 pixels",
-            "GFLOPs of the image",
-            "ms",
-            [
-                Series(result["model"], [(row["flops"] / 1e9, row["ms"]) for row in result["size"]])
-                for result in results
-            ],
-        ),
-        Panel(
-            "Memory of loaded models",
-            "models",
-            "MB",
-            [
-                Series(
-                    result["model"],
-                    [(row["models"], row["memory_bytes"] / 1e6) for row in result["models"]],
-                )
-                for result in results
-            ],
-        ),
-    ]
+def _batches(key: str, unit: float, line: str) -> Callable[[Row], Series]:
+    def of(result: Row) -> Series:
+        rows, fit = result["batch"]["rows"], result["batch"][line]
+        ends = (fit["from_batch"], rows[-1]["batch"])
+        return Series(
+            [(row["batch"], row[key] / unit) for row in rows],
+            [(x, (fit["of_a_batch"] + fit["of_an_image"] * x) / unit) for x in ends],
+        )
+
+    return of
 
 
-def _batches(result: dict[str, Any], key: str, unit: float, line: str) -> Series:
-    rows, fit = result["batch"]["rows"], result["batch"][line]
-    first, last = fit["from_batch"], rows[-1]["batch"]
-    ends = [(x, (fit["of_a_batch"] + fit["of_an_image"] * x) / unit) for x in (first, last)]
-    points = [(row["batch"], row[key] / unit) for row in rows]
-    return Series(result["model"], points, (ends[0], ends[1]))
+def _joined(rows: str, x: str, x_unit: float, y: str, y_unit: float) -> Callable[[Row], Series]:
+    def of(result: Row) -> Series:
+        points = [(row[x] / x_unit, row[y] / y_unit) for row in result[rows]]
+        return Series(points, points)
+
+    return of
+
+
+PANELS = (
+    Panel("Time of a batch", "images in the batch", "ms", _batches("ms", 1, "time_line")),
+    Panel(
+        "Memory of a batch, beside the loaded model",
+        "images in the batch",
+        "MB",
+        _batches("memory_bytes", 1e6, "memory_line"),
+    ),
+    Panel(
+        "Time of one image at 224, 288, 384 and 448 pixels",
+        "GFLOPs of the image",
+        "ms",
+        _joined("size", "flops", 1e9, "ms", 1),
+    ),
+    Panel(
+        "Memory of loaded models",
+        "models",
+        "MB",
+        _joined("models", "models", 1, "memory_bytes", 1e6),
+    ),
+)
 
 
 def ticks(largest: float) -> list[float]:
@@ -106,7 +95,7 @@ def ticks(largest: float) -> list[float]:
     return [*below, len(below) * step]
 
 
-def draw(results: Sequence[dict[str, Any]]) -> str:
+def draw(results: Sequence[Row]) -> str:
     """The picture of some results, SVG."""
     machine = results[0]["machine"]
     where = machine["cpu"] if machine["gpu"] == "none" else machine["gpu"]
@@ -118,9 +107,9 @@ def draw(results: Sequence[dict[str, Any]]) -> str:
         *_legend([result["model"] for result in results]),
         f'<text x="{WIDTH - 20}" y="22" text-anchor="end">{escape(caption)}</text>',
     ]
-    for index, panel in enumerate(panels(results)):
+    for index, panel in enumerate(PANELS):
         x, y = LEFT + STEP_X * (index % 2), TOP + STEP_Y * (index // 2)
-        parts += [f'<g transform="translate({x} {y})">', *_draw_panel(panel), "</g>"]
+        parts += [f'<g transform="translate({x} {y})">', *_draw_panel(panel, results), "</g>"]
     return "\n".join([*parts, "</g>", "</svg>"]) + "\n"
 
 
@@ -131,8 +120,9 @@ def _legend(names: list[str]) -> Iterator[str]:
         yield f'<text x="{x + 10}" y="22">{escape(name)}</text>'
 
 
-def _draw_panel(panel: Panel) -> Iterator[str]:
-    points = [point for series in panel.series for point in series.points]
+def _draw_panel(panel: Panel, results: Sequence[Row]) -> Iterator[str]:
+    all_series = [panel.of(result) for result in results]
+    points = [point for series in all_series for point in series.points]
     x_ticks, y_ticks = (ticks(max(values)) for values in zip(*points, strict=True))
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -154,10 +144,8 @@ def _draw_panel(panel: Panel) -> Iterator[str]:
         f'<text transform="translate(-48 {PANEL_HEIGHT / 2}) rotate(-90)" '
         f'text-anchor="middle">{panel.y_label}</text>'
     )
-    for index, series in enumerate(panel.series):
-        way = " ".join(
-            f"{x},{y}" for x, y in (place(*point) for point in series.line or series.points)
-        )
+    for index, series in enumerate(all_series):
+        way = " ".join(f"{x},{y}" for x, y in (place(*point) for point in series.line))
         yield f'<polyline points="{way}" fill="none" stroke="{COLOURS[index]}" stroke-width="1.5"/>'
         for point in series.points:
             yield _marker(index, *place(*point))
@@ -174,16 +162,10 @@ def _marker(index: int, x: float, y: float) -> str:
 
 def main() -> None:
     """Draw the results of one device and precision."""
-    parser = argparse.ArgumentParser(prog="python -m bench.growth_chart", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["dat_tiny_224", "dat_pp_tiny_224"])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    arguments = parser.parse_args()
-    files = [
-        RESULTS / f"growth-{name}-{arguments.device}-{arguments.dtype}.json"
-        for name in arguments.models
-    ]
-    OUT.write_text(draw([json.loads(file.read_text()) for file in files]))
+    models = ["dat_tiny_224", "dat_pp_tiny_224"]
+    chosen = options("bench.growth_chart", __doc__, models=models, device="cpu", dtype="float32")
+    files = [f"growth-{name}-{chosen.device}-{chosen.dtype}.json" for name in chosen.models]
+    OUT.write_text(draw([json.loads((RESULTS / file).read_text()) for file in files]))
 
 
 if __name__ == "__main__":

@@ -5,21 +5,23 @@ installed. The table of all kernels goes into `gpu-profile.txt` beside the resul
 says into `gpu-ncu.txt`; each kernel's share is printed as a JSON object.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.findings import note
-from bench.graphs import DTYPE, network
+from bench.graphs import DTYPE, TARGETS, network
+from bench.harness import options
 from bench.machine import RESULTS
 from bench.rival import make_pixels
 from model import kernels
 
+MODELS = list(TARGETS)
 PASSES = 3
 ROWS = 12  # of the kernels that are printed
 _NCU = (
@@ -61,34 +63,33 @@ def is_ours(kernel: str) -> bool:
 
 
 def main() -> None:
-    """Profile the models of the command line, and the two hottest kernels of all."""
-    parser = argparse.ArgumentParser(prog="python -m bench.hottest", description=__doc__)
-    parser.add_argument("device", choices=DTYPE)
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--once", action="store_true", help="only run each model, for a profiler")
-    arguments = parser.parse_args()
-    if arguments.once:
-        for name in arguments.models:
-            forward(name, arguments.batch, arguments.device)
+    """Profile the models of the command line, and the two hottest kernels of all.
+
+    With an `only` of 1 each model runs once, for another profiler.
+    """
+    chosen = options(
+        "bench.hottest", __doc__, {"device": DTYPE}, device="cuda", models=MODELS, batch=32, only=0
+    )
+    device, batch = chosen.device, chosen.batch
+    if chosen.only:
+        for name in chosen.models:
+            forward(name, batch, device)
         return
     (RESULTS / "gpu-profile.txt").unlink(missing_ok=True)
-    ours: dict[str, float] = {}
-    for name in arguments.models:
-        times = shares(name, arguments.batch, arguments.device)
+    ours = Counter[str]()
+    for name in chosen.models:
+        times = shares(name, batch, device)
         total = sum(times.values())
         for kernel, taken in list(times.items())[:ROWS]:
             note(model=name, kernel=kernel, us=round(taken, 1), share=round(taken / total, 4))
-        for kernel, taken in times.items():
-            if is_ours(kernel):
-                ours[kernel] = ours.get(kernel, 0) + taken
-    hottest = sorted(ours, key=lambda kernel: -ours[kernel])[:2]
+        ours.update({kernel: taken for kernel, taken in times.items() if is_ours(kernel)})
+    hottest = [kernel for kernel, _ in ours.most_common(2)]
     if hottest and shutil.which("ncu"):
-        once = (sys.executable, "-m", "bench.hottest", "--once", "--batch", str(arguments.batch))
         names = ("--kernel-name", f"regex:^({'|'.join(hottest)})$")
         file = ("--log-file", str(RESULTS / "gpu-ncu.txt"))
-        command = (*_NCU, *names, *file, *once, arguments.device, *arguments.models)
-        subprocess.run(command, check=True)
+        once = ("--only", "1", "--batch", str(batch), "--device", device, "--models")
+        again = (sys.executable, "-m", "bench.hottest", *once, *chosen.models)
+        subprocess.run((*_NCU, *names, *file, *again), check=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ tensors stay in the cache of the device can be faster. The plain side attends in
 whatever the size.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.closed_loop import time_calls
 from bench.findings import Cases, note
 from bench.graphs import Way
-from bench.machine import RESULTS, describe
+from bench.harness import options, time_calls, write
+from bench.machine import describe
+from bench.tables import Row, table
 from model import DAT, VARIANTS, DatConfig
 from model.attention import DeformableAttention, sample_features
 from model.dat import Block, BlockPP, ConvMlp, Stage, make_attention
@@ -312,7 +311,7 @@ def seconds(call: Callable[[], Tensor], *, captured: bool = True) -> float:
     return 1e-3 * float(bench(call, return_mode="median"))
 
 
-def compare(step: Step, rates: Rates) -> dict[str, Any]:
+def compare(step: Step, rates: Rates) -> Row:
     """Time both sides of a step."""
     fused, plain = seconds(step.fused), seconds(step.plain, captured=not step.waits)
     bound = rates.seconds(step)
@@ -329,7 +328,7 @@ def compare(step: Step, rates: Rates) -> dict[str, Any]:
 
 def all_steps(
     batches: Sequence[int], dtype: torch.dtype, device: str
-) -> Iterator[tuple[dict[str, Any], Iterator[Step]]]:
+) -> Iterator[tuple[Row, Iterator[Step]]]:
     """Every step, in groups that have a place: those of classifiers, then of detectors."""
     small = device == "cpu"
     layouts = [(VARIANTS[name], batch) for name in CLASSIFIERS for batch in batches]
@@ -344,20 +343,33 @@ def all_steps(
     yield where, detector_steps(size, dtype, device, boxes=20 if small else 1000)
 
 
+def tables(result: Row) -> str:
+    """The table of one `kernels-*.json`; stages count from 0."""
+    columns = {
+        "model": "{model}",
+        "image": "{image_size:x}",
+        "batch": "{batch}",
+        "stage": "{stage}",
+        "step": "{step}",
+        "kernel us": "{fused_us:.1f}",
+        "plain torch us": "{plain_us:.1f}",
+        "plain / kernel": "**{speedup:.2f}**",
+        "of the roofline": "{of_roofline:.0%}",
+        "largest difference": "{max_abs_difference:.1e}",
+    }
+    return table(columns, result["steps"])
+
+
 def main() -> None:
     """Time all steps, and print them."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
-    parser.add_argument("device", choices=["cpu", "cuda"], nargs="?", default="cuda")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
-    arguments = parser.parse_args()
-    device = arguments.device
+    chosen = options("bench.kernels", __doc__, device="cuda", batches=[1, 32], dtype="bfloat16")
+    device = chosen.device
     torch.manual_seed(0)
-    dtype: torch.dtype = getattr(torch, arguments.dtype)
+    dtype: torch.dtype = getattr(torch, chosen.dtype)
     rows, cases = [], Cases()
     with torch.inference_mode():
         rates = measure_rates(dtype, device)
-        for where, group in all_steps(arguments.batches, dtype, device):
+        for where, group in all_steps(chosen.batches, dtype, device):
             with cases.case(where["model"], f"stage {where['stage']}"):
                 for step in group:
                     with cases.case(where["model"], step.name):
@@ -365,14 +377,13 @@ def main() -> None:
                         note(**rows[-1])
     result = {
         "device": device,
-        "dtype": arguments.dtype,
+        "dtype": chosen.dtype,
         "machine": describe("bench.kernels", device),
         "copied_bytes_per_s": rates.bytes,
         "flops_per_s": rates.flops,
         "steps": rows,
     }
-    path = RESULTS / f"kernels-{device}-{arguments.dtype}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write(f"kernels-{device}-{chosen.dtype}", result)
     cases.end()
 
 

@@ -1,11 +1,10 @@
 """Load generator: sends JPEGs to a running server and prints what came back as one JSON object.
 
-Runs in its own process so that its CPU time is its own. The client is asyncio streams over
-HTTP/1.1 keep-alive, or grpc.aio: a general HTTP library would cost more CPU than the server's
-front end.
+Runs in its own process so that its CPU time is its own, and on a bare protocol of asyncio over
+HTTP/1.1 keep-alive, or grpc.aio: a crowd that asks for ten times what a server can answer should
+cost the machine what its requests cost, not what a general HTTP library does.
 """
 
-import argparse
 import asyncio
 import io
 import itertools
@@ -13,22 +12,27 @@ import json
 import os
 import random
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import grpc
 import numpy as np
+import uvloop
 from PIL import Image
 
+from bench.harness import options
+from bench.tables import Row
 from service.pb.dat_pb2 import ClassifyRequest, DetectRequest, Timing
 from service.pb.dat_pb2_grpc import ClassifierServiceStub, DetectorServiceStub
 
-REQUEST_TIMEOUT_S = 60.0
 PICTURES = 16  # sent in turn
-TASKS = ("classify", "detect")
+PATIENCE_S = 60.0
+MOST_CONNECTIONS = 4000
+ANSWERED = {"200", "OK"}
 
 
 def make_jpeg(height: int, width: int, quality: int, seed: int) -> bytes:
@@ -55,56 +59,143 @@ class Reply(NamedTuple):
         return self.batch_size > 0
 
 
-class HttpClient:
-    """HTTP/1.1 over a pool of keep-alive connections."""
+class Connection(asyncio.Protocol):
+    """One keep-alive connection, with at most one request on its way.
 
-    def __init__(self, port: int, task: str) -> None:
-        self._port, self._task = port, task
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    Args:
+        idle: the connections that are free, which it joins after an answer.
+        closed: is told when it has ended.
+    """
+
+    def __init__(self, idle: list["Connection"], closed: Callable[[], None]) -> None:
+        self._idle, self._closed = idle, closed
+        self._received = bytearray()
+        self._needed = 0
+        self._asked: asyncio.Future[tuple[str, bytes]] | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what bytes are written to."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop has a class of its own
+
+    def ask(self, request: bytes) -> "asyncio.Future[tuple[str, bytes]]":
+        """Send a request; the future is for the status and the body of its answer."""
+        assert self._transport is not None
+        self._asked = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return self._asked
+
+    def data_received(self, data: bytes) -> None:
+        """Take a part of an answer."""
+        self._received += data
+        end = self._received.find(b"\r\n\r\n") + 4
+        if not self._needed and end >= 4:
+            _, _, length = bytes(self._received[:end]).lower().partition(b"\r\ncontent-length:")
+            self._needed = end + int(length.split(b"\r\n", 1)[0])
+        if not self._needed or len(self._received) < self._needed:
+            return
+        status, body = self._received[9:12].decode(), bytes(self._received[end : self._needed])
+        closing = b"connection: close" in self._received[:end].lower()
+        self._received.clear()
+        self._needed = 0
+        self._answer(status, body)
+        if closing:
+            self.leave()
+        else:
+            self._idle.append(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Tell who waits."""
+        self._closed()
+        if self in self._idle:
+            self._idle.remove(self)
+        self._answer("disconnected", b"")
+
+    def _answer(self, status: str, body: bytes) -> None:
+        if self._asked is not None and not self._asked.done():
+            self._asked.set_result((status, body))
+
+    def leave(self) -> None:
+        """Close at once."""
+        assert self._transport is not None
+        self._transport.abort()
+
+
+class HttpClient:
+    """HTTP/1.1 over a pool of keep-alive connections.
+
+    Args:
+        port: of the server.
+        path: of all requests.
+        patience_s: after so many seconds without an answer it leaves.
+    """
+
+    def __init__(self, port: int, path: str, patience_s: float = PATIENCE_S) -> None:
+        self._port, self._path, self._patience_s = port, path, patience_s
+        self._idle: list[Connection] = []
+        self._open = 0
+        self._requests: dict[bytes, bytes] = {}
 
     async def send(self, jpeg: bytes) -> Reply:
-        """Send one image; the status is the HTTP code, or `disconnected`."""
-        try:
-            streams = (
-                self._idle.pop()
-                if self._idle
-                else await asyncio.open_connection("127.0.0.1", self._port)
-            )
-            status, headers, body = await self._exchange(*streams, jpeg)
-        except (OSError, asyncio.IncompleteReadError):
-            return Reply("disconnected")
-        if headers.get("connection") == "close":
-            streams[1].close()
-        else:
-            self._idle.append(streams)
-        if status != "200":
-            return Reply(status)
-        timing = json.loads(body)["results"][0]["timing"]
-        return Reply(status, timing["batch_size"], timing["compute_s"])
+        """Send one image; one that is empty asks with `GET`.
 
-    async def _exchange(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, jpeg: bytes
-    ) -> tuple[str, dict[str, str], bytes]:
-        head = (
-            f"POST /v1/{self._task} HTTP/1.1\r\nHost: localhost\r\n"
-            f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-        )
-        writer.write(head.encode() + jpeg)
-        answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        status_line, *lines = answer.strip().splitlines()
-        headers = dict(line.split(": ", 1) for line in lines)
-        body = await reader.readexactly(int(headers["content-length"]))
-        return status_line.split()[1], headers, body
+        The status is the HTTP code, `disconnected`, or `left`.
+        """
+        connection = self._idle.pop() if self._idle else await self._connect()
+        if connection is None:
+            return Reply("disconnected")
+        try:
+            async with asyncio.timeout(self._patience_s):
+                status, body = await connection.ask(self._request(jpeg))
+        except TimeoutError:
+            connection.leave()
+            return Reply("left")
+        if status != "200" or not jpeg:
+            return Reply(status)
+        timing = json.loads(body)["results"][0].get("timing", {})
+        return Reply(status, timing.get("batch_size", 0), timing.get("compute_s", 0.0))
+
+    def close(self) -> None:
+        """Close what is idle."""
+        for connection in list(self._idle):
+            connection.leave()
+
+    async def _connect(self) -> Connection | None:
+        """A new connection; none where there are too many already, or that is refused."""
+        if self._open >= MOST_CONNECTIONS:
+            return None
+        self._open += 1
+        connection = Connection(self._idle, self._closed)
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: connection, "127.0.0.1", self._port)
+        except OSError:
+            self._closed()
+            return None
+        return connection
+
+    def _closed(self) -> None:
+        self._open -= 1
+
+    def _request(self, jpeg: bytes) -> bytes:
+        if jpeg not in self._requests:
+            head = (
+                f"{'POST' if jpeg else 'GET'} {self._path} HTTP/1.1\r\nHost: localhost\r\n"
+                f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            )
+            self._requests[jpeg] = head.encode() + jpeg
+        return self._requests[jpeg]
 
 
 class GrpcClient:
-    """Unary calls over one HTTP/2 channel."""
+    """Unary calls over one HTTP/2 channel; the path is that of HTTP for the same task."""
 
-    def __init__(self, port: int, task: str) -> None:
+    def __init__(self, port: int, path: str, patience_s: float = PATIENCE_S) -> None:
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        self._call = {"classify": self._classify, "detect": self._detect}[task]
+        self._call = {"/v1/classify": self._classify, "/v1/detect": self._detect}[path]
         self._classifier = ClassifierServiceStub(channel)
         self._detector = DetectorServiceStub(channel)
+        self._patience_s = patience_s
 
     async def send(self, jpeg: bytes) -> Reply:
         """Send one image; the status is the name of the gRPC code."""
@@ -115,12 +206,14 @@ class GrpcClient:
         return Reply("OK", timing.batch_size, timing.compute_s)
 
     async def _classify(self, jpeg: bytes) -> Timing:
-        answer = await self._classifier.Classify(ClassifyRequest(images=[jpeg]))
+        request = ClassifyRequest(images=[jpeg])
+        answer = await self._classifier.Classify(request, timeout=self._patience_s)
         timing: Timing = answer.results[0].classification.timing
         return timing
 
     async def _detect(self, jpeg: bytes) -> Timing:
-        answer = await self._detector.Detect(DetectRequest(images=[jpeg]))
+        request = DetectRequest(images=[jpeg])
+        answer = await self._detector.Detect(request, timeout=self._patience_s)
         timing: Timing = answer.results[0].image.timing
         return timing
 
@@ -138,19 +231,28 @@ class Answer:
 
 
 class Load:
-    """Requests sent by one run, and their answers."""
+    """Requests sent by one run, and their answers.
 
-    def __init__(self, send: Callable[[bytes], Awaitable[Reply]], jpegs: list[bytes]) -> None:
+    Args:
+        send: sends one image.
+        jpegs: sent in turn.
+        ask_again: how often a client that left or was refused asks again, at once.
+    """
+
+    def __init__(
+        self, send: Callable[[bytes], Awaitable[Reply]], jpegs: list[bytes], ask_again: int = 0
+    ) -> None:
         self._request = send
         self._jpegs = itertools.cycle(jpegs)
+        self._ask_again = ask_again
         self.answers: list[Answer] = []
 
     async def closed_loop(self, concurrency: int, end: float) -> None:
         """Keep `concurrency` requests in flight until `end`."""
 
         async def caller() -> None:
-            while time.perf_counter() < end:
-                await self._send(time.perf_counter())
+            while (due := time.perf_counter()) < end:
+                await self._send(due, end)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
@@ -166,16 +268,29 @@ class Load:
         due = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             while (due := due + arrivals.expovariate(rate)) < end:
-                await asyncio.sleep(due - time.perf_counter())
-                group.create_task(self._send(due))
+                if (early := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(early)
+                group.create_task(self._send(due, end))
 
-    async def _send(self, due: float) -> None:
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                reply = await self._request(next(self._jpegs))
-        except TimeoutError:
-            reply = Reply("timeout")
-        self.answers.append(Answer(due, time.perf_counter(), reply))
+    async def _send(self, due: float, end: float) -> None:
+        for _ in range(1 + self._ask_again):
+            reply = await self._request(next(self._jpegs))
+            finished = time.perf_counter()
+            self.answers.append(Answer(due, finished, reply))
+            if reply.status in ANSWERED or finished > end:
+                return
+            due = finished
+
+
+async def probe(port: int, every_s: float, end: float) -> list[Answer]:
+    """Ask for the health like a kubelet: one request after the other, each with a connection."""
+    client, answers = HttpClient(port, "/health/ready"), []
+    while (due := time.perf_counter()) < end:
+        reply = await client.send(b"")
+        answers.append(Answer(due, time.perf_counter(), reply))
+        client.close()
+        await asyncio.sleep(every_s)
+    return answers
 
 
 def process_cpu_s(pid: int) -> float:
@@ -184,7 +299,7 @@ def process_cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def summarize(answers: list[Answer], start: float, end: float) -> dict[str, object]:
+def summarize(answers: list[Answer], start: float, end: float) -> Row:
     """Figures of the window: throughput of answers in it, latency of requests due in it.
 
     Answers come in batches, so a window with fixed ends would hold one more or one less by
@@ -194,63 +309,105 @@ def summarize(answers: list[Answer], start: float, end: float) -> dict[str, obje
     began = max((a.finished for a in answers if a.finished < start), default=start)
     seconds = max((a.finished for a in answered), default=end) - began
     due = [a for a in answers if start <= a.due < end]
-    figures: dict[str, object] = {
+    ok = [1e3 * (a.finished - a.due) for a in due if a.reply.ok]
+    return {
         "images_per_s": len(answered) / seconds,
         "engine_busy": sum(a.reply.compute_s / a.reply.batch_size for a in answered) / seconds,
         "images_by_batch_size": dict(Counter(a.reply.batch_size for a in answered)),
         "requests": len(due),
-        "statuses": dict(Counter(a.reply.status for a in due)),
+        **{f"{key}_ms": latency for key, latency in percentiles(ok).items()},
+        **count_by_status(due, end - start),
     }
-    latencies_ms = [1e3 * (a.finished - a.due) for a in due if a.reply.ok]
-    if latencies_ms:
-        for percentile in (50, 90, 99):
-            figures[f"p{percentile}_ms"] = float(np.percentile(latencies_ms, percentile))
-    return figures
 
 
-async def run(arguments: argparse.Namespace) -> dict[str, object]:
-    """Send the load that the arguments describe and return its figures."""
-    size = arguments.height, arguments.width
-    jpegs = [make_jpeg(*size, arguments.quality, seed) for seed in range(PICTURES)]
-    client = CLIENTS[arguments.protocol](arguments.port, arguments.task)
-    load = Load(client.send, jpegs)
-    start = time.perf_counter() + arguments.warmup
-    end = start + arguments.seconds
+def count_by_status(due: list[Answer], seconds: float) -> Row:
+    """Counts, rates and latencies of requests that were due in so many seconds."""
+    latencies_ms: dict[str, list[float]] = {}
+    for answer in due:
+        of_status = latencies_ms.setdefault(answer.reply.status, [])
+        of_status.append(1e3 * (answer.finished - answer.due))
+    statuses = {status: len(latencies) for status, latencies in latencies_ms.items()}
+    return {
+        "requests_per_s": len(due) / seconds,
+        "answered_per_s": sum(statuses.get(status, 0) for status in ANSWERED) / seconds,
+        "statuses": statuses,
+        "latency_ms": {status: percentiles(of) for status, of in latencies_ms.items()},
+    }
+
+
+def percentiles(latencies: list[float]) -> dict[str, float]:
+    """Of latencies by name; none of nothing."""
+    if not latencies:
+        return {}
+    return {f"p{rank}": float(np.percentile(latencies, rank)) for rank in (50, 90, 99)}
+
+
+async def run(chosen: Namespace) -> Row:
+    """Send the load that the options describe and return its figures."""
+    size = chosen.height, chosen.width
+    jpegs = [make_jpeg(*size, chosen.quality, seed) for seed in range(PICTURES)]
+    client = CLIENTS[chosen.protocol](chosen.port, chosen.path, chosen.leave_after)
+    load = Load(client.send, jpegs, chosen.ask_again)
+    start = time.perf_counter() + chosen.warmup
+    end = start + chosen.seconds
 
     async def cpu_in_window() -> tuple[float, float]:
         await asyncio.sleep(start - time.perf_counter())
-        client, server = time.process_time(), process_cpu_s(arguments.server_pid)
+        client, server = time.process_time(), process_cpu_s(chosen.server_pid)
         await asyncio.sleep(end - time.perf_counter())
-        return time.process_time() - client, process_cpu_s(arguments.server_pid) - server
+        return time.process_time() - client, process_cpu_s(chosen.server_pid) - server
 
-    cpu = asyncio.create_task(cpu_in_window())
-    if arguments.rate is None:
-        await load.closed_loop(arguments.concurrency, end)
-    else:
-        await load.open_loop(arguments.rate, end)
-    client_cpu_s, server_cpu_s = await cpu
-    return summarize(load.answers, start, end) | {
+    async with asyncio.TaskGroup() as group:
+        cpu = group.create_task(cpu_in_window())
+        if chosen.probe_every:
+            probes = group.create_task(probe(chosen.port, chosen.probe_every, end))
+        if chosen.rate:
+            await load.open_loop(chosen.rate, end)
+        else:
+            await load.closed_loop(chosen.concurrency, end)
+    client_cpu_s, server_cpu_s = cpu.result()
+    figures = summarize(load.answers, start, end) | {
         "client_cpu_s": client_cpu_s,
         "server_cpu_s": server_cpu_s,
         "jpeg_bytes": round(float(np.mean([len(jpeg) for jpeg in jpegs]))),
     }
+    if chosen.probe_every:
+        in_window = [answer for answer in probes.result() if start <= answer.due]
+        figures["probes"] = count_by_status(in_window, chosen.seconds)
+    return figures
 
 
 def main() -> None:
-    """Print the figures of one run as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
-    parser.add_argument("--protocol", choices=CLIENTS, default="http")
-    parser.add_argument("--task", choices=TASKS, default="classify")
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--server-pid", type=int, required=True)
-    parser.add_argument("--concurrency", type=int, default=1, help="closed loop")
-    parser.add_argument("--rate", type=float, help="open loop: arrivals a second")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the window")
-    parser.add_argument("--warmup", type=float, default=2.0, help="seconds before the window")
-    parser.add_argument("--height", type=int, default=256, help="of the images, pixels")
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--quality", type=int, default=90)
-    print(json.dumps(asyncio.run(run(parser.parse_args()))))
+    """Print the figures of one run as JSON.
+
+    With a `rate` of arrivals a second the loop is open, else `concurrency` requests are in flight.
+    All times are seconds; 0 between probes sends none. A `core` of 0 or more is the only one used.
+    """
+    chosen = options(
+        "bench.load",
+        f"{__doc__}\n{main.__doc__}",
+        {"protocol": CLIENTS},
+        protocol="http",
+        path="/v1/classify",
+        port=0,
+        server_pid=0,
+        concurrency=1,
+        rate=0.0,
+        seconds=10.0,
+        warmup=2.0,
+        leave_after=PATIENCE_S,
+        ask_again=0,
+        probe_every=0.0,
+        core=-1,
+        height=256,
+        width=256,
+        quality=90,
+    )
+    if chosen.core >= 0:
+        os.sched_setaffinity(0, {chosen.core})
+    # gRPC has a loop of its own kind.
+    begin = uvloop.run if chosen.protocol == "http" else asyncio.run
+    print(json.dumps(begin(run(chosen))))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 # Where result files go.
 RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results"))
 
@@ -22,6 +20,8 @@ def describe(module: str, device: str, threads: int | None = None) -> dict[str, 
         device: `cpu` or `cuda`.
         threads: that computed; `None` means those of the calling thread.
     """
+    import torch  # noqa: PLC0415  # load generators need none
+
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),

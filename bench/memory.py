@@ -1,7 +1,7 @@
 """Memory of a process or of a GPU, and functions that run in a process of their own."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -75,12 +75,17 @@ METERS = {
 }
 
 
+def own_process(environment: Mapping[str, str]) -> ProcessPoolExecutor:
+    """A fresh process for one thing at a time, with some variables of its environment."""
+    processes = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    with mock.patch.dict(os.environ, environment):
+        processes.submit(int).result()  # it begins with its first work
+    return processes
+
+
 def in_own_process(
-    environment: dict[str, str], function: Callable[P, T], *args: P.args, **options: P.kwargs
+    environment: Mapping[str, str], function: Callable[P, T], *args: P.args, **options: P.kwargs
 ) -> T:
-    """Call a function of a module in a fresh process, with some variables of its environment."""
-    with (
-        mock.patch.dict(os.environ, environment),
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes,
-    ):
+    """Call a function of a module in a process of its own."""
+    with own_process(environment) as processes:
         return processes.submit(function, *args, **options).result()

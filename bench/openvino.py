@@ -3,14 +3,13 @@
 Rounds alternate between the two (`bench.rival`), and the ratio is taken per round.
 """
 
-import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 
 from bench.baseline import CONFIGS
 from bench.engine import open_engine
-from bench.machine import RESULTS, describe
-from bench.report import openvino_table
+from bench.harness import in_turn, options, publish, ratio
+from bench.machine import describe
 from bench.rival import Pixels, Rival, Run
+from bench.tables import RATIO, Row, table
 from bench.weights import recipe_state
 from model import create_model
 from service.engine.classify import Classify
@@ -45,34 +45,33 @@ def open_openvino(name: str, threads: int, max_batch: int, cache: Path) -> Run:
     return run
 
 
-def compare(torchs: Rival, openvino: Rival, batch: int, options: Namespace) -> dict[str, Any]:
+def compare(rivals: Mapping[str, Rival], batch: int, *, rounds: int, seconds: float) -> Row:
     """Time both on one batch in alternating rounds, after one that is thrown away."""
-    timed = [
-        [rival.time(batch, options.seconds) for rival in (torchs, openvino)]
-        for _ in range(options.rounds + 1)
-    ]
-    ours, theirs = timed[0]
-    rates = [[batch / mean(rival.durations) for rival in both] for both in timed[1:]]
-    ratios = [second / first for first, second in rates]
+    sides = {side: partial(rival.time, batch, seconds) for side, rival in rivals.items()}
+    first, *timed = in_turn(sides, rounds + 1)
+    rates = {side: [batch / mean(one[side].durations) for one in timed] for side in sides}
     return {
         "batch": batch,
-        "torch_images_per_s": median(first for first, _ in rates),
-        "openvino_images_per_s": median(second for _, second in rates),
-        "ratio": median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-        "max_abs_difference": float(np.abs(ours.scores - theirs.scores).max()),
+        "torch_images_per_s": median(rates["torch"]),
+        "openvino_images_per_s": median(rates["openvino"]),
+        **ratio(rates["openvino"], rates["torch"]),
+        "max_abs_difference": float(np.abs(first["torch"].scores - first["openvino"].scores).max()),
     }
 
 
-def measure(name: str, options: Namespace, cache: Path) -> dict[str, Any]:
+def measure(name: str, chosen: Namespace, cache: Path) -> Row:
     """Time one model; OpenVINO is loaded twice, first with an empty cache."""
-    size = {"threads": options.threads, "max_batch": max(options.batches)}
+    size = {"threads": chosen.threads, "max_batch": max(chosen.batches)}
     torchs = Rival(partial(open_engine, name, "cpu", dtype="float32", **size), name)
     open_theirs = partial(open_openvino, name, cache=cache, **size)
     exporting, openvino = Rival(open_theirs, name), Rival(open_theirs, name)
     exporting.close()
-    rows = [compare(torchs, openvino, batch, options) for batch in options.batches]
-    for rival in (torchs, openvino):
+    rivals = {"torch": torchs, "openvino": openvino}
+    rows = [
+        compare(rivals, batch, rounds=chosen.rounds, seconds=chosen.seconds)
+        for batch in chosen.batches
+    ]
+    for rival in rivals.values():
         rival.close()
     return {
         "model": name,
@@ -85,27 +84,51 @@ def measure(name: str, options: Namespace, cache: Path) -> dict[str, Any]:
     }
 
 
+def tables(result: Row) -> str:
+    """The table of `openvino-cpu.json`."""
+    columns = {
+        "model": "{model}",
+        "batch": "{batch}",
+        "torch img/s": "{torch_images_per_s:rate}",
+        "OpenVINO img/s": "{openvino_images_per_s:rate}",
+        "OpenVINO / torch (range)": RATIO,
+        "largest difference": "{max_abs_difference:.1e}",
+        "load s: torch / OpenVINO / from its cache": "{load}",
+    }
+    rows = [
+        row
+        | {
+            "model": model["model"],
+            "load": " / ".join(f"{seconds:.1f}" for seconds in model["load_s"].values()),
+        }
+        for model in result["models"]
+        for row in model["batches"]
+    ]
+    return table(columns, rows)
+
+
 def main() -> None:
     """Time the models of the command line, one after another."""
-    parser = ArgumentParser(prog="python -m bench.openvino", description=__doc__)
-    parser.add_argument(
-        "--models", nargs="+", choices=CONFIGS, default=["dat_tiny_224", "dat_pp_tiny_224"]
+    chosen = options(
+        "bench.openvino",
+        __doc__,
+        {"models": CONFIGS},
+        models=list(CONFIGS),
+        batches=[1, 2, 4, 8],
+        rounds=9,
+        seconds=0.5,
+        threads=None,
     )
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.5, help="per side and round")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
+    machine = describe("bench.openvino", "cpu", chosen.threads)
     with TemporaryDirectory() as cache:
-        models = [measure(name, options, Path(cache)) for name in options.models]
+        models = [measure(name, chosen, Path(cache)) for name in chosen.models]
     result = {
-        "machine": describe("bench.openvino", "cpu", options.threads),
+        "machine": machine,
         "openvino": version("openvino"),
-        "rounds": options.rounds,
+        "rounds": chosen.rounds,
         "models": models,
     }
-    (RESULTS / "openvino-cpu.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(openvino_table(result))
+    publish("openvino-cpu", tables, result)
 
 
 if __name__ == "__main__":

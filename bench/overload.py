@@ -2,23 +2,22 @@
 
 The server answers the demo model. Its capacity is what it answers with 32 requests in flight, asked
 by the same clients on the same cores; then requests come at a multiple of that rate, whether or not
-the ones before were answered (`bench.crowd`). Then there are storms of callers that leave after
+the ones before were answered (`bench.load`). Then there are storms of callers that leave after
 50 ms and ask again at once, and do or do not say so beforehand.
 """
 
-import argparse
-import json
 import urllib.request
 from statistics import median
-from typing import Any
 
-from bench.machine import RESULTS, describe
-from bench.report import overload_tables
+from bench.harness import options, publish, ratio
+from bench.machine import describe
 from bench.running_server import RunningServer, running_server
+from bench.tables import RATIO, Row, in_short, table
 from service.machine import cores
 
 MODEL = "dat_nano"
 PATIENCE_S = 0.05
+PROBE_EVERY_S = 0.1
 IN_FLIGHT = 32
 
 
@@ -30,15 +29,14 @@ def metric(server: RunningServer, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-def overload(
-    server: RunningServer, times: float, seconds: float, **crowd: object
-) -> dict[str, Any]:
+def overload(server: RunningServer, times: float, seconds: float, **crowd: object) -> Row:
     """One trial: capacity before, the crowd, and what is answered just after it."""
-    before = server.crowd(concurrency=IN_FLIGHT, seconds=seconds / 4, warmup=1, **crowd)
+    before = server.load("http", concurrency=IN_FLIGHT, seconds=seconds / 4, warmup=1, **crowd)
     capacity = before["answered_per_s"]
-    during = server.crowd(rate=times * capacity, seconds=seconds, warmup=2, **crowd)
+    offered = {"rate": times * capacity, "probe_every": PROBE_EVERY_S}
+    during = server.load("http", seconds=seconds, warmup=2, **offered, **crowd)
     # The first two seconds are given to the recovery.
-    after = server.crowd(concurrency=IN_FLIGHT, seconds=seconds / 4, warmup=2, **crowd)
+    after = server.load("http", concurrency=IN_FLIGHT, seconds=seconds / 4, warmup=2, **crowd)
     return {
         "times": times,
         "capacity_per_s": capacity,
@@ -50,20 +48,18 @@ def overload(
         "probes_ms": during["probes"]["latency_ms"].get("200"),
         "statuses": during["statuses"],
         "recovered": after["answered_per_s"] / capacity,
-        "server_cpus": during["server_cpus"],
-        "client_cpus": during["client_cpus"],
+        "server_cpus": during["server_cpu_s"] / seconds,
+        "client_cpus": during["client_cpu_s"] / seconds,
     }
 
 
-def storm(server: RunningServer, rate: float, seconds: float, path: str) -> dict[str, Any]:
+def storm(server: RunningServer, rate: float, seconds: float, path: str) -> Row:
     """Callers that leave after 50 ms and ask again, and how much was computed for them."""
-    rows, wasted = (
-        'dat_batch_images_total{kind="real"',
-        "dat_images_abandoned_total",
-    )
+    rows, wasted = 'dat_batch_images_total{kind="real"', "dat_images_abandoned_total"
     computed, abandoned = metric(server, rows), metric(server, wasted)
-    figures = server.crowd(
-        rate=rate, seconds=seconds, warmup=3, path=path, leave_after=PATIENCE_S, ask_again=3
+    callers = {"rate": rate, "leave_after": PATIENCE_S, "ask_again": 3}
+    figures = server.load(
+        "http", seconds=seconds, warmup=3, path=path, probe_every=PROBE_EVERY_S, **callers
     )
     computed = metric(server, rows) - computed
     return {
@@ -77,38 +73,90 @@ def storm(server: RunningServer, rate: float, seconds: float, path: str) -> dict
     }
 
 
+def tables(result: Row) -> str:
+    """The tables of `overload-cpu.json`."""
+    overloads = {
+        "clients have": "{clients}",
+        "asked for, of capacity": "{times:g}",
+        "capacity, answers/s": "{capacity_per_s:rate}",
+        "answered / capacity (range)": RATIO,
+        "refused p50 / p99 ms": "{refused}",
+        "probes p50 / p99 ms": "{probes}",
+        "two seconds later, of capacity": "{recovered:.2f}",
+        "server CPUs": "{server_cpus:.2f}",
+        "clients' CPUs": "{client_cpus:.2f}",
+    }
+    storms = {
+        "callers who leave after 50 ms": "`{path}`",
+        "requests/s": "{requests_per_s:.0f}",
+        "answers/s": "{answered_per_s:rate}",
+        "computed for nobody": "**{wasted:.1%}**",
+        "probes p50 / p99 ms": "{probes}",
+        "answers": "{answers}",
+    }
+    trials: dict[tuple[str, float], list[Row]] = {}
+    for row in result["overload"]:
+        trials.setdefault((row["clients"], row["times"]), []).append(row)
+    seconds = result["storm_seconds"]
+    storm_rows = [
+        row
+        | {
+            "requests_per_s": sum(row["statuses"].values()) / seconds,
+            "probes": _latency([row["probes_ms"]]),
+            "answers": in_short(row["statuses"]),
+        }
+        for row in result["storms"]
+    ]
+    of_trials = table(overloads, (_over_all_rounds(rounds) for rounds in trials.values()))
+    return f"{of_trials}\n\n{table(storms, storm_rows)}"
+
+
+def _over_all_rounds(rounds: list[Row]) -> Row:
+    keys = ("capacity_per_s", "recovered", "server_cpus", "client_cpus")
+    answered = (row["goodput_per_s"] for row in rounds)
+    return {
+        "clients": rounds[0]["clients"],
+        "times": rounds[0]["times"],
+        **{key: median(row[key] for row in rounds) for key in keys},
+        **ratio(answered, (row["capacity_per_s"] for row in rounds)),
+        "refused": _latency([row["refused_ms"] for row in rounds]),
+        "probes": _latency([row["probes_ms"] for row in rounds]),
+    }
+
+
+def _latency(rounds: list[dict[str, float] | None]) -> str:
+    had = [latency for latency in rounds if latency]
+    if not had:
+        return "none"
+    return " / ".join(f"{median(one[key] for one in had):.1f}" for key in ("p50", "p99"))
+
+
 def main() -> None:
     """Measure, write the result file and print its tables."""
-    parser = argparse.ArgumentParser(prog="python -m bench.overload", description=__doc__)
-    parser.add_argument("--times", nargs="+", type=float, default=[2.0, 4.0, 10.0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of an overload")
-    arguments = parser.parse_args()
+    chosen = options("bench.overload", __doc__, times=[2.0, 4.0, 10.0], rounds=3, seconds=30.0)
     places: dict[str, dict[str, object]] = {
         "a core of their own": {"core": cores() - 1},
         "any core": {},
     }
-    found: list[dict[str, Any]] = []
     with running_server(None, DAT_MODEL__NAME=MODEL) as server:
-        for _ in range(arguments.rounds):
-            for where, crowd in places.items():
-                for times in arguments.times:
-                    row = overload(server, times, arguments.seconds, **crowd)
-                    found.append({"clients": where, **row})
+        found = [
+            {"clients": where, **overload(server, times, chosen.seconds, **crowd)}
+            for _ in range(chosen.rounds)
+            for where, crowd in places.items()
+            for times in chosen.times
+        ]
         capacity = median(row["capacity_per_s"] for row in found)
         storms = [
-            storm(server, 3 * capacity, arguments.seconds, path)
+            storm(server, 3 * capacity, chosen.seconds, path)
             for path in ("/v1/classify", f"/v1/classify?timeout={PATIENCE_S}")
         ]
     result = {
         "machine": describe("bench.overload", "cpu", cores()),
         "overload": found,
         "storms": storms,
-        "storm_seconds": arguments.seconds,
+        "storm_seconds": chosen.seconds,
     }
-    path = RESULTS / "overload-cpu.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(overload_tables(result))
+    publish("overload-cpu", tables, result)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
-"""Ways to run a classifier, each in a process of its own, timed in alternating rounds.
+"""Ways to run a classifier, each in a process of its own.
 
-In one process the idle threads of one slow the other down, and its memory allocator is the same
-for both. While one works the other waits for its turn.
+What the C library does with freed memory is one setting of a whole process, and it decides: the
+same baseline with the same weights is up to twice as fast in a process that keeps its memory
+(`bench/results/README.md`). While one process works the others wait for their turn.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from time import perf_counter
 from types import MappingProxyType
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.closed_loop import time_calls
+from bench.harness import time_calls
+from bench.memory import own_process
 from model import VARIANTS
 from service import process
 from tests import recipe
@@ -58,31 +56,29 @@ class Rival:
         name: str,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        spawning = get_context("spawn")
-        self._pipe, there = spawning.Pipe()
-        self._process = spawning.Process(target=_work, args=(there, open_run, name))
-        with mock.patch.dict(os.environ, environment):
-            self._process.start()
-        self.load_s: float = self._pipe.recv()
+        self._name = name
+        self._process = own_process(environment)
+        self.load_s = self._process.submit(_open, open_run).result()
 
     def time(self, batch: int, seconds: float, **options: object) -> Timed:
         """Compute consecutive batches, until `seconds` have passed, with options of its run."""
-        self._pipe.send((batch, seconds, options))
-        timed: Timed = self._pipe.recv()
-        return timed
+        return self._process.submit(_time, self._name, batch, seconds, options).result()
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.send(None)
-        self._process.join()
+        self._process.shutdown()
 
 
-def _work(pipe: Connection, open_run: Callable[[], Run], name: str) -> None:
+_opened: list[Run] = []  # in the process of a rival, the only one
+
+
+def _open(open_run: Callable[[], Run]) -> float:
     process.compute_alone()
     start = perf_counter()
-    run = open_run()
-    pipe.send(perf_counter() - start)
-    while order := pipe.recv():
-        batch, seconds, options = order
-        call = partial(run, make_pixels(name, batch), **options)
-        pipe.send(Timed(call(), time_calls(call, seconds)))
+    _opened.append(open_run())
+    return perf_counter() - start
+
+
+def _time(name: str, batch: int, seconds: float, options: Mapping[str, object]) -> Timed:
+    call = partial(_opened[0], make_pixels(name, batch), **options)
+    return Timed(call(), time_calls(call, seconds))

@@ -29,15 +29,9 @@ class RunningServer:
 
     def load(self, protocol: str, /, **options: object) -> Any:
         """Run the load generator in its own process and return its figures."""
-        return self._figures("bench.load", protocol=protocol, port=self.ports[protocol], **options)
-
-    def crowd(self, **options: object) -> Any:
-        """Let a crowd of HTTP clients come, from a process of its own, and return its figures."""
-        return self._figures("bench.crowd", port=self.ports["http"], **options)
-
-    def _figures(self, module: str, **options: object) -> Any:
-        command = [sys.executable, "-m", module, "--server-pid", str(self.pid)]
-        for name, value in options.items():
+        command = [sys.executable, "-m", "bench.load"]
+        own = {"protocol": protocol, "port": self.ports[protocol], "server-pid": self.pid}
+        for name, value in (own | options).items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 

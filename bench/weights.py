@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model import VARIANTS
+from model.checkpoint import Checkpoint
 from model.detection import DETECTORS, Detector, create_detector, load_detector
 from model.detection import official as detector_official
 from model.official import official_shapes
@@ -33,6 +34,11 @@ def recipe_state(name: str) -> dict[str, Tensor]:
         key: torch.from_numpy(recipe.tensor(key, shape, 0))
         for key, shape in official_shapes(VARIANTS[name]).items()
     }
+
+
+def recipe_checkpoint(name: str) -> Checkpoint:
+    """These weights as if read from a file."""
+    return Checkpoint(Path(f"{name}.pth"), recipe_state(name))
 
 
 def detector_state(name: str) -> dict[str, Tensor]:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.attention_cost import PerQueryAttention, attentions, compare, measure_memory
-from bench.report import attention_tables
+from bench.attention_cost import PerQueryAttention, attentions, compare, measure_memory, tables
 from model.attention import DeformableAttention, sample_features
 from tests.conftest import SMALL_DAT
 
@@ -109,4 +108,4 @@ def test_sharing_keys_saves_memory() -> None:
     assert dat["inference_peak_bytes"] < equal["inference_peak_bytes"]
     assert few["inference_peak_bytes"] < equal["inference_peak_bytes"]
     result = {"layers": [{"model": "m", "stage": 2, "map": [8, 8, 64], "rows": rows}]}
-    assert "| m, stage 2, 8x8x64 | DAT |" in attention_tables(result | {"models": rows})
+    assert "| m, stage 2, 8x8x64 | DAT |" in tables(result | {"models": rows})

@@ -5,9 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from bench import decode
-from bench.decode import Case, error, measure, ways_for
-from bench.report import decode_table
+from bench.decode import WAYS, Case, error, measure, tables, ways_for
 from model import VARIANTS
 from model.transforms import Preprocessing
 
@@ -23,7 +21,7 @@ def test_all_ways_show_the_same_picture(case: Case) -> None:
     assert (made["served, `exact`"] == made["official"]).all()
     for pixels in made.values():
         assert error([pixels], [made["official"]])["mean"] < 2
-    another = decode.official(other, PREPROCESSING)
+    another = WAYS["official"](other, PREPROCESSING)
     assert error([another], [made["official"]])["mean"] > 20
 
 
@@ -41,6 +39,6 @@ def test_the_table_has_every_way_with_its_ratio_to_the_official_one() -> None:
     assert official["one_thread"]["ratio"] == official["all_cores"]["ratio"] == 1
     assert (exact["error"]["max"], fast["error"]["max"] > 0) == (0, True)
     case = {"picture": SMALL.name, "variant": SMALL.variant, "rows": rows}
-    table = decode_table({"cases": [case]}).splitlines()
+    table = tables({"cases": [case]}).splitlines()
     assert table[2].startswith("| 530x520 JPEG 90 4:2:0 | dat_tiny_224 | official | ")
     assert len(table) == 2 + len(rows)

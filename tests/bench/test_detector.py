@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from bench import stages
-from bench.detector import CASES, count_work
-from bench.report import detector_tables
+from bench.detector import CASES, count_work, tables
 from bench.stages import POST_PROCESSING, STAGES, Stopwatch, time_stages
 from model.detection import Detections, Detector
 from model.detection.detector import DenseFeatures
@@ -100,6 +99,6 @@ def test_the_table_shows_the_share_of_the_post_processing() -> None:
         "work": {"candidates": [900, 1100], "detections": [100, 100]},
         "closed_loop": [],
     }
-    table, _ = detector_tables({"cases": [case]}).split("\n\n")
+    table, _ = tables({"cases": [case]}).split("\n\n")
     row = "| 640x640 | 200.0 | 180.0 | 20.0 | **10.0%** (8.0%-12.0%) | 900-1100 | none | 100 |"
     assert table.splitlines()[-1] == row

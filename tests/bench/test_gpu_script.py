@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from argparse import ArgumentParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.report import gpu_tables
+from bench.gpu import CHECKED, first, second, tables
 from tests.server import ROOT
 
 MODELS = ("dat_nano", "mask_rcnn_dat_nano", "no_such_model")
@@ -122,7 +124,7 @@ def test_what_comes_back_is_few_files_and_a_table(
 ) -> None:
     folder, _, _ = rehearsed[part]
     assert len(list(folder.iterdir())) <= 8
-    table = gpu_tables(results(folder, part))
+    table = tables(results(folder, part))
     for row in (row for step in results(folder, part)["steps"] for row in step["rows"]):
         assert row.get("what", row.get("way", row.get("kernel", ""))) in table
     assert not [line for line in table.splitlines() if line.count("|") == 1]
@@ -134,3 +136,26 @@ def test_an_unknown_step_is_an_error(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert "no step is called kernel; there are environment, server, kernels, " in printed
     assert not list(tmp_path.iterdir())
+
+
+class Parsed(Exception):
+    """A command line was understood."""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_step_understands_its_options(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse_args = ArgumentParser.parse_args
+
+    def understood(parser: ArgumentParser) -> None:
+        parse_args(parser)
+        raise Parsed
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", understood)
+    steps = [step for group in (*first(device, CHECKED[device]), *second(device)) for step in group]
+    ours = [step for step in steps if step.name != "tests"]
+    assert len(ours) == len(CHECKED[device]) + 8
+    for step in ours:
+        _, _, module, *words = step.command
+        monkeypatch.setattr(sys, "argv", [module, *words])
+        with pytest.raises(Parsed):
+            import_module(module).main()

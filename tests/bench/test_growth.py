@@ -5,20 +5,17 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from bench import growth, growth_chart
-from bench.engine import OpenEngine
-from bench.growth import _heap_memory, durations, line_past_the_knee, make_batch
+from bench.growth import _heap_memory, durations, line_past_the_knee, make_batch, tables
 from bench.machine import RESULTS
 from bench.memory import IN_USE_ALONE, in_own_process, peak, reset_peak, resident
-from bench.report import growth_tables
-from model import DAT
-from service.engine.items import ClassificationInput, ClassificationOutput
-from tests.conftest import SMALL_DAT
+from service.engine.items import ClassificationInput
 
 MIB = 1 << 20
 FILES = sorted(RESULTS.glob("growth-*.json"))
@@ -45,10 +42,10 @@ def test_three_batches_are_past_the_knee_at_least() -> None:
     assert line_past_the_knee([1, 2, 4, 8], [8.0, 8.0, 8.5, 9.0])["from_batch"] == 2
 
 
-def test_calls_alternate_and_the_first_round_does_not_count(
+def test_calls_alternate_the_first_round_does_not_count_and_ratios_are_taken_per_round(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    taken = iter(range(1, 100))
+    taken = iter([99.0, 99.0, 1.0, 2.0, 10.0, 30.0, 2.0, 5.0])
     monkeypatch.setattr(growth, "time_calls", lambda call, _: [call(), next(taken), 1000])
     called = ""
 
@@ -57,17 +54,10 @@ def test_calls_alternate_and_the_first_round_does_not_count(
         called += name
         return 0
 
-    timed = growth.alternate([partial(call, "a"), partial(call, "b")], rounds=2, seconds=0)
-    assert called == "ababab"
-    assert timed == [[3, 4], [5, 6]]
-
-
-def test_the_ratio_is_taken_per_round() -> None:
-    assert durations([[1.0, 2.0], [10.0, 30.0], [2.0, 5.0]], 1) == {
-        "ms": 5000.0,
-        "ratio": 2.5,
-        "ratio_range": [2.0, 3.0],
-    }
+    first, second = durations([partial(call, "a"), partial(call, "b")], rounds=3, seconds=0)
+    assert called == "abababab"
+    assert first == {"ms": 2000.0, "ratio": 1.0, "ratio_range": [1.0, 1.0]}
+    assert second == {"ms": 5000.0, "ratio": 2.5, "ratio_range": [2.0, 3.0]}
 
 
 def test_the_first_images_of_a_batch_are_explained() -> None:
@@ -94,16 +84,14 @@ def test_the_peak_is_seen_after_it_is_over() -> None:
 
 
 def test_memory_of_a_batch_is_what_it_takes_beside_the_engine() -> None:
-    loaded = []
+    class Loaded:
+        def __init__(self) -> None:
+            self.weights = np.ones(128 * MIB, np.uint8)
 
-    def run(batch: Sequence[ClassificationInput]) -> list[ClassificationOutput]:
-        np.ones(len(batch) * 16 * MIB, np.uint8)
-        return []
+        def run(self, batch: Sequence[ClassificationInput]) -> None:
+            np.ones(len(batch) * 16 * MIB, np.uint8)
 
-    def load() -> OpenEngine:
-        loaded.append(np.ones(128 * MIB, np.uint8))
-        return OpenEngine(DAT(SMALL_DAT), run)
-
+    load: Any = Loaded
     assert 60 * MIB < _heap_memory(load, make_batch(4, 8)) < 96 * MIB
 
 
@@ -126,10 +114,10 @@ def test_ticks_are_round_and_reach_the_largest(largest: float, expected: list[fl
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_tables_and_picture_hold_every_point(path: Path) -> None:
     result = json.loads(path.read_text())
-    tables = growth_tables(result)
+    shown = tables(result)
     measured = [*result["batch"]["rows"], *result["size"], *result["models"]]
     others = [*result["explained"]["rows"], *result["engine_memory"], *result["server_memory"]]
-    rows = [line for line in tables.splitlines() if line.startswith("|") and "---" not in line]
+    rows = [line for line in shown.splitlines() if line.startswith("|") and "---" not in line]
     assert len(rows) == len(measured) + len(others) + 6, "a header for each table"
 
     picture = ElementTree.fromstring(growth_chart.draw([result]))

@@ -9,7 +9,7 @@ import pytest
 
 from bench import steps
 from bench.findings import bound, verdict
-from bench.gpu import choose, needed, wheels
+from bench.gpu import choose
 from bench.steps import Part, Step
 
 
@@ -98,11 +98,3 @@ def test_a_figure_keeps_its_bound_or_misses_it(
     row: dict[str, float], says: str, in_words: str
 ) -> None:
     assert (verdict(row), bound(row)) == (says, in_words)
-
-
-def test_wheels_are_all_that_the_server_needs_but_what_comes_with_torch() -> None:
-    names = {wheel.partition("==")[0] for wheel in wheels()}
-    everything = needed(["dat-serve"])
-    assert {"fastapi", "starlette", "opentelemetry-api", "pytest", "pytest-asyncio"} <= names
-    assert everything - names >= {"dat-serve", "torch", "numpy", "sympy"}
-    assert "openvino" not in names | everything

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from bench.report import thread_split_table
-from bench.thread_split import FIGURES, compare
+from bench.thread_split import FIGURES, compare, tables
 
 
 class Answering:
@@ -23,4 +22,4 @@ def test_a_ratio_is_taken_in_its_round_and_refers_to_all_threads() -> None:
     assert (first["ratio"], first["ratio_range"]) == (0.6, [0.5, 1.5])
     assert (last["ratio"], last["images_per_s"]) == (1, 20)
     row = "| 8 | 1 | 1 | 12.0 | **0.60** (0.50-1.50) | 1 / 1 / 1 | 100% | 0.50 |"
-    assert thread_split_table({"rows": [first, last]}).splitlines()[2] == row
+    assert tables({"rows": [first, last]}).splitlines()[2] == row

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bench.gpu import needed
+from deploy.wheels import needed, wheels
 
 
 @pytest.mark.parametrize("package", ["dat-serve", "dat-serve[dev]"])
@@ -16,3 +16,11 @@ def test_every_package_that_an_install_needs_is_pinned(root, package):
     needs = needed([package]) - {"dat-serve"}
     assert "fastapi" in needs
     assert needs <= pinned
+
+
+def test_wheels_are_all_that_the_server_needs_but_what_comes_with_torch() -> None:
+    names = {wheel.partition("==")[0] for wheel in wheels()}
+    everything = needed(["dat-serve"])
+    assert {"fastapi", "starlette", "opentelemetry-api", "pytest", "pytest-asyncio"} <= names
+    assert everything - names >= {"dat-serve", "torch", "numpy", "sympy"}
+    assert "openvino" not in names | everything

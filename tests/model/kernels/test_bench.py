@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from bench import kernels
-from bench.kernels import Rates, Step, attention_steps, block_steps, compare, end_steps
-from bench.report import kernels_table
+from bench.kernels import Rates, Step, attention_steps, block_steps, compare, end_steps, tables
 from model import kernels as switch
 from tests.conftest import SMALL_DAT
 from tests.model.kernels.conftest import DEVICE, assert_close
@@ -69,6 +68,6 @@ def test_the_report_has_a_row_for_every_step(monkeypatch):
             where = {"model": "small", "image_size": [32, 64], "batch": 1, "stage": 0}
             rows.append(where | compare(step, Rates(bytes=1e12, flops=1e12)))
     assert rows
-    table = kernels_table({"steps": rows}).splitlines()
+    table = tables({"steps": rows}).splitlines()
     assert len(table) == 2 + len(rows)
     assert all("| small | 32x64 | 1 | 0 |" in line for line in table[2:])

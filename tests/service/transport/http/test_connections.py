@@ -16,13 +16,13 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench.fuzz_http import fuzz
 from service.command_errors import StartupError
 from service.ports import open_ports
 from service.settings import Server
 from tests.clients import JPEG, eventually, over_http
 from tests.server import START_TIMEOUT_S, RunningServer, start_server
 from tests.service.commands import command, run
+from tests.service.transport.http.fuzz import fuzz
 
 MIB = 1 << 20
 PATIENCE_S = 8.0  # tells a connection that hangs from one that is slow on a busy machine

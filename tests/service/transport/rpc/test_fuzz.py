@@ -9,12 +9,12 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.fuzz_grpc import BUGS, MALFORMED, fuzz
 from service.errors import InvalidRequest
 from service.pb import dat_pb2
 from service.transport.rpc.wire import Received
 from tests.clients import JPEG, channel, message, over_grpc
 from tests.server import RunningServer
+from tests.service.transport.rpc.fuzz import BUGS, MALFORMED, fuzz
 
 CLASSIFY = "/dat.v1.ClassifierService/Classify"
 METHODS = [

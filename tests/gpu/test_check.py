@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.gpu_check import compare, in_flight, share_found
 from service.engine.device import Device
 from service.engine.items import ClassificationOutput, DetectionOutput
+from tests.gpu.check import compare, in_flight, share_found
 
 
 def output(*scores: float) -> ClassificationOutput:

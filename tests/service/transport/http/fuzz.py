@@ -1,6 +1,6 @@
 """Mutated requests of HTTP, as bytes over sockets, against a server that must not mind.
 
-    python -m bench.fuzz_http --inputs 20000
+    python -m tests.service.transport.http.fuzz --inputs 20000
 
 Starts the server, prints how many inputs got which status, and ends with 1 if one of them was
 answered as a fault of the server or not at all, or if the server is not as it was before.

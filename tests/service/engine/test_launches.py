@@ -11,10 +11,10 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
 )
 
-from bench.launches import launches
 from model import VARIANTS, create_model
 from model.fused import WIDEST, DepthwiseConv, linear
 from service.engine.classify import Classify
+from tests.service.engine.launches import launches
 
 CLASSIFIERS = [
     name

@@ -1,4 +1,4 @@
-"""Whether one model is right on a GPU: `python -m bench.gpu_check NAME [DEVICE]`.
+"""Whether one model is right on a GPU: `python -m tests.gpu.check NAME [DEVICE]`.
 
 A classifier: its logits in each precision, with the kernels and without, against those of the
 official code (of the demo, which has none: against the CPU, on its scenes); then its engine's
@@ -50,7 +50,7 @@ from service.metrics import Metrics, ModelMetrics
 from tests import recipe
 from tests.service.recorded import recorded
 
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 DEMO, DEMO_DETECTOR = "dat_nano", "mask_rcnn_dat_nano"
 SCENES = {"cpu": 4, "cuda": 400}
 SCENES_SEED = 1  # not seen in training
@@ -295,7 +295,7 @@ def share_found(outputs: Sequence[DetectionOutput], expected: Sequence[Detection
 
 def main() -> None:
     """Check the model of the command line; exits with 1 if a case failed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu.check", description=__doc__)
     parser.add_argument("model", choices=[*VARIANTS, *DETECTORS])
     parser.add_argument("device", choices=DTYPE, nargs="?", default="cuda")
     arguments = parser.parse_args()

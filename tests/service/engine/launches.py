@@ -80,7 +80,7 @@ class _Counting(TorchDispatchMode):
     """Counts the operations that reach the device."""
 
     def __init__(self, example: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.launches: list[Launch] = []
         self._of_call = {_storage(example)}
 
@@ -139,7 +139,9 @@ def _storage(tensor: Tensor) -> int:
 
 def main() -> None:
     """Print launches and bytes of the classifiers, bytes of an image to ranked classes."""
-    parser = argparse.ArgumentParser(prog="python -m bench.launches", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.service.engine.launches", description=__doc__
+    )
     parser.add_argument("models", nargs="*", default=["dat_tiny_224", "dat_pp_tiny_224"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--by-name", action="store_true", help="every kernel in a line")

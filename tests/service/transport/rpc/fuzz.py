@@ -189,7 +189,9 @@ async def fuzz(target: str, inputs: int, seed: int = 0) -> Counter[str]:
 
 def main() -> None:
     """Fuzz one server and print the counts; exit with 1 if a bug was seen."""
-    parser = argparse.ArgumentParser(prog="python -m bench.fuzz_grpc", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.service.transport.rpc.fuzz", description=__doc__
+    )
     parser.add_argument("--target", default="127.0.0.1:8001")
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)

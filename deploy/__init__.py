@@ -1,0 +1,1 @@
+"""Images of containers, manifests, and what they are made with."""
