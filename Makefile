@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test convert evaluate test-gpu check format proto bench settings demo demo-detector image-test
+.PHONY: help run test test-slow convert evaluate test-gpu check format proto bench settings demo demo-detector image-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -25,8 +25,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 run: $(VENV)/.runtime ## install what is needed and serve the demo models
 	@exec $(BIN)/dat-serve
 
-test: $(VENV)/.dev ## install what is needed and run the tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: $(VENV)/.dev ## install what is needed and run the tests, but for those that `make test-slow` runs
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile
+
+test-slow: $(VENV)/.dev ## run the tests that take long and break rarely
+	$(BIN)/python -m pytest -m slow --timeout 900 --numprocesses 2 --dist loadfile
 
 convert: $(VENV)/.runtime ## CHECKPOINT=… OUT=….safetensors [OPTIONS=…]: one file with all that is known of a model
 	@$(BIN)/dat-serve convert --checkpoint '$(CHECKPOINT)' --out '$(OUT)' $(OPTIONS)
@@ -42,7 +45,7 @@ check: $(VENV)/.dev ## lint, types, generated files up to date
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory proto settings
-	git diff --exit-code -- service/pb README.md
+	git diff --exit-code -- service/pb docs/settings.md
 	shellcheck .ci/run bench/*.sh deploy/*.sh
 
 format: $(VENV)/.dev ## format and fix the code
@@ -53,8 +56,8 @@ proto: $(VENV)/.dev ## regenerate the gRPC stubs
 	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto/dat/v1 \
 		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/dat.proto
 
-settings: $(VENV)/.dev ## regenerate the table of settings in README.md
-	$(BIN)/python -m service.settings README.md
+settings: $(VENV)/.dev ## regenerate the table of settings in docs/settings.md
+	$(BIN)/python -m service.settings docs/settings.md
 
 bench: $(VENV)/.dev ## measure the engine, the server and detectors, results in bench/results
 	$(BIN)/python -m bench.engine

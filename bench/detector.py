@@ -27,7 +27,7 @@ from bench.stages import POST_PROCESSING, STAGES, time_stages
 from bench.tables import Row, table
 from bench.weights import DETECTOR_CASES, detector_state, make_detector
 from model.detection import Detections, Detector
-from model.detection.detections import SCORE_THRESHOLD
+from model.detection.config import SCORE_THRESHOLD
 from model.detection.detector import DenseFeatures
 from model.detection.normalise import Normalise
 from model.detection.roi_heads import TwoStageHead

@@ -19,7 +19,7 @@ __all__ = ["DAT", "VARIANTS", "DatConfig", "Explained", "create_model", "load_mo
 
 
 def __getattr__(name: str) -> Any:
-    """What is of `model.dat`, see PEP 562."""
+    """Import a name of `model.dat` when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("model.dat"), name)

@@ -215,7 +215,7 @@ def _choose(path: Path, content: object, *, ema: bool) -> dict[str, Tensor]:
     if ema and averaged is not None:
         return _state_dict(path, averaged)
     if ordinary is None and averaged is not None:
-        raise CheckpointError(f"{path}: holds EMA weights alone, and they were not asked for")
+        raise CheckpointError(f"{path}: holds EMA weights alone; choose them with weights = ema")
     state = _state_dict(path, content if ordinary is None else ordinary)
     # mmcv keeps averages as buffers beside the parameters.
     buffers = {f"ema_{key.replace('.', '_')}": key for key in state}

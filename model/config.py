@@ -67,7 +67,11 @@ class DatConfig:
     crop: bool = True
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: a size that the family cannot take."""
+        """Check the sizes.
+
+        Raises:
+            ValueError: a size is one that the family cannot take.
+        """
         height, width = self.image_size
         if not all(1 <= size <= LARGEST_SIZE for size in (height, width, self.table_size)):
             raise ValueError(
@@ -75,7 +79,9 @@ class DatConfig:
                 f"with tables for {self.table_size}"
             )
         if not 1 <= self.window <= LARGEST_SIZE:
-            raise ValueError(f"{self.name}: a window of {self.window} cells")
+            raise ValueError(
+                f"{self.name}: windows have 1 to {LARGEST_SIZE} cells a side; got {self.window}"
+            )
         if self.family == "dat":
             cell = 4 << (len(self.stages) - 1)
             if (height, width) != (self.table_size,) * 2 or height % (cell * self.window):

@@ -167,6 +167,6 @@ def _names(data: io.BytesIO) -> Iterator[str]:
 
 
 def _full_name(module: str = "", name: str = "") -> str:
-    """As Python 3 calls it: in the pickles that torch writes, some names are those of Python 2."""
+    """The name in Python 3: torch writes pickles in which some names are those of Python 2."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f"{module}.{name}"

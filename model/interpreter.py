@@ -57,7 +57,7 @@ class Program:
 
 
 class _Result:
-    """In the form of an output, where a tensor belongs."""
+    """Stands in the structure of an output for a tensor."""
 
 
 _RESULT: Any = _Result()

@@ -1,1 +1,1 @@
-"""The DAT inference service: transports over one core, one batcher, one engine."""
+"""The DAT inference service; docs/architecture.md says how its parts fit."""

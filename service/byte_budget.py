@@ -32,7 +32,7 @@ class ByteBudget:
             size: of the request as far as it is known, bytes.
 
         Raises:
-            Overloaded: so many more would be too many.
+            Overloaded: with these bytes more than the limit would be held.
         """
         held = HeldBytes(self)
         held.grow(size)
@@ -42,7 +42,7 @@ class ByteBudget:
         """Count bytes that came, or with a negative size went.
 
         Raises:
-            Overloaded: so many more would be too many.
+            Overloaded: with these bytes more than the limit would be held.
         """
         if size > 0 and self._held + size > self.limit:
             raise Overloaded(

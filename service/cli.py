@@ -65,7 +65,8 @@ def _add_healthcheck(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "url",
         nargs="?",
         metavar="URL",
-        help="http://, https://, grpc:// or grpcs:// and a host; without it, the server here",
+        help="http://, https://, grpc:// or grpcs:// and a host; without it, the server of this "
+        "machine",
     )
     parser.add_argument(
         "--timeout",
@@ -75,7 +76,7 @@ def _add_healthcheck(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         help="longest to wait (default: %(default)s)",
     )
     parser.add_argument(
-        "--ca", type=Path, metavar="FILE", help="certificates to check the server's against, PEM"
+        "--ca", type=Path, metavar="FILE", help="certificates (PEM) that sign the server's"
     )
 
 
@@ -151,8 +152,8 @@ def _serve(_: Namespace) -> int:
 def _serve_on(
     ports: Ports, chosen: settings.Settings, lineup: Lineup, lines: logs.LineWriter
 ) -> int:
-    # Here ends what is done without torch: loading it takes seconds, which a wrong setting or a
-    # port that is taken should not wait for, and it reads the environment when it is loaded.
+    # Torch is loaded from here on. That takes seconds, so wrong settings and taken ports were found
+    # before; and torch reads the environment when it is loaded.
     process.begin()
     import uvloop  # noqa: PLC0415
 
@@ -162,7 +163,7 @@ def _serve_on(
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(chosen, lineup, ports, lines))
-        except ServiceError as error:  # a device that is lost before it is ready
+        except ServiceError as error:  # a device was lost before the replica was ready
             return _fail(machine.shortage(error) or str(error))
     return 0
 
@@ -222,7 +223,7 @@ def _faults(error: ValidationError, name: Callable[[tuple[int | str, ...]], str]
     told: dict[str, ErrorDetails] = {}
     for fault in error.errors(include_url=False):
         named = name(fault["loc"])
-        # Of a setting that may be one of several kinds, the kind that it comes nearest to.
+        # A setting may be of several types: show the fault of the type that it comes nearest to.
         if named not in told or len(fault["loc"]) > len(told[named]["loc"]):
             told[named] = fault
     for named, fault in told.items():
@@ -233,12 +234,12 @@ def _faults(error: ValidationError, name: Callable[[tuple[int | str, ...]], str]
 
 
 def _variable(place: tuple[int | str, ...]) -> str:
-    """Of the settings, from where pydantic found a fault: a group and its field."""
+    """The variable of a setting, from where pydantic found a fault: a group and its field."""
     return settings.PREFIX + "__".join(map(str, place[:2])).upper() if place else ""
 
 
 def _option(place: tuple[int | str, ...]) -> str:
-    """Of the command line, from the field of a choice."""
+    """The option of the command line, from the field that it sets."""
     return f"--{place[0]}".replace("_", "-")
 
 

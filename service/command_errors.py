@@ -1,4 +1,4 @@
-"""Why a command of `dat-serve` ends with one line instead of its work."""
+"""Errors that end a command of `dat-serve` with one line that says what to change."""
 
 
 class CommandError(Exception):

@@ -5,9 +5,9 @@ ServiceError
 │   ├── InvalidOption         an option is unknown or out of range
 │   ├── NoImages              a request without an image
 │   └── TooManyImages         more images than one request may hold
-├── UnknownModel          no model of that name is served here
-├── UnsupportedMediaType  the body is of a kind this server does not read
-│   └── UnsupportedCoding     it is compressed in a way this server does not read
+├── UnknownModel          this server has no model of that name
+├── UnsupportedMediaType  this server does not read bodies of this media type (HTTP)
+│   └── UnsupportedCoding     this server does not read bodies compressed in this way (HTTP)
 ├── InvalidImage          the bytes are not a usable image
 │   └── ImageTooLarge         too many bytes or pixels
 ├── Overloaded            too much is asked for at a time; retry later
@@ -16,13 +16,13 @@ ServiceError
 ├── HeadersTooLarge       too many headers, or too many bytes in them (HTTP)
 ├── UrlTooLong            too many bytes in the URL (HTTP)
 ├── RequestTimeout        the caller sent its request too slowly (HTTP)
-├── TooManyConnections    as many connections are open as this replica holds (HTTP)
+├── TooManyConnections    this replica has no connection left (HTTP)
 ├── NotReady              this replica is starting; retry elsewhere
 │   └── Draining              this replica is leaving; retry elsewhere
 ├── EngineUnavailable     the device is lost, or the model fails again and again; retry elsewhere
 ├── EngineFailed          our fault; the cause is in the log, not in the reply
 │   └── OutOfMemory           the image needs more memory than there is
-└── Internal              our fault as well, beside the device
+└── Internal              our fault as well, outside the device
 
 The message of every class here is safe to show to a caller: it is short, and can be written in
 UTF-8.
@@ -95,19 +95,19 @@ class InvalidOption(InvalidRequest):
 
 
 class NoImages(InvalidRequest):
-    """A request that holds no image."""
+    """The request holds no image."""
 
     code = "no_images"
 
 
 class TooManyImages(InvalidRequest):
-    """More images than one request may hold."""
+    """The request holds more images than one request may."""
 
     code = "too_many_images"
 
 
 class UnknownModel(ServiceError):
-    """No model of that name is served here."""
+    """This server has no model of that name."""
 
     code = "unknown_model"
     http_status = HTTPStatus.NOT_FOUND
@@ -115,7 +115,7 @@ class UnknownModel(ServiceError):
 
 
 class UnsupportedMediaType(ServiceError):
-    """The body is of a kind this server does not read (HTTP only)."""
+    """This server does not read bodies of this media type (HTTP only)."""
 
     code = "unsupported_media_type"
     http_status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
@@ -123,7 +123,7 @@ class UnsupportedMediaType(ServiceError):
 
 
 class UnsupportedCoding(UnsupportedMediaType):
-    """The body is compressed in a way this server does not read (HTTP only)."""
+    """This server does not read bodies that are compressed in this way (HTTP only)."""
 
     code = "unsupported_coding"
 
@@ -145,8 +145,9 @@ class InvalidImage(ServiceError):
 
 
 class ImageTooLarge(InvalidImage):
-    """Too many bytes or pixels; HTTP has its own word for it, so the two codes differ."""
+    """The image, or the request, has more bytes or pixels than allowed."""
 
+    # HTTP has a status of its own for this, gRPC has none: so the two codes differ.
     code = "image_too_large"
     http_status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
@@ -178,7 +179,7 @@ class DeadlineExceeded(ServiceError):
 
 
 class Cancelled(ServiceError):
-    """The caller left before the answer; nobody reads this one."""
+    """The caller left before the answer, so that nobody reads this error."""
 
     code = "cancelled"
     http_status = 499  # nginx's word for it, and the canonical pair of CANCELLED
@@ -187,7 +188,7 @@ class Cancelled(ServiceError):
 
 
 class HeadersTooLarge(ServiceError):
-    """Too many headers, or too many bytes in them."""
+    """The request has too many headers, or too many bytes in them (HTTP only)."""
 
     code = "headers_too_large"
     http_status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
@@ -195,7 +196,7 @@ class HeadersTooLarge(ServiceError):
 
 
 class UrlTooLong(ServiceError):
-    """Too many bytes in the URL."""
+    """The URL of the request has too many bytes (HTTP only)."""
 
     code = "url_too_long"
     http_status = HTTPStatus.REQUEST_URI_TOO_LONG
@@ -203,7 +204,7 @@ class UrlTooLong(ServiceError):
 
 
 class RequestTimeout(ServiceError):
-    """The caller sent its request too slowly."""
+    """The caller sent its request too slowly (HTTP only)."""
 
     code = "request_timeout"
     http_status = HTTPStatus.REQUEST_TIMEOUT
@@ -211,7 +212,7 @@ class RequestTimeout(ServiceError):
 
 
 class TooManyConnections(ServiceError):
-    """As many connections are open as this replica holds; those left are for probes."""
+    """This replica has no HTTP connection left; a few are kept for probes (HTTP only)."""
 
     code = "too_many_connections"
     http_status = HTTPStatus.SERVICE_UNAVAILABLE
@@ -258,7 +259,7 @@ class EngineUnavailable(ServiceError):
         self.retry_after_s: float = retry_after_s
 
     def again(self) -> "EngineUnavailable":
-        """The same for another caller: an error keeps the frames it passed."""
+        """A copy for another caller: an error keeps the frames that it passed through."""
         return EngineUnavailable(str(self), self.cause, self.retry_after_s)
 
 
@@ -272,13 +273,13 @@ class EngineFailed(ServiceError):
 
 
 class OutOfMemory(EngineFailed):
-    """The image alone needs more memory than the device has; a retry will find no more."""
+    """The image alone needs more memory than the device has; a retry will fail as well."""
 
     code = "out_of_memory"
 
 
 class Internal(ServiceError):
-    """A fault of the server's own, outside of the device; it is only in the log."""
+    """The server itself failed, not the device; the cause is only in the log."""
 
     code = "internal"
     http_status = HTTPStatus.INTERNAL_SERVER_ERROR

@@ -24,7 +24,7 @@ def address(server: Server) -> str:
         HealthcheckError: the port is not known.
     """
     if server.http_port == 0:
-        raise HealthcheckError("DAT_SERVER__HTTP_PORT is 0, any free port: give the URL")
+        raise HealthcheckError("DAT_SERVER__HTTP_PORT is 0, which picks a free port: give the URL")
     host = server.host
     try:
         given = ip_address(host)
@@ -67,7 +67,7 @@ def ask(url: str, *, timeout_s: float, authorities: Path | None = None) -> None:
         except (OSError, http.client.HTTPException, ValueError, HealthcheckError) as error:
             faults.append(error)
 
-    # The time of a socket begins anew with each byte, and that of a look-up of names has no end.
+    # A socket counts its timeout from each byte anew, and looking up a name has none.
     asking = Thread(target=run, daemon=True)
     asking.start()
     asking.join(timeout_s)
@@ -99,7 +99,7 @@ def _ask_http(where: SplitResult, timeout_s: float, authorities: Path | None) ->
 
 def _ask_grpc(where: SplitResult, timeout_s: float, authorities: Path | None) -> None:
     process.silence_grpc()
-    # A tenth of a second that a check over HTTP need not wait.
+    # Imported here: it takes a tenth of a second, which a check over HTTP need not wait for.
     import grpc  # noqa: PLC0415
     from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
 

@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 STUCK_EXIT_CODE = os.EX_SOFTWARE  # 70
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Where a thread waits, and for what it does so when it is idle.
+# Files of the frames in which a thread waits, and of those that tell an idle one.
 _WAITS = ("/threading.py", "/queue.py", "/selectors.py")
 _IDLE = (
     "/concurrent/futures/thread.py",

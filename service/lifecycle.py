@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 
 
 class Lifecycle:
-    """From starting over ready to draining.
+    """The states of a replica, from starting through ready to draining.
 
-    The one place that says whether the replica is live and ready. Who has to be told when that
-    may have changed is an observer; who asks reads `live` and `ready`.
+    The one place that says whether the replica is live and ready: `live` and `ready` can be read,
+    and observers are told when they may have changed.
 
     Args:
         sound: whether every device can still be trusted.
@@ -38,21 +38,21 @@ class Lifecycle:
         return self.started and not self.draining and self._useful()
 
     def observe(self, observer: Callable[[], Awaitable[None]]) -> None:
-        """Await somebody whenever something may have changed."""
+        """Await an observer whenever `live` or `ready` may have changed."""
         self._observers.append(observer)
 
     async def start(self) -> None:
-        """Warm-up is over."""
+        """Note that warm-up is over."""
         self.started = True
         await self._tell()
 
     async def drain(self) -> None:
-        """The replica was told to leave."""
+        """Note that the replica was told to leave."""
         self.draining = True
         await self._tell()
 
     def changed(self) -> None:
-        """What `live` and `ready` depend on may have changed; in the event loop."""
+        """Tell the observers that `live` or `ready` may have changed; in the event loop."""
         task = asyncio.get_running_loop().create_task(self._tell())
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)

@@ -71,7 +71,7 @@ class LineWriter:
         Thread(target=self._run, name="log", daemon=True).start()
 
     def put(self, event: EventDict) -> None:
-        """Write a line some time; never waits."""
+        """Take a line to be written later; never waits."""
         waiting = self._queue.qsize()
         # Once full, it takes lines again when half of them are gone: one gap instead of many.
         if waiting >= (_LINES // 2 if self._dropping else _LINES):
@@ -87,7 +87,7 @@ class LineWriter:
     debug = info = warning = error = critical = put
 
     def on_dropped(self, count: Callable[[int], object]) -> None:
-        """Tell how many lines are dropped, those before included, to a metric for example."""
+        """Count dropped lines, those before included, with a function such as a metric's `inc`."""
         with self._losing:
             count(self.dropped)
             self._count = count
@@ -128,7 +128,7 @@ class LineWriter:
                 self._queue.put(_Gap())
 
     def _take(self, *, gap: bool) -> Iterator[EventDict | _Gap | Event]:
-        """What waits, as soon as something does; behind a gap where the last was not taken."""
+        """The lines that wait, once there is one; after a gap where the last ones were lost."""
         first = self._queue.get()
         if not isinstance(first, Event) and self._queue.qsize() < _AT_ONCE:
             sleep(_GATHER_S)
@@ -146,7 +146,7 @@ class LineWriter:
             return self._render(fault) + "\n"
 
     def _write_lines(self, text: list[str], lines: int, told: int) -> bool:
-        """Whether somebody took them."""
+        """Write lines, and say whether they were taken."""
         try:
             self._write("".join(text).encode())
         except OSError:  # the reader is gone, or the disk is full: another line may find it better
@@ -224,7 +224,8 @@ class Summed:
         """Count one.
 
         Args:
-            fields: of few values, never what a caller chose: each combination is said for itself.
+            fields: with few possible values, and never what a caller chose: each combination has
+                a line of its own.
         """
         kind = tuple(fields.items())
         if kind in self._times:
@@ -253,7 +254,7 @@ _EXCEPTIONS = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
 
 
 def _plain(_logger: object, _method: str, event: EventDict) -> tuple[tuple[EventDict], EventDict]:
-    """What may wait in the queue: short values that nobody changes, and no object of a request."""
+    """Reduce an event to what may wait in the queue: short values, and no object of a request."""
     event["timestamp"] = time.time()
     for key, value in event.items():
         event[key] = _short(value)
@@ -305,7 +306,8 @@ def _warning(event: str, **fields: object) -> EventDict:
 def _json(event: EventDict) -> str:
     event["timestamp"] = _time(event["timestamp"])
     text = json.dumps(event)
-    # Half a surrogate pair is no character, and these words are no JSON: many readers refuse both.
+    # Half a surrogate pair is not a character, and these words are not JSON: many readers refuse
+    # both.
     if _NO_JSON.search(text):
         whole = json.dumps(event, ensure_ascii=False).encode("utf-8", "replace")
         text = json.dumps(json.loads(whole, parse_constant=str))

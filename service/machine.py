@@ -74,7 +74,7 @@ def raise_open_files() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was asked for in vain, by Python, the system, torch or a library of its."""
+    """Whether Python, the system, torch or one of its libraries asked for memory in vain."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == ENOMEM:
         return True
     return any(sign in str(error) for sign in _NO_MEMORY)

@@ -1,4 +1,4 @@
-"""Memory that work leaves behind: kept while there is more, given back when there is little."""
+"""Freed memory: kept while the process is busy, given back to the system when it is quiet."""
 
 import asyncio
 import ctypes
@@ -19,7 +19,7 @@ _glibc = _libc if hasattr(_libc, "mallopt") else None
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _MIB = 1 << 20
 
-# Above what a thread caches, so that it is from the thread's heap and not from another's.
+# Larger than what a thread caches, so that it comes from the thread's own heap.
 _FOOTHOLD = 2048
 # glibc looks at the end of a heap when as much as this is freed in one piece.
 _LARGE_FREE = 1 << 17
@@ -31,8 +31,8 @@ _keeping = Event()
 def reach_heap() -> None:
     """Let `give_back` reach the heap of the calling thread; to be called when the thread begins.
 
-    A heap is cut off at its end only when something in it is freed, so a block of it is held for
-    this: whoever makes it larger and smaller again does so in that heap.
+    glibc trims the end of a heap only when something in that heap is freed. So a block in it is
+    held for this: to make it larger and smaller again is to free something there.
     """
     if _glibc is not None:
         _footholds.append(_glibc.malloc(_FOOTHOLD))
@@ -44,7 +44,7 @@ def keep_freed() -> None:
     A thread has heaps of 64 MiB, and by default the last of them goes back to the system as soon
     as it is empty: a batch that reaches into it asks for its pages anew in every pass, which has
     cost up to a tenth of the time. A single heap for all threads costs more where they are many:
-    what one core frees, another gets, and its cache has none of it.
+    memory that one core frees goes to another, whose cache does not hold it.
 
     To be called when all is loaded: what loading takes for a while goes back at once.
     """

@@ -74,7 +74,7 @@ def open_workers(threads: int) -> ThreadPoolExecutor:
 
 
 def open_decoders(limits: Limits, metrics: Metrics) -> Decoders:
-    """Those threads, and the line before them.
+    """The threads of `open_workers`, with the line of images before them.
 
     Raises:
         RuntimeError: the system gives no more threads.
@@ -95,12 +95,12 @@ class Shared:
 
     @cached_property
     def dispatch(self) -> Dispatch:
-        """Of the batches of all models."""
+        """What gives out the places on the devices, to the batches of all models."""
         return Dispatch(self.devices)
 
     @property
     def device_names(self) -> list[str]:
-        """Those of the devices, in the order of the dispatch."""
+        """The names of the devices, in the order of the dispatch."""
         return [device.name for device in self.devices]
 
 
@@ -108,8 +108,8 @@ def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
     """Read a model, and put the engines, the batcher and the core over it.
 
     Raises:
-        ModelUnusable: the weights or the class names.
-        ModelFileError: sizes for a model that has a fixed one.
+        ModelUnusable: the weights or the class names cannot be used.
+        ModelFileError: sizes are given for a model that has a fixed one.
         DeviceUnavailable: a setting that the device cannot follow.
     """
     settings, devices = shared.settings, shared.devices

@@ -13,7 +13,7 @@ _BACKLOG = 2048
 
 @dataclass(frozen=True)
 class Ports:
-    """What listens already.
+    """The sockets that listen already.
 
     Attributes:
         http: of the interface.
@@ -29,8 +29,8 @@ def open_ports(server: Server) -> Iterator[Ports]:
     """Listen to HTTP and metrics, and see that gRPC, which opens its own port, will find it free.
 
     Raises:
-        StartupError: a port is taken or not for this user, or the host is no address of this
-            machine.
+        StartupError: a port is taken, this user may not use it, or the host is not an address of
+            this machine.
     """
     with (
         _listen("HTTP", server.host, server.http_port) as http,
@@ -47,4 +47,7 @@ def _listen(name: str, host: str, port: int) -> socket.socket:
             (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=host == "::"
         )
     except OSError as error:
-        raise StartupError(f"{name} cannot use port {port} of {host}: {error}") from error
+        raise StartupError(
+            f"{name} cannot use port {port} of {host}: {error}; change DAT_SERVER__HOST or "
+            f"DAT_SERVER__{name.upper()}_PORT"
+        ) from error

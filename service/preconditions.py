@@ -1,4 +1,4 @@
-"""What a start needs of its machine, as far as it is known before torch is loaded."""
+"""What the server needs of its machine, checked before torch is loaded."""
 
 import socket
 from pathlib import Path
@@ -13,7 +13,7 @@ class PreconditionError(StartupError):
 
 
 def require(settings: Settings) -> None:
-    """Look at the host and the folders of the settings.
+    """Check the host and the folders of the settings.
 
     Raises:
         PreconditionError: the host has no address, or a folder cannot be written to.

@@ -1,8 +1,8 @@
-"""What is switched for the whole process. Only who stands on top of it calls this.
+"""What is switched for the whole process; called by the modules that put the server together.
 
 Libraries have such switches in their environment, in global variables and in settings of a thread.
-They are all here, so that nobody has to wonder who set one. Nothing is imported before it is
-needed, for some of them are read when a library is.
+All of them are here, so that nobody has to search for who set one. Libraries are imported where
+they are needed, because some read their switches when they are imported.
 """
 
 import gc
@@ -14,10 +14,10 @@ from types import MappingProxyType
 
 from service import memory
 
-# OpenMP's threads wait for each other at the end of every operation. By default they do so awake
-# for milliseconds, for a core that a neighbour or our own event loop may have: beside one busy
-# process two threads so answered a twentieth of what they do in quiet. A hundred microseconds are
-# as fast in quiet (`bench.neighbour`); a thread that sleeps at once is not.
+# OpenMP's threads wait for each other at the end of every operation. By default they spin for
+# milliseconds, while a neighbour or our own event loop may need the core: beside one busy process
+# two threads answered a twentieth of what they do on a quiet machine. Spinning for a hundred
+# microseconds is as fast on a quiet machine (`bench.neighbour`); sleeping at once is not.
 ENVIRONMENT: Mapping[str, str] = MappingProxyType({"GOMP_SPINCOUNT": "2000"})
 
 # How long a thread that wants the interpreter waits before it asks for it, seconds. A forward pass
@@ -26,7 +26,7 @@ _SWITCH_INTERVAL_S = 0.0001
 
 
 def begin() -> None:
-    """Switch it; to be called before torch is imported, which reads the variables once.
+    """Set what has to be set before torch is imported, which reads the variables once.
 
     Variables that are set already stay as they are.
     """
@@ -50,9 +50,9 @@ def compute_alone() -> None:
 
 
 def leave_limits_to_us() -> None:
-    """Have Pillow decode whatever it is given.
+    """Have Pillow decode images of any size.
 
-    Its own limit of pixels is a warning at half of it and an error above; ours is a setting, which
+    Pillow warns at its own limit of pixels and fails at twice that. Our limit is a setting, which
     is checked before Pillow sees a byte.
     """
     from PIL import Image  # noqa: PLC0415
@@ -76,15 +76,15 @@ def choose_kernels(enabled: bool, cache: Path | None) -> None:
 
 
 def silence_grpc() -> None:
-    """Have gRPC leave its failures to who asked; to be called before it is imported."""
+    """Have gRPC log nothing, as its caller handles its failures; before gRPC is imported."""
     os.environ["GRPC_VERBOSITY"] = "NONE"
 
 
 def loaded() -> None:
     """Turn from loading to serving; to be called once, when all is loaded.
 
-    The collector of garbage passes over all that was loaded: torch and the interfaces are hundreds
-    of thousands of objects that stay for ever, and to look through them takes a fifth of a second,
+    The garbage collector no longer looks at what was loaded: torch and the interfaces are hundreds
+    of thousands of objects that stay for ever, and a look through them takes a fifth of a second,
     in which nobody is answered. Memory that is freed from now on stays with its thread.
     """
     memory.keep_freed()

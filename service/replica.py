@@ -55,8 +55,8 @@ async def serve(
         tasks: that are served.
 
     Raises:
-        ModelUnusable: the weights or the class names of a model.
-        ModelFileError: sizes for a model that has a fixed one.
+        ModelUnusable: the weights or the class names of a model cannot be used.
+        ModelFileError: sizes are given for a model that has a fixed one.
         DeviceUnavailable: the device is not there.
         StartupError: the gRPC port was taken meanwhile.
         RuntimeError: a device cannot be used, or the system gives no more threads.
@@ -139,10 +139,10 @@ async def _load(lineup: Lineup, shared: Shared, models: list[OpenModel]) -> None
 
 
 async def _unless(leave: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Do work, or as much of it as there is time for before the signal; whether it was done.
+    """Do work until the signal to leave, and say whether the work was done.
 
     Raises:
-        Exception: the work's own.
+        Exception: whatever the work raised.
     """
     working, leaving = asyncio.create_task(work), asyncio.create_task(leave.wait())
     await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -156,7 +156,7 @@ async def _unless(leave: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool
 
 @asynccontextmanager
 async def _watched(devices: Sequence[Device]) -> AsyncIterator[None]:
-    """Watch devices while something is done with them that no batch waits for."""
+    """Watch the devices while models are loaded on them."""
     watching = [asyncio.create_task(device.watch()) for device in devices]
     try:
         yield
@@ -171,7 +171,7 @@ def _let_know(
     models: Sequence[OpenModel],
     health: Health,
 ) -> None:
-    """Let gRPC's health and the metrics follow the lifecycle, and that the devices and models."""
+    """Keep gRPC's health and the metrics up to date with lifecycle, devices and models."""
 
     async def show() -> None:
         working = any(device.healthy for device in devices)
@@ -187,7 +187,7 @@ def _let_know(
 
 
 async def _stop(servers: Servers, devices: Sequence[Device], grace_s: float) -> None:
-    """Answer what is in flight, at the end of the grace that there will be no answer."""
+    """Wait for what is in flight; shortly before the end of the grace tell the rest to give up."""
 
     def give_up() -> None:
         for device in devices:

@@ -53,7 +53,7 @@ class Engine(Runner, Protocol):
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What the settings say of the engines of one model.
+    """What the settings say about the engines of one model.
 
     Attributes:
         entry: what the model has of its own.
@@ -67,7 +67,7 @@ class EngineChoice:
 
     @property
     def dtype(self) -> str:
-        """Of the features, or `auto`."""
+        """Precision of the features, or `auto`."""
         return self.entry.dtype or self.settings.dtype
 
 
@@ -91,7 +91,7 @@ class ServedTask:
 
     @property
     def name(self) -> str:
-        """That metrics, models and the path of its requests have."""
+        """The name of the task in metrics, in models and in the path of its requests."""
         return self.loader.task
 
 
@@ -136,7 +136,7 @@ def _detection_engine(
 
 
 def _ready_sizes(model: LoadedModel, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-    """Those of the settings, and that of the letterbox where every image comes in one."""
+    """The sizes of the settings, and that of the letterbox where it is the mode of the model."""
     assert model.letterbox_size is not None, "this is a bug"
     square = (model.letterbox_size, model.letterbox_size)
     if model.resize_mode == "official" or square in sizes:

@@ -179,7 +179,9 @@ def _add_port(rpc_server: grpc.aio.Server, server: Server) -> int:
         try:
             return rpc_server.add_insecure_port(f"{host}:{port}")
         except RuntimeError as error:
-            raise StartupError(f"gRPC cannot use port {server.grpc_port}: {error}") from error
+            raise StartupError(
+                f"gRPC cannot use port {server.grpc_port}: {error}; change DAT_SERVER__GRPC_PORT"
+            ) from error
 
 
 @contextmanager
@@ -211,7 +213,7 @@ def _metrics_app(metrics: Metrics) -> ASGIApp:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
-        # The library trusts what it is asked: bytes that are no text, a version that is no number.
+        # The library fails on a query that is not text, or on a version that is not a number.
         except (TypeError, ValueError) as error:
             raise InvalidRequest("the query or the Accept headers cannot be read") from error
 

@@ -37,7 +37,7 @@ _LARGEST_SIDE = 4096
 
 
 def _written_list(value: object) -> object:
-    """What a variable holds of a list: `1, 2` and `[1, 2]` are the same; a number stays one."""
+    """The list that a variable holds: `1, 2` and `[1, 2]` are the same; a number stays one."""
     if not isinstance(value, str):
         return value
     if value.startswith("["):
@@ -81,7 +81,7 @@ class ModelChoice(_Group):
     name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        description="What requests and metrics call the model; without it, its variant. Without "
+        description="Name of the model in requests and metrics; without it, its variant. Without "
         "any setting of the model the two demo models are served.",
     )
     variant: str | None = Field(
@@ -118,7 +118,7 @@ class ModelChoice(_Group):
     )
     resize_mode: ResizeMode | None = Field(
         None,
-        description="How a detector resizes the images of requests that do not say: `official`, "
+        description="How a detector resizes the images of requests that name no mode: `official`, "
         "or `letterbox`; without it `official`.",
     )
     letterbox_size: PaddedSide | None = Field(
@@ -157,7 +157,7 @@ class Engine(_Group):
     dtype: Dtype = Field(
         "auto",
         description="Precision of the features; `auto`: float32 on CPU, on CUDA bfloat16, or "
-        "float16 where the GPU only emulates that.",
+        "float16 where the GPU only emulates bfloat16.",
     )
     backend: Backend = Field(
         "torch",
@@ -222,7 +222,7 @@ class Batching(_Group):
         256,
         gt=0,
         le=65_536,
-        description="Images admitted and not yet on the device; beyond it 429.",
+        description="Most images that are admitted and not yet on the device; beyond it 429.",
     )
 
     @model_validator(mode="after")
@@ -325,25 +325,25 @@ class Server(_Group):
     grpc_keepalive_s: float = Field(
         60.0,
         ge=1,
-        description="How long a gRPC connection may be silent before it is asked whether its "
-        "client is there, and closed if no answer comes within 20 s; seconds.",
+        description="How long a gRPC connection may be silent before its client is pinged, "
+        "seconds; it is closed if no answer comes within 20 s.",
     )
     grpc_min_ping_interval_s: float = Field(
         5.0,
         ge=0,
-        description="How often gRPC clients may ask whether the server is there: a connection "
-        "that pings at shorter intervals is closed; seconds.",
+        description="Shortest interval at which gRPC clients may ping the server, seconds; a "
+        "connection that pings more often is closed.",
     )
     grpc_max_connection_age_s: float = Field(
         0.0,
         ge=0,
-        description="Age at which a gRPC connection is asked to connect anew, so that load "
-        "balancers spread it again, seconds; 0: never.",
+        description="Age at which the client of a gRPC connection is asked to connect anew, so "
+        "that load balancers spread its calls again, seconds; 0: never.",
     )
     grpc_connection_grace_s: float = Field(
         30.0,
         gt=0,
-        description="How long the calls of such a connection may go on, seconds.",
+        description="How long the calls of a connection that reached that age may go on, seconds.",
     )
     cors_origins: Origins = Field(
         (),
@@ -353,14 +353,14 @@ class Server(_Group):
     header_timeout_s: float = Field(
         10.0,
         gt=0,
-        description="Longest time from the begin of an HTTP connection or request to the end of "
+        description="Longest time from the start of an HTTP connection or request to the end of "
         "its headers, seconds; beyond it 408.",
     )
     body_timeout_s: float = Field(
         10.0,
         gt=0,
-        description="Time in which the body of an HTTP request must come on, by 1 KiB a second; "
-        "seconds; else 408.",
+        description="Period over which the body of an HTTP request must come at 1 KiB a second "
+        "at least, seconds; else 408.",
     )
     write_timeout_s: float = Field(
         10.0,
@@ -391,7 +391,7 @@ class Server(_Group):
         30.0,
         gt=0,
         le=_DAY_S,
-        description="How long in-flight requests may take after that, seconds.",
+        description="How long requests in flight may take after the drain delay, seconds.",
     )
 
     @property
@@ -405,9 +405,11 @@ class Server(_Group):
 class Log(_Group):
     """Log lines on standard output."""
 
-    format: Literal["console", "json"] = Field("console", description="For people or machines.")
+    format: Literal["console", "json"] = Field(
+        "console", description="`console` for people, `json` for machines."
+    )
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severity shown."
+        "info", description="Least severity that is logged."
     )
 
 
@@ -419,7 +421,7 @@ class Settings(BaseSettings):
             unknown, or two settings contradict each other.
     """
 
-    # A list is read where its field is checked, so that its faults are told as all others.
+    # A list is read where its field is checked, so that its faults are shown as all others are.
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter="__", enable_decoding=False, frozen=True
     )
@@ -470,10 +472,10 @@ class Settings(BaseSettings):
         return self
 
 
-_FEW = 3  # faults that are told at a time
+_FEW = 3  # faults that are shown at a time
 
-# What Kubernetes says of each Service of the namespace to every container, one called `dat-serve`
-# for example.
+# Variables that Kubernetes sets in every container for each Service of the namespace, such as one
+# that is called `dat-serve`.
 _SERVICE = re.compile(
     rf"{PREFIX}[A-Z0-9]+(_[A-Z0-9]+)*?"
     r"_(SERVICE_(HOST|PORT(_[A-Z0-9]+)*)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -519,7 +521,7 @@ def variables() -> dict[str, tuple[type[BaseModel], str]]:
 
 
 def table() -> str:
-    """The settings as a Markdown table for README.md."""
+    """The settings as a Markdown table for `docs/settings.md`."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for variable, (group, field) in variables().items():
         info = group.model_fields[field]

@@ -17,7 +17,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no text in UTF-8; the message says what it is, without naming it.
+        ValueError: it is not text in UTF-8; the message says what it is, without naming the file.
     """
     data = path.read_bytes()
     for mark, encoding in _OTHER_MARKS.items():

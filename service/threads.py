@@ -1,7 +1,8 @@
-"""Threads that are there from the start.
+"""Pools whose threads all run from the start.
 
 Pools of the standard library begin a thread when there is work for it. Where the system gives no
-more threads, that is in the middle of a request of a replica that said it was ready.
+more threads, such a pool would find that out in the middle of a request, in a replica that said it
+was ready.
 """
 
 from collections.abc import Callable
@@ -12,12 +13,12 @@ from service.machine import cores
 
 
 def need_spare(others: int) -> None:
-    """Check that threads can still be started for those who do not say so when they cannot.
+    """Check that threads can be started for libraries that do not report it when they cannot.
 
-    gRPC ends the process then, in the middle of its start, and OpenMP does.
+    gRPC and OpenMP end the process then, in the middle of its start.
 
     Args:
-        others: beside those of gRPC and of a reader of the metrics.
+        others: threads that are needed beside those of gRPC and of a reader of the metrics.
 
     Raises:
         RuntimeError: the system gives no more threads.
@@ -29,7 +30,7 @@ def need_spare(others: int) -> None:
 def open_pool(
     threads: int, name: str, begin: Callable[[], None] = lambda: None
 ) -> ThreadPoolExecutor:
-    """A pool, all of whose threads run.
+    """A pool whose threads all run.
 
     Args:
         threads: how many.

@@ -18,6 +18,7 @@ from model import VARIANTS, DatConfig
 from model.config import StageConfig
 from model.official import official_shapes
 from tests import recipe
+from tests.faults import Faulty, one_by_one
 from tests.server import RunningServer, start_server
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -48,7 +49,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         folder = metafunc.config.getoption("--golden-dir")
         files = sorted(f for f in folder.glob("*.npz") if f.stem != "preprocess")
         assert files, f"no golden cases in {folder}"
-        metafunc.parametrize("golden_file", files, ids=lambda f: f.stem, scope="module")
+        long = {f for f in files if "exact" in metafunc.fixturenames and "tiny" not in f.stem}
+        cases = [pytest.param(f, marks=[pytest.mark.slow] if f in long else []) for f in files]
+        metafunc.parametrize("golden_file", cases, ids=[f.stem for f in files], scope="module")
     if "detector_golden_file" in metafunc.fixturenames:
         folder = metafunc.config.getoption("--detector-golden-dir")
         files = sorted(f for f in folder.glob("*.npz") if f.stem not in ("ops", "layouts"))
@@ -57,7 +60,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.option.markexpr:
+    if "gpu" in config.option.markexpr:
         return
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
@@ -120,14 +123,15 @@ def server() -> Iterator[RunningServer]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    """A server that takes one image at a time, as long as a test says."""
+    with one_by_one(tmp_path_factory.mktemp("faults")) as running:
+        yield running
+
+
 @pytest.fixture
-def slow_server(tiny_checkpoint: Path) -> Iterator[RunningServer]:
-    """A server of its own that takes tens of milliseconds an image, one at a time."""
-    with start_server(
-        DAT_MODEL__NAME="dat_tiny_224",
-        DAT_MODEL__CHECKPOINT=tiny_checkpoint,
-        DAT_BATCHING__MAX_BATCH=1,
-        DAT_BATCHING__QUEUE_LIMIT=8,
-        DAT_LIMITS__MAX_IMAGES=8,
-    ) as running:
+def fresh_slow_server(tmp_path: Path) -> Iterator[Faulty]:
+    """A server like `slow_server` that has seen nothing yet."""
+    with one_by_one(tmp_path) as running:
         yield running

@@ -13,7 +13,7 @@ its own:
 
 Green pictures hang, red ones fail, blue ones take more memory than there is, and the answers of
 white ones cannot be made. The file `decode` lets the threads that decode wait for ever, and `load`
-what loads a model.
+lets what loads a model wait as long as the file is there.
 """
 
 import sys
@@ -47,13 +47,17 @@ def break_down(_: object = None) -> NoReturn:
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
+def wait_while(file: str) -> None:
+    while (folder / file).exists():
+        time.sleep(0.01)
+
+
 def fail(fault: str) -> None:
     match fault:
         case "hang":
             Event().wait()
         case "wait":
-            while (folder / "wait").exists():
-                time.sleep(0.01)
+            wait_while("wait")
         case "exit":
             raise SystemExit
         case "lost":
@@ -80,8 +84,7 @@ def faulty_launch(self: ClassificationEngine, batch: Sequence[Any]) -> Any:
 
 
 def faulty_load(self: ClassificationEngine) -> Computing:
-    if (folder / "load").exists():
-        fail("hang")
+    wait_while("load")
     return load(self)
 
 

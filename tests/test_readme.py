@@ -1,22 +1,44 @@
-"""The README's commands, as a reader would paste them."""
+"""README and docs: their commands as a reader would paste them, their figures as measured."""
 
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from bench.findings import verdict
 from bench.machine import RESULTS
 from model import DAT, VARIANTS
 from model.cost import cost
 from service.errors import ServiceError, all_errors
-from tests.server import ROOT
+from tests.server import ROOT, RunningServer
 
-README = (ROOT / "README.md").read_text("utf-8")
-CURL = [line[2:] for line in README.splitlines() if line.startswith("$ curl")]
-(GRPC,) = re.findall(r"```python\n(import grpc\n.*?)```", README, re.DOTALL)
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "bench/README.md", "deploy/README.md", "demo/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+LONGEST_README = 220  # lines
+
+
+@cache
+def page(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+README, API, GPU = page("README.md"), page("docs/api.md"), page("docs/gpu.md")
+CURL = [line[2:] for line in (README + API).splitlines() if line.startswith("$ curl")]
+(GRPC, GRPC_PRINTS) = re.findall(
+    r"```python\n(import grpc\n.*?)```.*?```text\n(.*?)```", README, re.DOTALL
+)[0]
+(HTTP_ANSWER,) = re.findall(r"```http\n(.*?)```", README, re.DOTALL)
 
 
 def run(command: list[str]) -> str:
@@ -25,31 +47,124 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("command", CURL)
-def test_curl(server, command):
+def curl(command: str, server: RunningServer) -> str:
     here = command.replace("localhost:8000", server.http_url.removeprefix("http://"))
-    answer = json.loads(run(["bash", "-c", here.replace("curl ", "curl -sS ", 1)]))
+    return run(["bash", "-c", here.replace("curl ", "curl -sS ", 1)])
+
+
+def parted(answer: str) -> tuple[dict[str, str], Any]:
+    """The headers and the body of an answer as curl prints it."""
+    head, _, body = answer.replace("\r", "").partition("\n\n")
+    status, *lines = head.splitlines()
+    assert status == "HTTP/1.1 200 OK"
+    return dict(line.split(": ", 1) for line in lines), json.loads(body)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= LONGEST_README
+
+
+@pytest.mark.parametrize("command", [line for line in CURL if "-i " not in line])
+def test_curl(server, command):
+    answer = json.loads(curl(command, server))
     assert all(result["status"] == "ok" for result in answer["results"])
+
+
+def test_the_answer_that_is_shown_is_one_answer_and_looks_like_one(server):
+    (command,) = [line for line in CURL if "-i " in line]
+    shown_headers, shown = parted(HTTP_ANSWER)
+    headers, answer = parted(curl(command, server))
+    assert list(headers) == list(shown_headers)
+    timing = shown["results"][0]["timing"]
+    assert shown_headers["x-request-id"] == shown["request_id"]
+    assert shown_headers["server-timing"] == (
+        f"decode;dur={timing['decode_s'] * 1e3:.2f}, queue;dur={timing['queue_s'] * 1e3:.2f}, "
+        f'compute;dur={timing["compute_s"] * 1e3:.2f}, batch;desc="{timing["batch_size"]}"'
+    )
+    del shown["request_id"], answer["request_id"]
+    (was,), (now,) = shown.pop("results"), answer.pop("results")
+    assert answer == shown
+    assert now.pop("timing").keys() == was.pop("timing").keys()
+    for predicted, shown_prediction in zip(now["predictions"], was["predictions"], strict=True):
+        assert predicted.pop("score") == pytest.approx(shown_prediction.pop("score"), abs=1e-3)
+    assert now == was
 
 
 def test_grpc(server):
     printed = run([sys.executable, "-c", GRPC.replace("localhost:8001", server.grpc_target)])
-    assert "star" in printed
+    score = r"(score: 0\.\d{4})\d*"
+    assert re.sub(score, r"\1", printed) == re.sub(score, r"\1", GRPC_PRINTS)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def anchors(path: Path) -> Iterator[str]:
+    """The names that GitHub gives the headings of a page."""
+    for heading in re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path):
+    for link in re.findall(r"\]\(([^)]+)\)", path.read_text("utf-8")):
+        if link.startswith("https://"):
+            continue
+        target, _, heading = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), link
+        assert not heading or heading in anchors(file), link
+
+
+TEST_FILE = re.compile(r"`([\w/]*test_\w+\.py)(?:::(\w+))?`")
+
+
+@pytest.mark.parametrize("name", ["docs/reliability.md", "docs/exactness.md", "CONTRIBUTING.md"])
+def test_the_tests_that_a_page_names_exist(name: str):
+    named = TEST_FILE.findall(page(name))
+    assert named
+    for file, function in named:
+        path = ROOT / "tests" / file.removeprefix("tests/")
+        assert path.is_file(), file
+        if function:
+            code = path.read_text("utf-8")
+            assert re.search(rf"^(async )?def {function}\(", code, re.MULTILINE), function
+
+
+SOURCE_FILE = re.compile(r"`((?:\w+/)+\w+\.(?:py|sh|proto))`")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_files_that_a_page_names_exist(path: Path):
+    """Paths are from the root, from a room of the house that the page is about, or beside it."""
+    homes = [ROOT, ROOT / "service", ROOT / "tests", path.parent]
+    for file in SOURCE_FILE.findall(path.read_text("utf-8")):
+        assert any((home / file).is_file() for home in homes), file
 
 
 @pytest.mark.parametrize("error", list(all_errors()), ids=lambda e: e.__name__)
 def test_every_error_is_in_the_table(error: type[ServiceError]):
-    row = f"| `{error.code}` | {int(error.http_status)} | {error.grpc_code.name} | "
-    assert row in README
+    assert error.__doc__ is not None
+    meaning = error.__doc__.splitlines()[0]
+    row = f"| `{error.code}` | {int(error.http_status)} | {error.grpc_code.name} | {meaning} |"
+    assert row in page("docs/errors.md").splitlines()
+
+
+def test_every_metric_is_in_the_tables_and_no_other(server):
+    httpx.get(f"{server.http_url}/v1/models")  # so that there is a response to be counted
+    rows = set()
+    for family in text_string_to_metric_families(httpx.get(server.metrics_url).text):
+        if family.name.startswith("dat_"):
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            name = family.name + ("_total" if family.type == "counter" else "")
+            names = ", ".join(f"`{label}`" for label in sorted(labels))
+            rows.add(f"| `{name}` | {family.type} | {names} | {family.documentation} |")
+    written = re.findall(r"^\| `dat_.*$", page("docs/metrics.md"), re.MULTILINE)
+    assert set(written) == rows
+    assert len(written) == len(rows)
 
 
 def test_the_table_of_variants_says_what_the_modules_cost():
-    rows = re.findall(r"`(dat_(?:pp_)?\w+_\d{3})` \| (\d+) \| ([\d.]+) M \| ([\d.]+) G", README)
+    rows = re.findall(
+        r"`(dat_(?:pp_)?\w+_\d{3})` \| (\d+) \| ([\d.]+) M \| ([\d.]+) G", page("docs/models.md")
+    )
     assert {name for name, *_ in rows} == {
         name for name in VARIANTS if name.endswith(("_224", "_384"))
     }
@@ -61,9 +176,9 @@ def test_the_table_of_variants_says_what_the_modules_cost():
         assert f"{found.flops / 1e9:.1f}" == flops, name
 
 
-def figures(label: str) -> list[str]:
-    """The cells that are not empty of the one row that begins with a label."""
-    (row,) = re.findall(rf"^\| {re.escape(label)} \| (.*) \|$", README, re.MULTILINE)
+def figures(label: str, text: str = page("docs/speed.md")) -> list[str]:
+    """The cells that are not empty of the one row of a page that begins with a label."""
+    (row,) = re.findall(rf"^\| {re.escape(label)} \| (.*) \|$", text, re.MULTILINE)
     return [cell.strip() for cell in row.split("|") if cell.strip()]
 
 
@@ -119,3 +234,135 @@ def test_the_figures_of_detectors_are_those_of_the_results(index: int):
         "server / its engine alone, 2 requests in flight, HTTP": f"{served['ratio']:.2f}",
     }.items():
         assert figures(label)[index] == figure, label
+
+
+def gpu_rows(run: str) -> list[dict[str, Any]]:
+    return [row for step in result(f"gpu-{run}-nvidia-h200")["steps"] for row in step["rows"]]
+
+
+def finding(model: str, what: str) -> float:
+    (row,) = [
+        row for row in gpu_rows("first") if (row.get("model"), row.get("what")) == (model, what)
+    ]
+    return float(row["figure"])
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n.endswith(("_224", "_384"))])
+def test_the_errors_on_a_gpu_are_those_of_the_results(name: str):
+    errors = [
+        f"{finding(name, f'{dtype}, kernels: largest error of the logits'):.2g}"
+        for dtype in ("float32", "float16", "bfloat16")
+    ]
+    graphs, seconds = finding(name, "all graphs, MB"), finding(name, "12 graphs: s to load")
+    assert figures(f"`{name}`", GPU) == [*errors, f"{graphs:.0f}", f"{seconds:.1f}"]
+
+
+def test_every_error_on_a_gpu_kept_its_bound():
+    errors = [row for row in gpu_rows("first") if row.get("what", "").endswith("of the logits")]
+    assert {verdict(row) for row in errors} == {"met"}
+
+
+def test_the_objects_found_on_a_gpu_are_those_of_the_results():
+    shares: dict[tuple[str, str], list[float]] = {}
+    for row in gpu_rows("first"):
+        if row.get("what", "").endswith("found of the CPU's objects"):
+            dtype = row["what"].partition(",")[0]
+            shares.setdefault((row["model"], dtype), []).append(row["figure"])
+    least = {case: min(found) for case, found in shares.items()}
+    assert all(found == 1 for (_, dtype), found in least.items() if dtype == "float32")
+    demo = [f"{least['mask_rcnn_dat_nano', dtype]:.2f}" for dtype in ("float16", "bfloat16")]
+    assert figures("`mask_rcnn_dat_nano`", GPU) == demo
+
+
+def test_what_was_checked_again_on_a_gpu_kept_its_bounds():
+    checks = [row for row in gpu_rows("tuned") if "what" in row and "engine" not in row["what"]]
+    checked = [row for row in checks if not row["what"].startswith("graph, kernels: ")]
+    assert {verdict(row) for row in checked} == {"met", ""}
+    assert len({row["model"] for row in checked}) == 4  # as the page says
+
+
+def gpu_times(run: str, model: str, way: str) -> dict[int, dict[str, float]]:
+    return {
+        row["batch"]: row
+        for row in gpu_rows(run)
+        if (row.get("model"), row.get("way")) == (model, way)
+    }
+
+
+@pytest.mark.parametrize("model", ["dat_tiny_224", "dat_pp_tiny_224"])
+@pytest.mark.parametrize(
+    ("run", "way"),
+    [
+        ("first", "graph, kernels"),
+        ("first", "engine, overlapping"),
+        ("first", "eager"),
+        ("tuned", "graph, kernels"),
+        ("tuned", "engine, overlapping"),
+    ],
+)
+def test_the_times_on_a_gpu_are_those_of_the_results(run: str, model: str, way: str):
+    cells = [
+        f"{row['ms']:.2f} ms, {row['images_per_s']:.0f}/s"
+        for row in gpu_times(run, model, way).values()
+    ]
+    assert figures(f"{run} | {way} | `{model}`", GPU) == cells
+
+
+@pytest.mark.parametrize(
+    ("run", "file", "protocol"),
+    [
+        ("first", "server-dat_tiny_224-cuda-first", "http"),
+        ("first", "server-dat_tiny_224-cuda-first", "grpc"),
+        ("tuned", "server-dat_tiny_224-cuda", "http"),
+    ],
+)
+def test_the_figures_of_the_server_on_a_gpu_are_those_of_the_results(
+    run: str, file: str, protocol: str
+):
+    (row,) = [row for row in result(file)["closed_loop"] if row["protocol"] == protocol]
+    name = {"http": "HTTP", "grpc": "gRPC"}[protocol]
+    assert figures(f"{run} | {name}, {row['concurrency']}", GPU) == [
+        f"{row['images_per_s']:.0f}",
+        f"{row['engine_images_per_s']:.0f}",
+        f"{row['ratio']:.2f}",
+        f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}",
+    ]
+
+
+def speed_up(model: str, batch: int) -> str:
+    ways = [gpu_times("first", model, way)[batch]["ms"] for way in ("eager", "graph, kernels")]
+    return f"{ways[0] / ways[1]:.1f}"
+
+
+@pytest.mark.parametrize("batch", [1, 128])
+def test_the_gain_of_graphs_is_that_of_the_results(batch: int):
+    found = [speed_up(model, batch) for model in ("dat_tiny_224", "dat_pp_tiny_224")]
+    assert figures(f"eager / graph, kernels, batch {batch}", GPU) == found
+
+
+def test_the_rows_of_speed_in_the_readme_are_those_of_the_pages():
+    on_cpu, on_gpu = "2 CPU cores, float32", "NVIDIA H200, bfloat16"
+    crowded = [row["goodput"] for row in result("overload-cpu")["overload"] if row["times"] == 10]
+    for label, (where, *expected) in {
+        "throughput of the engine / a straightforward eager implementation, batch 8": (
+            on_cpu,
+            *figures("engine / straightforward eager implementation, batch 8"),
+        ),
+        "throughput of the server over HTTP / its engine alone, 32 requests in flight": (
+            on_cpu,
+            *figures("server / its engine alone, 32 requests in flight, HTTP"),
+        ),
+        "time of our eager forward pass / captured graph with fused kernels, batch 1": (
+            on_gpu,
+            *figures("eager / graph, kernels, batch 1", GPU),
+        ),
+        "throughput of the detector server over HTTP / its engine alone, 2 requests in flight": (
+            on_cpu,
+            *figures("server / its engine alone, 2 requests in flight, HTTP"),
+        ),
+        "answered / capacity, asked for ten times the capacity (demo model)": (
+            on_cpu,
+            f"{min(crowded):.2f} to {max(crowded):.2f}",
+        ),
+    }.items():
+        assert figures(label, README) == [where, *expected], label

@@ -34,7 +34,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is of `model.detection.detector`, see PEP 562."""
+    """Import a name of `model.detection.detector` when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("model.detection.detector"), name)

@@ -14,6 +14,8 @@ from model.detection.transforms import DIVISOR, LONG_SIDE, SHORT_SIDE, Resizing
 Kind = Literal["retinanet", "mask_rcnn", "cascade_mask_rcnn"]
 
 STAGES = 4  # of the backbone; their maps have strides 4, 8, 16 and 32
+SCORE_THRESHOLD = 0.05  # the score of a detection must be above it
+MOST_DETECTIONS = 100  # in an image
 
 
 @dataclass(frozen=True)

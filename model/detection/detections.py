@@ -6,11 +6,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from model.detection.boxes import decode, xy_pairs
+from model.detection.config import MOST_DETECTIONS, SCORE_THRESHOLD
 from model.detection.nms import first_of, moved_apart, nms, until
 
-SCORE_THRESHOLD = 0.05  # a score must be above it
 IOU_THRESHOLD = 0.5
-MOST_DETECTIONS = 100
 # Of one region: 21 probabilities above the threshold would add up to more than 1, and so would 20
 # but for rounding.
 _MOST_CLASSES = 20

@@ -38,7 +38,7 @@ class Rows:
 
     @cached_property
     def real(self) -> Tensor:
-        """`(B, R)`: which are."""
+        """Which rows are real, `(B, R)`."""
         return until(self.counts, self.indices.shape[1])
 
     @cached_property

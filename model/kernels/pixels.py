@@ -1,6 +1,6 @@
 """Bytes of images to the normalised input of a network, in one pass.
 
-The references are `model.transforms.Normalise` and `model.detection.transforms.Normalise`, with
+The references are `model.normalise.Normalise` and `model.detection.normalise.Normalise`, with
 the same result to the last bit: every step is rounded to float32 as there. Bytes and result have
 the same memory order, so that a block of one is a block of the other. (On CUDA torch itself
 multiplies by the reciprocal of a number where it is asked to divide by it.)

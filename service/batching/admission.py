@@ -1,4 +1,4 @@
-"""Who may come in: places in the queue of a model, and why there are none."""
+"""Which requests are admitted: places in the queue of a model, and why there are none."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class Admission:
     device or is given up; the end of the context gives back what is left.
 
     Attributes:
-        since: when it was given, loop time, seconds.
+        since: when the places were given, loop time, seconds.
         request_id: of the request whose places these are.
     """
 
@@ -161,14 +161,11 @@ class AdmissionControl:
 
         Args:
             places: as in `refusal`.
-            timeout_s: likewise.
-            request_id: that a batch which fails is logged with.
+            timeout_s: as in `refusal`.
+            request_id: under which a batch that fails is logged.
 
         Raises:
-            NotReady: as `check_room`, likewise the others.
-            Draining: likewise.
-            EngineUnavailable: likewise.
-            Overloaded: likewise.
+            ServiceError: the refusals of `check_room`.
         """
         self.check_room(places, timeout_s)
         self._change(places)

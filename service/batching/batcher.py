@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 log = structlog.get_logger(__name__)
 
-# Batches' worth of images that are decoded ahead of the devices, beside those that these compute:
+# How many batches of images are decoded ahead of the devices, beside those that these compute:
 # a batch that waits, and one that is being decoded. What waits beyond that holds no pixels, and
 # costs nothing if its caller leaves.
 _BATCHES_AHEAD = 2
@@ -50,7 +50,7 @@ class Runner(Protocol):
 
         Raises:
             EngineUnavailable: the device is lost.
-            OutOfMemory: they are too many, or one of them is too large.
+            OutOfMemory: the items are too many, or one of them is too large.
         """
         ...
 
@@ -69,7 +69,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Served(Generic[Result]):
-    """An answer with the story of its batch.
+    """An answer with the figures of its batch.
 
     Attributes:
         result: what the runner returned for the item.
@@ -101,8 +101,8 @@ class Batcher(Generic[Item, Result]):
     group waits for ever.
     Every item gets exactly one answer: a result or an error. An item whose
     caller left or whose deadline passed leaves the queue at once and never reaches the device.
-    What by the forecast cannot be answered in its time is not admitted, and a batch is no larger
-    than lets its items be answered in theirs.
+    What the forecast says cannot be answered in its time is not admitted, and a batch is only so
+    large that its items can still be answered in their time.
 
     A batch that fails is tried again in halves, so that only the item that makes it fail does; one
     that does not fit into memory likewise, and its size is remembered for a while. When several
@@ -163,7 +163,7 @@ class Batcher(Generic[Item, Result]):
         return not self._breaker.open
 
     def on_change(self, observer: Callable[[], None]) -> None:
-        """Call somebody when `trusted` changes."""
+        """Call an observer whenever `trusted` changes."""
         self._breaker.on_change(observer)
 
     def open(self) -> None:
@@ -387,8 +387,8 @@ class Batcher(Generic[Item, Result]):
                     _fail(entry, lost.again())
                 return
             except Exception as cause:  # the one broad except: a bad batch must not end the loop
-                # One story of it is enough for a batch.
-                story = failed_at == inf
+                # One traceback is enough for a batch and its parts.
+                first = failed_at == inf
                 log.warning(
                     "batch failed",
                     **runner.describe(len(part)),
@@ -396,7 +396,7 @@ class Batcher(Generic[Item, Result]):
                     # In order; one request may have several images in the batch.
                     requests=list(dict.fromkeys(entry.admission.request_id for entry in part)),
                     error=repr(cause),
-                    exc_info=story,
+                    exc_info=first,
                 )
                 failed_at = min(failed_at, perf_counter())
                 parts.extendleft(reversed(self._halves(part, cause, failed_at)))

@@ -53,26 +53,26 @@ class Breaker:
         return _PAUSES_S[min(self._trials, len(_PAUSES_S)) - 1]
 
     def on_change(self, observer: Callable[[], None]) -> None:
-        """Call somebody when it opens and closes."""
+        """Call an observer when the breaker opens and closes."""
         self._on_change = observer
 
     async def opened(self) -> None:
-        """Wait until it is open."""
+        """Wait until the breaker is open."""
         await self._opened.wait()
 
     def worked(self) -> None:
-        """A batch or a trial worked."""
+        """Learn that a batch or a trial worked."""
         self._failed = self._trials = 0
         if self.open:
             self._opened.clear()
             self._show()
 
     def failed(self) -> None:
-        """Nothing of a batch worked."""
+        """Learn that nothing of a batch worked."""
         self._failed += 1
 
     def convict(self) -> None:
-        """A trial failed."""
+        """Learn that a trial failed: the model is out of use."""
         self._trials += 1
         if not self.open:
             self._opened.set()
@@ -81,7 +81,8 @@ class Breaker:
     def error(self) -> EngineUnavailable:
         """What callers are told while it is open."""
         return EngineUnavailable(
-            "the model fails again and again; this replica tries it from time to time",
+            "the model fails again and again; ask another replica, or later: this one tries "
+            "the model from time to time",
             "error",
             retry_after_s=self.pause_s,
         )
@@ -108,12 +109,12 @@ class Fit:
         return self._limits.get(group, self._most)
 
     def failed(self, group: Hashable, size: int) -> None:
-        """So many were too many."""
+        """Learn that so many items did not fit."""
         self._limits[group] = max(1, size // 2)
         self._good[group] = 0
 
     def worked(self, group: Hashable, size: int) -> None:
-        """So many were not; what has worked often enough may grow again."""
+        """Learn that so many items fitted; a limit that held often enough may grow again."""
         if group not in self._limits or size < self._limits[group]:
             return
         self._good[group] += 1

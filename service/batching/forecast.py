@@ -14,7 +14,7 @@ _SMOOTHING = 0.2  # share of the newest measurement
 _MARGIN = 1.2
 
 _CALLERS = 64  # whose end is remembered
-_IMPATIENT = 0.1  # share of callers that left, from which on they say something of the next ones
+_IMPATIENT = 0.1  # share of callers that left, from which on they tell what the next ones will do
 _EARLY = 0.2  # quantile of the times after which they left
 _RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
 _FORGOTTEN_S = 20.0
@@ -55,7 +55,7 @@ class Forecast:
         self._decode_s = _smoothed(self._decode_s, seconds)
 
     def answer_s(self, items: int) -> float:
-        """Time until so many items, the ones ahead and those that come now, have their answers.
+        """Time until `items`, those ahead and those that come now, have their answers, seconds.
 
         0 where nothing was measured yet.
         """
@@ -71,7 +71,7 @@ class Forecast:
         return self._compute_s[nearest] * max(1.0, size / nearest)
 
     def caller_left(self, age_s: float) -> None:
-        """Learn from a caller that left before its answer, so long after it came."""
+        """Learn from a caller that left before its answer, `age_s` seconds after it came."""
         self._ends.append(age_s)
         left = sorted(age for age in self._ends if age is not None)
         if len(left) >= _IMPATIENT * _CALLERS:

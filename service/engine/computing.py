@@ -1,4 +1,4 @@
-"""What computes a model on a device, as the log and the metrics say it."""
+"""What computes a model on a device, as the log and the metrics show it."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +15,7 @@ class Computing:
 
     Attributes:
         device: its name in the replica.
-        hardware: what it is.
+        hardware: `cpu`, or the name of the GPU and its compute capability.
         backend: what computes: `torch`, `torch.compile` or `openvino`.
         dtype: of the features.
         kernels: `on`, or `off: ` and why.
@@ -38,7 +38,7 @@ class Computing:
     seconds: float
 
     def log_fields(self) -> dict[str, object]:
-        """What one line of the log says."""
+        """The fields of the line in the log."""
         return {
             **self._labels(),
             "graphs": self.graphs,
@@ -48,7 +48,7 @@ class Computing:
         }
 
     def show(self, metrics: ModelMetrics) -> None:
-        """Tell the metrics of the model; the graphs count themselves, for there will be others."""
+        """Show it in the metrics of the model, but for the graphs, which count themselves."""
         metrics.engine_is(**self._labels())
         metrics.memory(self.device, "weights").set(self.weights_bytes)
 

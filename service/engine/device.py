@@ -51,8 +51,8 @@ class Device:
             meanwhile on CUDA, and on a CPU begins without a turn of the event loop between the two.
         threads: of one forward pass on a CPU.
         lanes: that share a batch on a CPU.
-        captures: to be held by who captures a graph between batches, so that those that wait for
-            the thread meanwhile go before the next graph.
+        captures: to be held by whoever captures a graph between batches, so that batches that wait
+            for the thread meanwhile go before the next graph.
 
     Raises:
         DeviceUnavailable: the device is not there.
@@ -88,11 +88,11 @@ class Device:
         return not self._lost.is_set()
 
     def pace(self) -> Pace:
-        """Of the batches of one more model."""
+        """The pace of the batches of one more model."""
         return Pace(self._hang_timeout_s, HANG_FLOOR_S[self.torch_device.type])
 
     def on_loss(self, observer: Callable[[], None]) -> None:
-        """Call somebody, in the event loop, when the device is lost."""
+        """Call an observer, in the event loop, when the device is lost."""
         self._on_loss = observer
 
     async def run(self, work: Callable[[], T], limit_s: float = LOAD_LIMIT_S) -> T:
@@ -112,10 +112,11 @@ class Device:
         )
 
     async def compute(self, launch: Callable[[], Callable[[], T]], limit_s: float) -> T:
-        """Begin a batch in the thread of the device, and get what it has when it is done.
+        """Begin a batch in the thread of the device, and get its results once it is done.
 
-        On CUDA that is waited for in another thread, so that the next batch can begin meanwhile.
-        The one gives it to the other: a turn of a busy event loop takes longer than a batch.
+        On CUDA another thread waits for the results, so that the next batch can begin meanwhile.
+        The first thread hands the batch to it: a turn of a busy event loop takes longer than a
+        batch.
 
         Args:
             launch: begins it; what it returns waits for the results.
@@ -149,7 +150,7 @@ class Device:
                     self.give_up("hung", "its work does not come back")
 
     def give_up(self, cause: BatchFailure, story: str) -> None:
-        """Trust the device no more, and answer all that waits for it; in the event loop.
+        """Run nothing on the device any more, and fail all that waits for it; in the event loop.
 
         Args:
             cause: as counted.
@@ -258,7 +259,7 @@ def open_devices(names: str, threads: int = 0, hang_timeout_s: float = 0) -> lis
         hang_timeout_s: after which a batch counts as hung, seconds; 0 goes by the time of others.
 
     Raises:
-        DeviceUnavailable: one is not there.
+        DeviceUnavailable: a device is not there.
         RuntimeError: the system gives no more threads.
     """
     split = names.split(",")
@@ -282,16 +283,18 @@ def _choose() -> str:
 def _check_gpu(device: torch.device) -> None:
     if not torch.cuda.is_available():
         reason = gpu.why_none() or "this machine shows none"
-        raise DeviceUnavailable(f"the engine's device is {device}, but torch sees no GPU: {reason}")
+        raise DeviceUnavailable(f"DAT_ENGINE__DEVICE is {device}, but torch sees no GPU: {reason}")
     count = torch.cuda.device_count()
     if device.index >= count:
-        raise DeviceUnavailable(f"the engine's device is {device}, but torch sees {count} GPUs")
+        raise DeviceUnavailable(
+            f"DAT_ENGINE__DEVICE is {device}, but torch sees {count} GPUs, counted from 0"
+        )
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it came of: a capture that runs out of memory may end with another.
+    """An error and its causes: a capture that runs out of memory may end with another error.
 
-    Not those that are said not to matter.
+    A cause that `raise … from None` suppresses is left out.
     """
     cause: BaseException | None = error
     while cause is not None:

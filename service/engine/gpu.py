@@ -7,14 +7,14 @@ import torch
 
 from model import kernels
 
-# What the driver puts there, in containers too.
+# Files of the driver, which are there in containers too.
 _SIGNS = (Path("/proc/driver/nvidia"), Path("/dev/nvidiactl"), Path("/dev/nvidia0"))
 
 log = structlog.get_logger(__name__)
 
 
 def why_none() -> str | None:
-    """Why torch sees no GPU, if the machine has one of NVIDIA; `None` where it has none."""
+    """Why torch does not see the NVIDIA GPU of this machine; `None` where it has none."""
     if not any(sign.exists() for sign in _SIGNS):
         return None
     if torch.version.cuda is None:
@@ -37,7 +37,7 @@ def describe(device: torch.device) -> str:
 def default_dtype(device: torch.device) -> torch.dtype:
     """The precision of features that a device is best at.
 
-    float32 on a CPU; on CUDA bfloat16, or float16 where that is only emulated.
+    It is float32 on a CPU; on CUDA bfloat16, or float16 where the GPU only emulates bfloat16.
     """
     if device.type != "cuda":
         return torch.float32
@@ -51,8 +51,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
 def compute_float32_in_full() -> None:
     """Forbid TF32, which has ten bits of mantissa, to the whole process.
 
-    cuDNN takes it for convolutions of float32 otherwise. Other types never do, so this costs
-    nothing where they are served as well.
+    By default cuDNN computes convolutions of float32 in it. Other types are not concerned, so that
+    this costs them nothing.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -75,7 +75,7 @@ def reserved_bytes(device: torch.device) -> int:
 def kernels_on(device: torch.device) -> str:
     """`on`, or `off: ` and why; to be called in the thread that will compute.
 
-    A reason that can be mended is also a warning.
+    A reason that somebody can do something about is a warning in the log as well.
     """
     reason = kernels.why_not(device)
     if reason is None:

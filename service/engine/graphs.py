@@ -196,7 +196,7 @@ class GraphCache(Generic[Key, Graph]):
         return self._ahead.get(key)
 
     def missed(self, key: Key) -> bool:
-        """Count that there was none; true once for each key that is worth a capture."""
+        """Count that a key had no graph; true once, when it is worth a capture."""
         self._misses[key] += 1
         return self._misses[key] == self._after
 
@@ -209,5 +209,5 @@ class GraphCache(Generic[Key, Graph]):
         self._on_demand[key] = graph
         if len(self._on_demand) > self._kept:
             left, _ = self._on_demand.popitem(last=False)
-            # It may come again.
+            # The key may come again.
             del self._misses[left]

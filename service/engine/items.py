@@ -1,6 +1,6 @@
 """What crosses between a task and the device: numpy and plain values.
 
-So it can cross to another process, and neither side needs to know what the other is made of.
+So these values could cross to another process, and neither side knows what the other is made of.
 """
 
 from collections.abc import Hashable, Sequence
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request wants to hear from the device beside the answer itself.
+    """What a request wants from the device beside the answer itself.
 
     The device copies out what is wanted and no more.
 

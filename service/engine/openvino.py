@@ -29,7 +29,7 @@ def check_available(device: torch.device, dtype: torch.dtype) -> None:
     """Check that OpenVINO can be the backend.
 
     Raises:
-        DeviceUnavailable: it is not installed, or not for this device or precision.
+        DeviceUnavailable: it is not installed, or does not support this device or precision.
     """
     if device.type != "cpu" or dtype != torch.float32:
         raise DeviceUnavailable(

@@ -15,8 +15,8 @@ class Pace:
     """How long batches of a model may take on a device before it counts as hung.
 
     Args:
-        fixed_s: for every batch, seconds; 0 goes by how long others took.
-        floor_s: the least that those are given, seconds.
+        fixed_s: time that every batch may take, seconds; 0 goes by how long others took.
+        floor_s: least time that a batch may take then, seconds.
     """
 
     def __init__(self, fixed_s: float, floor_s: float) -> None:

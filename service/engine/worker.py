@@ -25,8 +25,8 @@ class _Job(Generic[T]):
 class Worker:
     """One thread, which runs from the start.
 
-    A pool of the standard library cannot stand here: it joins its threads at the end of the
-    process, and what waits for a thread that hangs or died would wait for ever.
+    A pool of the standard library does not do: it joins its threads at the end of the process, and
+    whatever waits for a thread that hangs or died would wait for ever.
 
     Args:
         name: of the thread.
@@ -57,8 +57,8 @@ class Worker:
         """Do work when all that came before it is done.
 
         Args:
-            work: raises what it likes; what is no `Exception` ends the thread.
-            limit_s: time after which `overdue` says so, from when the thread takes it up, seconds.
+            work: may raise anything; what is not an `Exception` ends the thread.
+            limit_s: after which the work is overdue, from when the thread takes it up, seconds.
         """
         return self._submit(work, None, limit_s)
 
@@ -103,7 +103,7 @@ class Worker:
         """Do no further work, and answer all that waits, the work in hand too.
 
         Args:
-            error: one for each that waits.
+            error: makes one for each that waits.
         """
         self._given_up = True
         self._jobs.put(None)
@@ -152,7 +152,7 @@ class Worker:
 
     def _post(self, job: _Job[Any], result: Any, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, Exception):
-            # As it is it would end the event loop.
+            # The error itself would end the event loop.
             died = WorkerDied(f"the thread {self._thread.name} ended with {error!r}")
             died.__cause__ = error
             error = died

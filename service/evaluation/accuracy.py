@@ -24,7 +24,9 @@ class Accuracy(Evaluation[Classification]):
 
     def files(self, core: AnyCore) -> list[str]:  # noqa: D102
         if not isinstance(core, ClassificationCore):
-            raise EvaluationError(f"{core.card.name} is no classifier; a detector needs --coco")
+            raise EvaluationError(
+                f"{core.card.name} is not a classifier; give --coco to measure a detector"
+            )
         self._targets = find_images(self.folder, core.labels)
         return list(self._targets)
 

@@ -85,9 +85,9 @@ class _Truth(BaseModel):
     categories: list[_Category]
 
     def faults(self) -> Iterator[str]:
-        """What contradicts itself."""
+        """What contradicts itself in the file, a sentence each."""
         if not self.images:
-            yield "images: there is none"
+            yield "images: there is not one"
         for name, keys in (
             ("images: the id", [image.id for image in self.images]),
             ("images: the file_name", [image.file_name for image in self.images]),
@@ -142,7 +142,11 @@ def _twice(keys: Iterable[object]) -> list[object]:
 
 
 def _read(path: Path) -> _Truth:
-    """Raises: EvaluationError: the annotations cannot be used."""
+    """Read and check an annotation file.
+
+    Raises:
+        EvaluationError: the annotations cannot be used.
+    """
     try:
         truth = _Truth.model_validate_json(read_text(path))
     except ValidationError as faults:
@@ -177,9 +181,9 @@ class CocoPrecision(Evaluation[DetectedImage]):
         try:
             from pycocotools.coco import COCO  # noqa: PLC0415
         except ImportError as missing:
-            raise EvaluationError("pip install pycocotools, which measures the precision") from (
-                missing
-            )
+            raise EvaluationError(
+                "pycocotools, which measures the precision, is missing: pip install pycocotools"
+            ) from missing
         given = _read(annotations)
         with contextlib.redirect_stdout(io.StringIO()):
             self._truth = COCO()
@@ -196,7 +200,9 @@ class CocoPrecision(Evaluation[DetectedImage]):
 
     def files(self, core: AnyCore) -> list[str]:  # noqa: D102
         if not isinstance(core, DetectionCore):
-            raise EvaluationError(f"{core.card.name} is no detector")
+            raise EvaluationError(
+                f"{core.card.name} is not a detector; leave --coco out to measure a classifier"
+            )
         by_name = {category.name: category.id for category in self._given.categories}
         missing = [label.name for label in core.labels if label.name not in by_name]
         if missing:
@@ -218,7 +224,7 @@ class CocoPrecision(Evaluation[DetectedImage]):
             )
         self._has_masks = core.has_masks and self._given.has_masks
         if core.has_masks and not self._has_masks:
-            log.warning("masks_are_not_measured", reason="objects without a segmentation")
+            log.warning("masks are not measured", reason="some objects have no segmentation")
         return sorted(self._ids)
 
     def options(self, timeout_s: float) -> DetectOptions:  # noqa: D102

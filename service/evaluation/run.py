@@ -82,14 +82,14 @@ class Evaluation(ABC, Generic[TaskAnswer]):
 async def evaluate(
     evaluation: Evaluation[Any], entry: ModelEntry, settings: Settings, journal: Path
 ) -> dict[str, Any]:
-    """Measure a model, going on with what the journal has.
+    """Measure a model, and continue what the journal has.
 
     Returns:
         The figures, with the model and the weights that they are of, for JSON.
 
     Raises:
         EvaluationError: the data or the journal cannot be used, or the device failed.
-        ModelUnusable: the weights or the class names.
+        ModelUnusable: the weights or the class names cannot be used.
         DeviceUnavailable: the device is not there.
     """
     devices = open_devices(settings.engine.device, settings.engine.threads)
@@ -136,7 +136,7 @@ async def evaluate(
 
 
 def _subject(model: OpenModel, evaluation: Evaluation[Any], entry: ModelEntry) -> dict[str, Any]:
-    """What is measured: a journal of anything else must not be gone on with."""
+    """What is measured: a journal of anything else must not be continued."""
     card = model.core.card
     return {
         "model": card.name,
@@ -152,10 +152,10 @@ def _subject(model: OpenModel, evaluation: Evaluation[Any], entry: ModelEntry) -
 
 
 def _read_journal(path: Path, subject: dict[str, Any]) -> Answers:
-    """The answers that a journal has; it is begun, or mended, if need be.
+    """The answers that a journal has; a missing journal is begun, a last line that was cut removed.
 
     Raises:
-        EvaluationError: it is not a journal, or one of another model or other data.
+        EvaluationError: the file is not a journal, or that of another model or other data.
     """
     try:
         text = read_text(path) if path.exists() else ""
@@ -167,10 +167,11 @@ def _read_journal(path: Path, subject: dict[str, Any]) -> Answers:
             kept = lines or [json.dumps(subject)]
             path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
     except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise EvaluationError(f"{path}: not a journal that can be gone on with: {fault}") from fault
+        raise EvaluationError(f"{path}: not a journal that can be continued: {fault}") from fault
     if head != subject:
         raise EvaluationError(
-            f"{path}: the journal of another evaluation ({head}); remove it or name another file"
+            f"{path}: the journal of another evaluation ({head}); remove it, or name another file "
+            "with --journal"
         )
     return answers
 

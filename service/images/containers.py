@@ -54,7 +54,7 @@ def read_container(data: bytes) -> Container:
     """Take an image file apart.
 
     Raises:
-        InvalidImage: empty, of another format, cut off before its end, or malformed.
+        InvalidImage: the file is empty, of another format, cut off before its end, or malformed.
     """
     if not data:
         raise InvalidImage("empty", "the image has no bytes")
@@ -73,10 +73,10 @@ _PARTS_BEFORE_SIZE = 200
 
 
 def declared_pixels(data: bytes) -> int | None:
-    """How many pixels an image says it has, from its first bytes; takes microseconds.
+    """How many pixels an image says that it has, from its first bytes; takes microseconds.
 
-    Nothing else is checked. 0 where that is no image that could be decoded, and `None` where its
-    size would have to be searched for.
+    Nothing else is checked. The result is 0 where the bytes are not an image that could be decoded,
+    and `None` where its size would have to be searched for.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return _declared_by_jpeg(data)
@@ -253,7 +253,7 @@ def _read_webp(data: bytes) -> Container:
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """`(W, H)` that the first chunk gives, pixels; `None` where it is no picture."""
+    """`(W, H)` that the first chunk gives, pixels; `None` where it is not a picture."""
     kind = data[12:16]
     if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", data, 26)

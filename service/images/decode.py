@@ -50,7 +50,7 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
 
     Raises:
         ImageTooLarge: more bytes or pixels than the limits allow; nothing was decoded.
-        InvalidImage: not a usable image.
+        InvalidImage: the bytes are not a usable image.
     """
     container = _read_container(data, limits)
     return _upright(_decode_pixels(container), container.orientation)
@@ -94,7 +94,7 @@ def _read_container(data: bytes, limits: Limits) -> Container:
     if max(width, height) > _MAX_SIDE:
         raise ImageTooLarge(
             "too_many_pixels",
-            f"the image has {width}x{height} pixels; the limit of a side is {_MAX_SIDE}",
+            f"the image has {width}x{height} pixels; a side may have {_MAX_SIDE}",
         )
     return container
 
@@ -111,7 +111,7 @@ def _decode_pixels(container: Container, least_size: tuple[int, int] | None = No
         image: Image.Image = Image.open(io.BytesIO(container.data), formats=[container.format])
         # The limits hold for the size that the container gave; it must be the decoder's too.
         if image.size != (container.width, container.height):
-            raise InvalidImage("corrupt", f"the {container.format} image has two sizes")
+            raise InvalidImage("corrupt", f"the {container.format} image gives two sizes")
         if least_size is not None:
             image.draft(None, least_size)
         image.load()

@@ -5,8 +5,9 @@ is due the later the more pixels it and the images before it in its request have
 is due first is next. So a small image waits for at most the image that each thread has in hand, a
 request with many images takes turns with the others, and a large image has its turn in the end.
 
-There are as few threads at it as what waits is worth. Each wants the interpreter many times for an
-image, and where many do, all of the process waits: for each other, and for cores to wake up.
+No more threads decode than the waiting images keep busy. Each of them takes the lock of the
+interpreter many times for an image; where many threads do, the whole process waits for that lock
+and for cores to wake up.
 """
 
 import asyncio
@@ -39,8 +40,8 @@ class _Job:
 
     Attributes:
         due: loop time, seconds.
-        number: of those that are due at one time, the one that came earlier is first.
-        share: of a thread, pixels; at most all of one.
+        number: among jobs that are due at the same time, the one that came earlier is first.
+        share: how much of a thread it keeps busy, pixels; at most all of one.
     """
 
     due: float
@@ -91,9 +92,9 @@ class Decoders:
             pixels: of all its images.
 
         Raises:
-            Overloaded: so many more pixels would be too many.
+            Overloaded: with these pixels more than `max_pixels` would wait.
         """
-        # What is within the limits of a request is taken when nothing else waits.
+        # When nothing else waits, a request within its own limits is always taken.
         if self._pixels and self._pixels + pixels > self._max_pixels:
             raise Overloaded(
                 f"images of {self._pixels} pixels wait to be decoded; "
@@ -108,12 +109,12 @@ class Decoders:
         self._gauge.set(self._pixels)
 
     async def run(self, due: float, work: Callable[[], T], pixels: int = _PIXELS_OF_THREAD) -> T:
-        """Do work in a thread when nothing that is due earlier waits.
+        """Do work in a thread when nothing waits that is due earlier.
 
         Args:
             due: loop time, seconds.
             work: what the thread does.
-            pixels: that it takes as long as to decode.
+            pixels: an image with so many would take as long to decode.
         """
         share = min(pixels, _PIXELS_OF_THREAD)
         result = asyncio.get_running_loop().create_future()
@@ -140,7 +141,7 @@ class Decoders:
         while (job := self._next()) is not None:
             try:
                 done, error = job.work(), None
-            except Exception as fault:  # whatever it is, it is told to whoever waits
+            except Exception as fault:  # whatever it is, the caller who waits gets it
                 done, error = None, fault
             self._ended(job, done, error)
 

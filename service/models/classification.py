@@ -1,4 +1,4 @@
-"""How classifiers are read."""
+"""Reads classifiers from their checkpoints."""
 
 import json
 
@@ -48,5 +48,5 @@ def _convert(chosen: ModelChoice, checkpoint: Checkpoint) -> Converted:
     return Converted(network, facts if labels is None else {**facts, "labels": labels})
 
 
-# What no other task recognises is taken for a classifier: its loader says what it is instead.
+# Whatever no other task recognises is taken for a classifier, whose loader then says what it is.
 CLASSIFICATION = Loader("classify", VARIANTS, lambda _: True, _load, _convert)

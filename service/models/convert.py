@@ -18,10 +18,11 @@ def convert(chosen: ModelChoice, out: Path, loaders: Sequence[Loader]) -> dict[s
         from.
 
     Raises:
-        CheckpointError: the checkpoint or the label file cannot be used, or `out` not written.
+        CheckpointError: the checkpoint or the label file cannot be used, or `out` cannot be
+            written.
     """
     if chosen.checkpoint is None:
-        raise CheckpointError("no checkpoint to convert")
+        raise CheckpointError("no checkpoint is given to convert")
     if out.suffix != ".safetensors":
         raise CheckpointError(f"{out}: the file to write must end in .safetensors")
     ema = chosen.weights == "ema"

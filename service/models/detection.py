@@ -1,4 +1,4 @@
-"""How detectors are read."""
+"""Reads detectors from their checkpoints."""
 
 import json
 

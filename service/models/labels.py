@@ -1,4 +1,4 @@
-"""The names of a model's classes: from a label file, from its checkpoint, or known beforehand."""
+"""The names of a model's classes: from a label file, from its checkpoint, or the usual ones."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from service.models.card import Label
 from service.text_file import read_text
 
 _FOLDER = Path(__file__).parent / "labels"
-# By how many there are, of models whose checkpoints do not name them.
+# The usual names for models whose checkpoints have none: how many classes, and their file.
 IMAGENET = (1000, _FOLDER / "imagenet1k.json")
 COCO = (80, _FOLDER / "coco.json")
 
@@ -18,13 +18,13 @@ COCO = (80, _FOLDER / "coco.json")
 def choose_labels(
     path: Path | None, checkpoint: Checkpoint, classes: int, known: tuple[int, Path]
 ) -> tuple[Label, ...]:
-    """The names of the classes: those of a label file, else the checkpoint's, else known ones.
+    """The names of the classes: those of a label file, else the checkpoint's, else the usual ones.
 
     Args:
         path: of the label file, if there is one.
         checkpoint: may hold the names.
         classes: how many the model tells apart.
-        known: the file that names the classes of a model with so many.
+        known: how many classes the usual names are for, and the file that has them.
 
     Raises:
         CheckpointError: the names cannot be used, or there are none.

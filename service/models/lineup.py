@@ -28,7 +28,7 @@ class ModelEntry(ModelChoice):
         """The general settings of batches with those of this model.
 
         Raises:
-            pydantic.ValidationError: together they make no sense.
+            pydantic.ValidationError: the two contradict each other.
         """
         own = {
             name: value
@@ -76,10 +76,11 @@ class Lineup(BaseModel, frozen=True, extra="forbid"):
         for entry in self.models:
             if entry.name == wanted:
                 return entry
-        raise ModelFileError(f"no model is called {name!r}")
+        names = ", ".join(str(entry.name) for entry in self.models)
+        raise ModelFileError(f"no model is called {name!r}; there are {names}")
 
 
-# What a server without any setting of the model shows.
+# What a server serves whose settings choose no model.
 _DEMO = Lineup(models=(ModelEntry(name="dat_nano"), ModelEntry(name="mask_rcnn_dat_nano")))
 
 
@@ -117,7 +118,7 @@ def require_files(settings: Settings, lineup: Lineup) -> None:
     """Open the files that the models of a lineup are made of, and close them again.
 
     Raises:
-        ModelFileError: one is missing, is no file or may not be read.
+        ModelFileError: a file is missing, is not a regular file, or may not be read.
     """
     for entry in lineup.models:
         for field in ("checkpoint", "labels"):
@@ -138,7 +139,7 @@ def require_file(path: Path, named: str) -> None:
         named: where the path comes from, for the message.
 
     Raises:
-        ModelFileError: it is missing, is no file or may not be read.
+        ModelFileError: the file is missing, is not a regular file, or may not be read.
     """
     try:
         if path.exists() and not path.is_file():  # to open a pipe would wait for its writer

@@ -33,10 +33,10 @@ class LoadedModel:
         network: with its weights, in evaluation mode.
         parameters: as published for the variant.
         source: the file that the weights came from.
-        image_size: as in `ModelCard`, likewise the next ones.
-        flops: likewise.
-        resize_mode: likewise.
-        letterbox_size: likewise.
+        image_size: as in `ModelCard`.
+        flops: as in `ModelCard`.
+        resize_mode: as in `ModelCard`.
+        letterbox_size: as in `ModelCard`.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Loader:
         variants: names of its networks.
         recognises: whether a checkpoint is of this task, by what it holds.
         load: the model of a choice, from its checkpoint and the name of its variant.
-        convert: the same as a file keeps it.
+        convert: the same model as a converted file keeps it.
     """
 
     task: str
@@ -114,7 +114,7 @@ def choose_loader(loaders: Sequence[Loader], checkpoint: Checkpoint, variant: st
             return loader
     if variant is not None:
         raise CheckpointError(_unknown(loaders, variant))
-    raise CheckpointError(f"{checkpoint.path}: holds no model of any task that is served here")
+    raise CheckpointError(f"{checkpoint.path}: no task of this server has a model like this one")
 
 
 def load(chosen: ModelChoice, loaders: Sequence[Loader]) -> LoadedModel:

@@ -10,7 +10,7 @@ from service.tasks.core import AnyCore
 
 
 class Refused(NamedTuple):
-    """A request that is not admitted: by which model, if only one may answer it, and why."""
+    """Why a request is not admitted, and by which model, if only one may answer it."""
 
     model: str | None
     refusal: Refusal
@@ -22,7 +22,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._cores: tuple[AnyCore, ...] = ()
         self._default: str | None = None
-        # Asked for at every request, and a look at the kind of a core is not free.
+        # Kept because every request asks for it.
         self._by_task: dict[str, Sequence[AnyCore]] = {}
 
     def fill(self, cores: Sequence[AnyCore], default: str | None = None) -> None:
@@ -84,8 +84,8 @@ class Catalogue:
 
         Args:
             task: of the request.
-            counted: is told the model, where no other may answer.
-            only: the model that answers, where the request can name no other any more.
+            counted: gets the name of the model, where no other may answer.
+            only: the model that answers, where the rest of the request cannot name another.
             timeout_s: after which an answer is of no use, seconds, where that is known.
             places: that it needs, as far as is known.
 
@@ -151,5 +151,5 @@ class Catalogue:
         raise UnknownModel(f"no model {quoted(wanted)} is served here; there is {served}")
 
     def is_default(self, core: AnyCore) -> bool:
-        """Whether it answers requests of its task that name no model."""
+        """Whether a core answers the requests of its task that name no model."""
         return core is self.default(core.card.task)

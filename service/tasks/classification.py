@@ -84,7 +84,7 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
         output: ClassificationOutput
         output, timing = await passage.submit(ClassificationInput(image.pixels, wanted))
         if not np.isfinite(output.scores).all():
-            raise EngineFailed("the model gave no number for this image")
+            raise EngineFailed("the model gave values that are not numbers for this image")
         best = zip(
             output.classes[: options.top_k].tolist(),
             output.scores[: options.top_k].tolist(),

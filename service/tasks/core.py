@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What every task says of an image.
+    """What the answer of every task has for an image.
 
     Attributes:
         width: of the uploaded image after its EXIF orientation, pixels.
@@ -102,7 +102,7 @@ def show_each(
 
 
 def _internal(event: str) -> Internal:
-    """A failure for the exception that is being handled, which goes to the log."""
+    """Log the exception that is being handled, and give the failure that callers see."""
     log.exception(event)
     return Internal("internal error")
 
@@ -142,11 +142,11 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
 
     @abstractmethod
     async def answer_image(self, passage: ImagePassage, options: TaskOptions) -> TaskAnswer:
-        """Decode an image, submit it to the device, and make the answer of what that says.
+        """Decode an image, submit it to the device, and make the answer of the output.
 
         Raises:
-            InvalidImage: not a usable image.
-            EngineFailed: the device gave no numbers.
+            InvalidImage: the bytes are not a usable image.
+            EngineFailed: the output of the device has values that are not numbers.
             ServiceError: the image could not be answered; see `service.errors`.
         """
 
@@ -226,7 +226,7 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             )
 
     def _declared_pixels(self, upload: Upload) -> int:
-        """What an image says that it has; more than the limit is refused when it is decoded."""
+        """The pixels that an image says it has, at most the limit: decoding refuses more."""
         if isinstance(upload, InvalidImage):
             return 0
         declared, limit = declared_pixels(upload), self._limits.max_pixels

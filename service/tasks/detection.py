@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from model.detection.config import DetectorConfig
+from model.detection.config import MOST_DETECTIONS, SCORE_THRESHOLD, DetectorConfig
 from model.detection.masks import paste
 from model.detection.transforms import Resizing, to_model_pixels
 from service.batching.batcher import Batcher
@@ -23,22 +23,20 @@ from service.tasks.masks import EncodedMask, Mask, MaskFormat, encode
 from service.tasks.passage import ImagePassage, Timing
 from service.tasks.points import LayerPoints, explained
 
-MOST_DETECTIONS = 100  # the detectors give no more
-
 
 @dataclass(frozen=True, kw_only=True)
 class DetectOptions(Options):
     """What a request for objects may ask for.
 
     Attributes:
-        score_threshold: least score of a detection; under 0.05 the detectors keep none.
+        score_threshold: least score of a detection; detectors keep none below `SCORE_THRESHOLD`.
         max_detections: most detections in an image, best first.
         classes: names of the classes that are wanted; empty means all.
         masks: form of the masks; `None` means `rle` where the model has masks.
         resize_mode: how the images are resized; `None` means as the model's settings say.
     """
 
-    score_threshold: float = 0.05
+    score_threshold: float = SCORE_THRESHOLD
     max_detections: int = MOST_DETECTIONS
     classes: tuple[str, ...] = ()
     masks: MaskFormat | Literal["none"] | None = None
@@ -47,7 +45,7 @@ class DetectOptions(Options):
 
 @dataclass(frozen=True)
 class PointsInside:
-    """Which points of one deformable layer lie inside of an object.
+    """Which points of one deformable layer lie inside an object.
 
     Attributes:
         stage: from 0.
@@ -184,7 +182,7 @@ class DetectionCore(Core[DetectOptions, DetectedImage]):
         timing: Timing,
     ) -> DetectedImage:
         if not (np.isfinite(output.scores).all() and np.isfinite(output.boxes).all()):
-            raise EngineFailed("the model gave no number for this image")
+            raise EngineFailed("the model gave values that are not numbers for this image")
         resizing = prepared.resizing
         height, width = resizing.image_size
         points = None

@@ -27,7 +27,7 @@ class Timing:
 
 
 class Computed(NamedTuple):
-    """What the device said of an image, and where the time of that image went."""
+    """The output of the device for an image, and where the time of that image went."""
 
     output: Any
     timing: Timing
@@ -96,10 +96,10 @@ class ImagePassage:
         """Make an upload the input of the model, in a thread, when it is this image's turn.
 
         Args:
-            work: from the bytes.
+            work: makes the input from the bytes.
 
         Raises:
-            InvalidImage: not a usable image.
+            InvalidImage: the bytes are not a usable image.
             DeadlineExceeded: the deadline passed first.
         """
         upload, request = self._upload, self._request
@@ -124,7 +124,7 @@ class ImagePassage:
         return prepared
 
     async def submit(self, item: Item) -> Computed:
-        """Queue an image for the device and wait for what that says of it.
+        """Queue an image for the device and wait for its output.
 
         Raises:
             DeadlineExceeded: the deadline passed first.

@@ -53,6 +53,7 @@ def results(folder: Path, part: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_first_part_checks_and_times_and_names_what_failed(
     rehearsed: dict[str, tuple[Path, str, int]],
@@ -88,6 +89,7 @@ def test_the_first_part_checks_and_times_and_names_what_failed(
     assert {"commit", "date", "torch", "triton", "driver"} <= found["machine"].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_second_part_leaves_a_result_of_every_step(
     rehearsed: dict[str, tuple[Path, str, int]],
@@ -116,6 +118,7 @@ def test_the_second_part_leaves_a_result_of_every_step(
     assert {row["protocol"] for row in server["closed_loop"]} == {"http", "grpc"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", ["first", "second"])
 def test_what_comes_back_is_few_files_and_a_table(

@@ -15,6 +15,9 @@ from demo import samples
 from demo.detection import samples as scenes
 from tests.server import ROOT, running
 
+# It builds and installs for a minute, and breaks where packages or their data move.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):

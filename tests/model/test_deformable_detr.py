@@ -230,7 +230,8 @@ def test_points_are_explained_in_pixels():
             parameter.data.zero_()
     with torch.inference_mode():
         _, locations = model.forward_explained(pictures(1, 4))
-    for layer, layer_locations in zip(point_layers(model), locations, strict=True):
+    layers = point_layers(model.config, model.config.image_size)
+    for layer, layer_locations in zip(layers, locations, strict=True):
         side, points = 32 >> layer.stage, SMALL.stages[layer.stage].points
         explained = layer.points(layer_locations[0].numpy(), PixelMap((0, 0), (1.0, 1.0)))
         middle = (np.arange(side) + 0.5) * 128 / side

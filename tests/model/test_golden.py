@@ -93,6 +93,7 @@ def run(
     return Case(golden, meta, model, outputs, captured, state)
 
 
+@pytest.mark.slow
 def test_the_recipe_gives_the_weights_of_the_case(case):
     state = {key: value.numpy() for key, value in case.state.items()}
     assert recipe.digest(state) == case.meta["weights_sha256"]

@@ -78,12 +78,13 @@ def bias_at_reference_points(patch: pytest.MonkeyPatch, _: State) -> None:
         )
 
 
-def axis(kind: type[DeformableAttention], name: str, wrong: Callable[[int], Tensor]) -> Make:
-    """The `reference_axis` or `query_axis` of a family is `wrong`."""
+def axis(kind: type[DeformableAttention], wrong: Callable[[int], Tensor], *names: str) -> Make:
+    """The `reference_axis`, the `query_axis` or both of a family are `wrong`."""
 
     def make(patch: pytest.MonkeyPatch, _: State) -> None:
         without_slices(patch)
-        patch.setattr(kind, name, staticmethod(wrong))
+        for name in names:
+            patch.setattr(kind, name, staticmethod(wrong))
 
     return make
 
@@ -259,12 +260,13 @@ MISTAKES: tuple[tuple[str, float | None, float | None, Make], ...] = (
     ("bias: scaled with the scores", 0.068893, None,
      bias(lambda table, *at: (table * 32**-0.5, *at))),
     ("bias: at the reference points", 0.040043, 0.145648, bias_at_reference_points),
-    ("bias: queries of DAT++", 0.083487, None, axis(V1, "query_axis", PP.query_axis)),
-    ("bias: queries of DAT", None, 0.143474, axis(PP, "query_axis", V1.query_axis)),
+    ("bias: queries of DAT++", 0.083487, None, axis(V1, PP.query_axis, "query_axis")),
+    ("bias: queries of DAT", None, 0.143474, axis(PP, V1.query_axis, "query_axis")),
     # Queries of DAT are where reference points are, and follow them.
-    ("points: reference of DAT++", 0.575640, None, axis(V1, "reference_axis", PP.reference_axis)),
-    ("points: reference of DAT", None, 0.494797, axis(PP, "reference_axis", V1.reference_axis)),
-    ("points: symmetric reference", None, 0.500637, axis(PP, "reference_axis", PP.query_axis)),
+    ("points: reference of DAT++", 0.575640, None,
+     axis(V1, PP.reference_axis, "reference_axis", "query_axis")),
+    ("points: reference of DAT", None, 0.494797, axis(PP, V1.reference_axis, "reference_axis")),
+    ("points: symmetric reference", None, 0.500637, axis(PP, PP.query_axis, "reference_axis")),
     ("points: offsets ignored", 0.140495, 1.007382,
      points(lambda ref, raw: ref.clamp(-1, 1).expand_as(raw))),
     ("points: offsets of x, not of q", 0.156764, None, offsets_of_tokens),

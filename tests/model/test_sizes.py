@@ -35,6 +35,7 @@ SMALL_DAT_PP = DatConfig(
 SIZES = [(33, 33), (33, 64), (47, 90), (64, 33), (97, 61), (128, 128), (225, 97)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224"])
 def test_the_oracle_is_the_official_model(name):
     golden = np.load(GOLDEN / f"{name}.npz")

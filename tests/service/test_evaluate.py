@@ -354,7 +354,7 @@ def test_boxes_are_measured_alone_where_annotations_have_no_segmentations(tmp_pa
     assert figures["images"] == 3
     assert 0 <= figures["box"]["ap"] <= 1
     assert "mask" not in figures
-    assert "masks_are_not_measured" in ended.stderr
+    assert "masks are not measured" in ended.stderr
 
 
 def first(field, value):
@@ -429,7 +429,7 @@ def test_annotations_that_do_not_fit_are_refused(tmp_path, detector):
         (unlabelled, {"DAT_MODEL__CHECKPOINT": detector}, "annotates no object of these classes"),
         (gone, {"DAT_MODEL__CHECKPOINT": detector}, "gone/1.png: no such file; 1 of the 3 images"),
         (annotations, {"DAT_MODEL__CHECKPOINT": detector}, "has no category 'arrow'"),
-        (annotations, {}, "dat_nano is no detector"),
+        (annotations, {}, "dat_nano is not a detector"),
         (broken, {"DAT_MODEL__CHECKPOINT": detector}, "broken.json: not COCO annotations"),
     )
     (gone.parent / "1.png").unlink()

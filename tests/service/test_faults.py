@@ -14,8 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,7 +25,8 @@ from PIL import Image
 from service.errors import all_errors
 from service.leaving import STUCK_EXIT_CODE
 from tests.clients import JPEG, Answer, channel, eventually, over_grpc, over_http, over_stream
-from tests.server import ROOT, RunningServer, start_server
+from tests.faults import Faulty, faulty
+from tests.server import ROOT, RunningServer
 
 SERVING, NOT_SERVING = (
     health_pb2.HealthCheckResponse.SERVING,
@@ -44,36 +43,6 @@ def picture(colour: str) -> bytes:
 
 
 RED, GREEN, BLUE, WHITE = map(picture, ("#f00", "#0f0", "#00f", "#fff"))
-
-
-@dataclass(frozen=True)
-class Faulty:
-    """A server, and the folder whose files are its faults."""
-
-    server: RunningServer
-    folder: Path
-
-    @contextmanager
-    def fault(self, name: str) -> Iterator[None]:
-        (self.folder / name).touch()
-        try:
-            yield
-        finally:
-            (self.folder / name).unlink()
-
-
-@contextmanager
-def faulty(folder: Path, **settings: object) -> Iterator[Faulty]:
-    chosen = {
-        "DAT_MODEL__NAME": "dat_nano",
-        "DAT_BATCHING__MAX_BATCH": 8,
-        # Teams of threads wait for each other seconds long where other tests have their cores.
-        "DAT_ENGINE__THREADS": 1,
-        "DAT_ENGINE__HANG_TIMEOUT_S": 3,
-        "DAT_SERVER__DRAIN_GRACE_S": 5,
-    } | settings
-    with start_server(("tests.faulty_server", folder), **chosen) as server:
-        yield Faulty(server, folder)
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +106,17 @@ async def answers_again(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("ask", TRANSPORTS)
 async def test_the_line_of_a_failed_batch_says_what_failed_where_and_whose_images(
-    tmp_path: Path, ask: Any
+    shared: Faulty, ask: Any
 ) -> None:
-    with faulty(tmp_path) as running:
-        answer = await ask(running.server, [RED])
-        assert answer.results[0].error if answer.results else answer.error
-        line = running.server.wait_for_event("batch failed")
-        assert (line["model"], line["device"], line["bucket"]) == ("dat_nano", "cpu:0", 1)
-        assert len(line["requests"]) == 1
-        asked = running.server.wait_for_event("request")
-        while asked["request_id"] not in line["requests"]:
-            asked = running.server.wait_for_event("request")
+    server = shared.server
+    answer = await ask(server, [RED])
+    assert answer.results[0].error if answer.results else answer.error
+    line = server.wait_for_event("batch failed")
+    assert (line["model"], line["device"], line["bucket"]) == ("dat_nano", "cpu:0", 1)
+    assert len(line["requests"]) == 1
+    asked = server.wait_for_event("request")
+    while asked["request_id"] not in line["requests"]:
+        asked = server.wait_for_event("request")
 
 
 def probes(server: RunningServer) -> tuple[int, ...]:

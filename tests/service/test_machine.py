@@ -81,7 +81,7 @@ def test_a_machine_that_is_too_small_is_named_in_one_line_at_the_start(limit, sa
         env={"PATH": os.environ["PATH"], "DAT_MODEL__NAME": "dat_nano"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert ended.returncode == 1
     *_, line = ended.stderr.splitlines()

@@ -135,6 +135,7 @@ async def test_only_a_quiet_process_gives_memory_back(
     assert given_back.is_set() == expected
 
 
+@pytest.mark.slow
 async def test_a_second_storm_of_large_uploads_takes_no_more_memory_than_the_first(
     server, large
 ) -> None:
@@ -163,6 +164,7 @@ async def test_a_server_decodes_again_without_asking_the_system_for_memory(serve
     assert median(counted[4:]) < PAGES / 4  # the first ones give each decode thread its own
 
 
+@pytest.mark.slow
 def test_an_evaluation_decodes_again_without_asking_the_system_for_memory(tmp_path, large) -> None:
     def faults(images: int) -> int:
         data = tmp_path / str(images) / "star"

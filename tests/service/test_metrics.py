@@ -7,13 +7,7 @@ import httpx
 import pytest
 
 from tests.clients import JPEG, over_grpc, over_http, over_json, over_stream
-from tests.server import RunningServer, start_server
-
-
-@pytest.fixture(scope="module")
-def fresh_server():
-    with start_server() as running:
-        yield running
+from tests.server import RunningServer
 
 
 def change(before: dict[str, float], after: dict[str, float], name: str) -> float:
@@ -24,17 +18,17 @@ def requests(protocol: str, outcome: str, model: str = "dat_nano") -> str:
     return f"dat_requests_total,model={model},outcome={outcome},protocol={protocol},task=classify"
 
 
-async def test_counters_equal_the_traffic(fresh_server):
-    before = fresh_server.metrics()
+async def test_counters_equal_the_traffic(server):
+    before = server.metrics()
     await asyncio.gather(
-        *(over_http(fresh_server, [JPEG]) for _ in range(5)),
-        *(over_json(fresh_server, [JPEG, b"x", JPEG]) for _ in range(2)),
-        *(over_grpc(fresh_server, [JPEG], explain="points") for _ in range(4)),
-        *(over_stream(fresh_server, [JPEG]) for _ in range(3)),
-        *(over_http(fresh_server, [b"x"]) for _ in range(2)),
-        over_grpc(fresh_server, [JPEG], model="other"),
+        *(over_http(server, [JPEG]) for _ in range(5)),
+        *(over_json(server, [JPEG, b"x", JPEG]) for _ in range(2)),
+        *(over_grpc(server, [JPEG], explain="points") for _ in range(4)),
+        *(over_stream(server, [JPEG]) for _ in range(3)),
+        *(over_http(server, [b"x"]) for _ in range(2)),
+        over_grpc(server, [JPEG], model="other"),
     )
-    after = fresh_server.metrics()
+    after = server.metrics()
     assert change(before, after, requests("http", "ok")) == 7
     assert change(before, after, requests("http", "client_error")) == 2
     assert change(before, after, requests("grpc", "ok")) == 4
@@ -63,9 +57,9 @@ async def test_counters_equal_the_traffic(fresh_server):
     assert after["dat_model_ready,model=dat_nano"] == 1
 
 
-def test_what_computes_is_shown(fresh_server):
-    shown = fresh_server.metrics()
-    models = httpx.get(f"{fresh_server.http_url}/v1/models").json()["models"]
+def test_what_computes_is_shown(server):
+    shown = server.metrics()
+    models = httpx.get(f"{server.http_url}/v1/models").json()["models"]
     parameters = {model["name"]: model["parameters"] for model in models}
     assert len(parameters) == 2
     for model, count in parameters.items():
@@ -77,26 +71,26 @@ def test_what_computes_is_shown(fresh_server):
         assert shown[f"dat_model_memory_bytes,device=cpu:0,model={model},part=graphs"] == 0
 
 
-async def test_what_clients_send_adds_no_series(fresh_server):
+async def test_what_clients_send_adds_no_series(server):
     async def ask(n: int) -> None:
-        async with httpx.AsyncClient(base_url=fresh_server.http_url) as client:
+        async with httpx.AsyncClient(base_url=server.http_url) as client:
             await client.get(f"/path/{n}")
             await client.post(f"/v1/classify?model=m{n}", content=JPEG)
-        await over_grpc(fresh_server, [JPEG], model=f"m{n}")
+        await over_grpc(server, [JPEG], model=f"m{n}")
 
     await ask(0)
-    before = len(fresh_server.metrics())
+    before = len(server.metrics())
     for n in range(1, 20):
         await ask(n)
-    assert len(fresh_server.metrics()) == before < 700
+    assert len(server.metrics()) == before < 700
 
 
-def test_names_and_types_are_clean(fresh_server: RunningServer):
+def test_names_and_types_are_clean(server: RunningServer):
     promtool = shutil.which("promtool")
     if promtool is None and "CI" not in os.environ:
         pytest.skip("promtool is not installed (Debian: prometheus)")
     assert promtool
-    text = httpx.get(fresh_server.metrics_url).content
+    text = httpx.get(server.metrics_url).content
     checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert not checked.stdout

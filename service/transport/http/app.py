@@ -43,7 +43,7 @@ def create_app(
         metrics: where requests are counted.
         budget: of the bytes of requests in flight.
         version: of the server.
-        origins: of the pages whose scripts may use it; `*` is all.
+        origins: those of the pages whose scripts may use the interface; `*` means all.
     """
     app = FastAPI(
         title="DAT Serve",

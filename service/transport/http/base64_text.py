@@ -7,7 +7,7 @@ import re
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _LINE_BREAKS = b"\r\n\t"
 _DATA_URL = re.compile(r"data:([^,]{0,255}),", re.IGNORECASE)
-_STRANGE = "it has a character that is not of its alphabet"
+_STRANGE = "it has a character that base64 does not have"
 
 
 class Base64Decoder:
@@ -44,7 +44,7 @@ class Base64Decoder:
         characters = _ascii(text).translate(_STANDARD_ALPHABET, _LINE_BREAKS)
         unpadded = characters.rstrip(b"=")
         if b"=" in unpadded or (unpadded and self._padding):
-            raise ValueError("it goes on behind its padding")
+            raise ValueError("characters follow its padding")
         self._padding += len(characters) - len(unpadded)
         unpadded = self._rest + unpadded
         whole = len(unpadded) // 4 * 4

@@ -27,7 +27,7 @@ class ClassifyOptionsBody(OptionsBody):
     )
 
     def options(self) -> ClassifyOptions:
-        """The same for the core."""
+        """These options in the form that the core takes."""
         return ClassifyOptions(
             model=self.model, explain=self.explain, timeout_s=self.timeout, top_k=self.top_k
         )

@@ -168,7 +168,7 @@ class Connections(ServerState):
         self._answered[status].inc()
 
     def said(self, error: ServiceError) -> "_Said":
-        """The answer of an error, which may be that of a whole crowd."""
+        """The answer to an error, kept because a whole crowd may get the same."""
         if self._last_said.error is not error:
             self._last_said = _Said(error)
         return self._last_said
@@ -313,7 +313,7 @@ class Connection(HttpToolsProtocol):
         """
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise InvalidRequest("this server is no proxy: CONNECT is not for it")
+                raise InvalidRequest("CONNECT is for proxies, and this server is not one")
             return  # read again without the offer
         self._check_head()
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -400,7 +400,7 @@ class Connection(HttpToolsProtocol):
         _check_count(len(self.headers))
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise InvalidRequest(f"HTTP/{version} is not spoken here; send HTTP/1.1")
+            raise InvalidRequest(f"this server does not speak HTTP/{version}; send HTTP/1.1")
         total, hosts = 0, []
         for name, value in self.headers:
             size = len(name) + len(value)
@@ -411,17 +411,17 @@ class Connection(HttpToolsProtocol):
                 hosts.append(value)
             elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
                 raise InvalidRequest(
-                    "the only transfer coding that is read here is chunked, of HTTP/1.1"
+                    "the only transfer coding that this server reads is chunked, in HTTP/1.1"
                 )
         if total > MAX_HEADERS_BYTES:
             raise _too_many_header_bytes()
         if len(hosts) != 1 and (hosts or version == "1.1"):
-            raise InvalidRequest(f"one Host header is needed; the request has {len(hosts)}")
+            raise InvalidRequest(f"a request needs one Host header; this one has {len(hosts)}")
         if hosts and not _is_host(hosts[0]):
-            raise InvalidRequest("the Host header is no host and port")
+            raise InvalidRequest("the Host header must be a host, or a host and a port")
         if self._reserved and not self.url.startswith(_PROBES):
             self.server_state.count_cut("crowded")
-            raise TooManyConnections("as many connections are open as this server holds")
+            raise TooManyConnections("this server has no connection left; try again later")
 
     # What is answered
 
@@ -534,7 +534,7 @@ class Connection(HttpToolsProtocol):
         if self._is_stuck(now):
             self.server_state.cut(self, "write_timeout")
         elif self._unsent:
-            return  # it reads; what it owes us is counted from the end
+            return  # it reads its answer; its time to send something begins when it has that
         elif self._phase is _Phase.BODY:
             self._check_body(now)
         elif now < self._deadline:
@@ -607,7 +607,7 @@ class _Exchange:
 
         try:
             await self._app(scope, receive_or_fail, send)
-        except ServiceError as error:  # of an application that has no form for it
+        except ServiceError as error:  # the application has no handler for it
             body = _json(error, request_ids.choose(""))
             headers = _headers(error, body)
             status = int(error.http_status)
@@ -616,7 +616,7 @@ class _Exchange:
 
 
 class _TurnedAway:
-    """In place of uvicorn's cycle of a request and its answer: all is said, nothing is read."""
+    """Stands for uvicorn's cycle of a request that was turned away: its answer is complete."""
 
     response_complete = True
     waiting_for_100_continue = False
@@ -669,7 +669,7 @@ class _Answers(asyncio.Transport):
 
 
 def _cause(error: httptools.HttpParserError) -> ServiceError:
-    """What was wrong, of an error of the parser or of one that a callback raised."""
+    """The failure behind an error of the parser, or behind what a callback raised in it."""
     cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
     if isinstance(cause, ServiceError):
         return cause
@@ -706,10 +706,10 @@ def _is_host(value: bytes) -> bool:
 
 
 class _Said:
-    """The answer of an error, all but what differs from request to request.
+    """The answer to an error, prepared but for what differs from request to request.
 
     Attributes:
-        error: whose it is.
+        error: that is answered.
     """
 
     def __init__(self, error: ServiceError) -> None:
@@ -724,7 +724,7 @@ class _Said:
     def answer(
         self, headers: list[tuple[bytes, bytes]], identity: bytes, *, last: bool, whole: bool
     ) -> bytes:
-        """All bytes of the answer to a request of that id.
+        """The bytes of the answer to one request.
 
         Args:
             headers: of all answers.

@@ -23,7 +23,7 @@ def choose(headers: Iterable[str]) -> str:
     coding = "".join(codings[:1]).removeprefix("x-")
     if len(codings) > 1 or (coding and coding not in READ):
         raise UnsupportedCoding(
-            f"the content coding {quoted(', '.join(codings))} is not read here; send "
+            f"this server does not read the content coding {quoted(', '.join(codings))}; send "
             f"{', '.join(READ)} or none"
         )
     return coding
@@ -37,11 +37,11 @@ async def decompressed(
     Args:
         chunks: as they come.
         coding: one of those that are read here.
-        limit: of what was sent, bytes; that of the content is the caller's to keep.
+        limit: most bytes that may be sent; the caller bounds the content itself.
 
     Raises:
         ImageTooLarge: more than `limit` bytes were sent.
-        InvalidRequest: they are not of that coding, cut, or followed by something else.
+        InvalidRequest: what was sent is not of that coding, is cut, or goes on behind its end.
     """
     inflater, received = _Inflater(coding), 0
     async for chunk in chunks:
@@ -86,7 +86,11 @@ class _Inflater:
         return b""
 
     def finish(self) -> None:
-        """Raises InvalidRequest if the content has not come to its end."""
+        """Check that the content has come to its end.
+
+        Raises:
+            InvalidRequest: it has not, or something follows it.
+        """
         if self._stream is not None or self._sent or not self._members:
             raise InvalidRequest(f"the {self._coding} data of the body is cut, or followed by more")
 
@@ -96,7 +100,7 @@ class _Inflater:
             raise InvalidRequest(f"the {self._coding} data of the body is followed by more")
         if self._coding == "gzip":
             return zlib.decompressobj(zlib.MAX_WBITS | 16)
-        # The name is of zlib's format, and some send what is inside of it alone.
+        # `deflate` is the name of the zlib format, but some clients send the raw data inside it.
         first, second = self._sent[:2]
         is_zlib = first & 15 == 8 and (first * 256 + second) % 31 == 0
         return zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)

@@ -47,7 +47,7 @@ class RequestContext:
                 message["headers"] = [*message["headers"], identified, *SECURITY_HEADERS]
             await send(message)
 
-        # Whatever can be got has a head; the connection leaves the body out.
+        # A HEAD is answered as a GET would be; the connection leaves the body out.
         as_get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
             await self._app(as_get, receive, send_with_id)

@@ -7,7 +7,8 @@ from pydantic import BaseModel, FailFast, Field
 from typing_extensions import override
 
 from service.settings import ResizeMode
-from service.tasks.detection import MOST_DETECTIONS, DetectedImage, Detection, DetectOptions
+from service.tasks.core import Explain
+from service.tasks.detection import DetectedImage, Detection, DetectOptions
 from service.tasks.masks import EncodedMask, PngMask, Polygons, RunLengths
 from service.transport.http.schema import (
     ErrorBody,
@@ -24,25 +25,26 @@ from service.transport.http.uploads import Form
 class DetectOptionsBody(OptionsBody):
     """Options of a request for objects."""
 
-    explain: Literal["none", "points", "objects"] = Field(  # type: ignore[assignment]
+    explain: Explain = Field(  # type: ignore[assignment]
         "none",
         description="`points` returns where every deformable layer looked; `objects` says of "
-        "every detection as well which of those points lie inside of it.",
+        "every detection as well which of those points lie inside it.",
     )
     score_threshold: float = Field(
         DetectOptions.score_threshold,
-        description="Least score of a detection; under 0.05 the detectors keep none.",
+        description="Least score of a detection; the detectors keep none below "
+        f"{DetectOptions.score_threshold}.",
         json_schema_extra={"minimum": 0, "maximum": 1},
     )
     max_detections: int = Field(
-        MOST_DETECTIONS,
+        DetectOptions.max_detections,
         description="Most detections in an image, best first.",
-        json_schema_extra={"minimum": 1, "maximum": MOST_DETECTIONS},
+        json_schema_extra={"minimum": 1, "maximum": DetectOptions.max_detections},
     )
     classes: Annotated[list[str], FailFast()] = Field(
         [],
         description="Names of the classes that are wanted, in a query or form separated by commas; "
-        "none: all.",
+        "empty: all classes.",
     )
     masks: Literal["none", "rle", "polygon", "png"] | None = Field(
         None, description="Form of the masks; absent: `rle` where the model has masks."
@@ -50,9 +52,9 @@ class DetectOptionsBody(OptionsBody):
 
     resize_mode: ResizeMode | None = Field(
         None,
-        description="`official`: fit the sizes of the training, padded to multiples of 32; "
-        "`letterbox`: fit a square of the model, all of which is filled. Absent: that of the "
-        "model.",
+        description="`official`: resize to fit the sizes of the training, pad to multiples of 32; "
+        "`letterbox`: resize to fit the square of the model, pad until it is full. Absent: as the "
+        "model is set.",
     )
 
     @classmethod
@@ -64,7 +66,7 @@ class DetectOptionsBody(OptionsBody):
         return cls.model_validate(given | {"classes": written.split(",") if written else []})
 
     def options(self) -> DetectOptions:
-        """The same for the core."""
+        """These options in the form that the core takes."""
         return DetectOptions(
             model=self.model,
             explain=self.explain,
@@ -107,7 +109,7 @@ class MaskBody(BaseModel):
 
     @classmethod
     def of(cls, mask: EncodedMask) -> "MaskBody":
-        """From the core's."""
+        """A mask as the core gives it."""
         match mask:
             case RunLengths():
                 return cls(rle=RunLengthsBody(size=mask.image_size, counts=mask.counts))
@@ -142,7 +144,7 @@ class DetectionBody(BaseModel):
 
     @classmethod
     def of(cls, found: Detection) -> "DetectionBody":
-        """From the core's."""
+        """A detection as the core gives it."""
         inside = found.points_inside
         return cls(
             label=found.label,

@@ -11,7 +11,7 @@ _LONGEST_BOUNDARY = 70  # RFC 2046, section 5.1.1
 _LONGEST_HEAD = 8 * 1024  # of a part, bytes
 _MOST_FIELDS = 16  # of the head of a part, and parameters of a field
 _AS_THEY_ARE = (b"7bit", b"8bit", b"binary")
-_WINDOW_BYTES = 2**21  # one search keeps the interpreter from everybody else
+_WINDOW_BYTES = 2**21  # of one search, which holds the lock of the interpreter
 _AFTER_BOUNDARY = re.compile(rb"(--)|[ \t]*+\r\n")
 _PARAMETER = re.compile(rb';[ \t]*+([^\s=;"]++)[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*+))')
 _IMAGE_FIELDS = {"file", "files", "image", "images"}
@@ -21,7 +21,7 @@ def boundary_of(content_type: str) -> bytes:
     """What separates the parts of a body of this content type.
 
     Raises:
-        InvalidRequest: none, or one that RFC 2046 does not allow.
+        InvalidRequest: it names no boundary, or one that RFC 2046 does not allow.
     """
     boundary = _parameters(content_type.encode("latin-1")).get(b"boundary", b"")
     if not 0 < len(boundary) <= _LONGEST_BOUNDARY:
@@ -40,7 +40,7 @@ def read_form(
     A part is an image if it has a file name, if its type or its name says so; else an option.
 
     Raises:
-        InvalidRequest: it is not such a form; a form without its closing boundary was cut.
+        InvalidRequest: the body is not such a form; without its closing boundary it was cut.
         InvalidOption: an option is given twice, or the options are too many or too long.
         TooManyImages: more than `max_images`; no more than those were copied.
     """
@@ -113,11 +113,13 @@ def _read_head(body: bytes | bytearray, start: int, end: int) -> tuple[str, bool
     if coding not in _AS_THEY_ARE:
         raise InvalidRequest(
             f"the transfer encoding {quoted(coding.decode('latin-1'))} of the part {quoted(name)} "
-            "is not read here; send its bytes as they are"
+            "is not read by this server; send its bytes as they are"
         )
     kind = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind.startswith(b"multipart/"):
-        raise InvalidRequest(f"the part {quoted(name)} is itself multipart; send one part a file")
+        raise InvalidRequest(
+            f"the part {quoted(name)} is itself multipart; send one part for each file"
+        )
     is_image = (
         # `filename*` of RFC 8187, or its pieces in RFC 2231.
         any(parameter.partition(b"*")[0] == b"filename" for parameter in parameters)
@@ -129,6 +131,6 @@ def _read_head(body: bytes | bytearray, start: int, end: int) -> tuple[str, bool
 
 
 def _parameters(value: bytes) -> dict[bytes, bytes]:
-    """Of a field such as `form-data; name="file"`, the first few."""
+    """The parameters of a field such as `form-data; name="file"`, the first few."""
     found = islice(_PARAMETER.finditer(value), _MOST_FIELDS)
     return {match[1].lower(): match[2] if match[3] is None else match[3] for match in found}

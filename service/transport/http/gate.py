@@ -19,17 +19,17 @@ from service.metrics import Metrics
 from service.tasks.catalogue import Catalogue, Refused
 
 # What a small request takes on a busy loop from its head to its place in the queue, seconds.
-# Without it all that come in one turn of the loop would be let pass by one free place.
+# Without it one free place would let all requests pass that come in one turn of the loop.
 _ON_THE_WAY_S = 0.02
-# How long everybody is told the same, seconds: a queue that is full has more to do than that.
+# How long the answer for a URL is kept, seconds: a full queue takes longer to empty.
 _SHUT_S = 0.005
-_MOST_SHUT = 64  # URLs, which are the callers' choice
+_MOST_SHUT = 64  # URLs: callers choose them, so their number is bounded
 
 log = structlog.get_logger(__name__)
 
 
 class _Shut(NamedTuple):
-    """What everybody is told who asks for a URL before a time of the clock."""
+    """The refusal that all requests for a URL get until a time of the monotonic clock."""
 
     until: float
     task: str
@@ -37,7 +37,7 @@ class _Shut(NamedTuple):
 
 
 class Gate:
-    """Knows of a head whether its request would be refused.
+    """Decides by the head of a request whether the request would be refused.
 
     Args:
         catalogue: of the models.

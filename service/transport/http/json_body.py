@@ -18,7 +18,7 @@ MAX_OPTIONS = 64
 MAX_OPTIONS_BYTES = 64 * 1024  # the names of some thousand classes
 _MAX_DEPTH = 4
 
-# One call of a regular expression keeps the interpreter from everybody else.
+# Of one call of a regular expression, which holds the lock of the interpreter.
 _WINDOW_BYTES = 2**20
 _BLANK = re.compile(rb"[ \t\n\r]*+")
 _PLAIN = rb'[^"\\\x00-\x1f]*+'
@@ -78,7 +78,7 @@ class _Reader:
                 self._expect(b",")
                 self._member(names, max_images)
         if self._next():
-            raise InvalidRequest(f"the body goes on behind its JSON, at byte {self._at}")
+            raise InvalidRequest(f"something follows the JSON of the body, at byte {self._at}")
         return self._images, b"{%b}" % b",".join(self._options)
 
     def _member(self, names: set[str], max_images: int) -> None:
@@ -145,7 +145,7 @@ class _Reader:
         """Go on within a string, and say whether its end stands next."""
         start = self._at
         part = _PART_OF_STRING.match(self._body, start, start + _WINDOW_BYTES)
-        assert part, "an empty part is one: this is a bug"
+        assert part, "the pattern matches an empty part too: this is a bug"
         self._at = part.end()
         ended = self._body.startswith(b'"', self._at)
         if self._at == start and not ended:
@@ -179,11 +179,11 @@ class _Reader:
         return bytes(self._body[self._at - size : self._at])
 
     def _next(self) -> bytes:
-        """The byte that stands next, none at the end."""
+        """The byte that stands next; empty at the end."""
         while True:
             start = self._at
             blank = _BLANK.match(self._body, start, start + _WINDOW_BYTES)
-            assert blank, "an empty blank is one: this is a bug"
+            assert blank, "the pattern matches nothing too: this is a bug"
             self._at = blank.end()
             if self._at < start + _WINDOW_BYTES:
                 return bytes(self._body[self._at : self._at + 1])

@@ -1,8 +1,8 @@
 """What the document of the HTTP interface says beside the schemas of its JSON."""
 
-from http import HTTPStatus
 from typing import Any
 
+from service.errors import all_errors
 from service.transport.http.schema import ErrorAnswer, HealthAnswer
 from service.transport.http.task import HttpTask
 from service.transport.http.uploads import RAW_TYPES
@@ -14,46 +14,60 @@ def _header(description: str, kind: str = "string") -> dict[str, Any]:
 
 _RETRY_AFTER = {"Retry-After": _header("Seconds after which to try again.", "integer")}
 _SERVER_TIMING = {"Server-Timing": _header("The longest time in each stage, milliseconds.")}
-_ACCEPT_ENCODING = {"Accept-Encoding": _header("The codings that are read, if that is what is.")}
-_REQUEST_ID = {"X-Request-Id": _header("That of the request, or a new one.")}
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": description,
-        "headers": _REQUEST_ID | headers,
-        **({"model": ErrorAnswer} if status >= HTTPStatus.BAD_REQUEST else {}),
+_ACCEPT_ENCODING = {"Accept-Encoding": _header("The codings that this server reads.")}
+_REQUEST_ID = {"X-Request-Id": _header("The id that the request came with, or a new one.")}
+_ERROR_HEADERS = {415: _ACCEPT_ENCODING, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+_NOBODY_SEES = 499  # the caller has left
+
+
+def _errors() -> dict[int | str, dict[str, Any]]:
+    """The status of every failure, described by all the failures that have it."""
+    meanings: dict[int, list[str]] = {}
+    for error in all_errors():
+        if error.http_status != _NOBODY_SEES:
+            sentence = (error.__doc__ or "").partition("\n")[0]
+            meanings.setdefault(int(error.http_status), []).append(f"`{error.code}`: {sentence}")
+    return {
+        status: {
+            "description": " ".join(meanings[status]),
+            "headers": _REQUEST_ID | _ERROR_HEADERS.get(status, {}),
+            "model": ErrorAnswer,
+        }
+        for status in sorted(meanings)
     }
-    for status, (description, headers) in {
-        200: ("The answer; each image of several has its own status.", _SERVER_TIMING),
-        400: ("The request or its one image cannot be used.", {}),
-        404: ("No model of that name is served here.", {}),
-        408: ("The request came too slowly.", {}),
-        413: ("Too many bytes or pixels.", {}),
-        414: ("Too many bytes in the URL.", {}),
-        415: ("A content type, or a coding, that is not read here.", _ACCEPT_ENCODING),
-        429: ("The queue is full, or too much is being received.", _RETRY_AFTER),
-        431: ("Too many headers, or too many bytes in them.", {}),
-        500: ("The image failed on the device.", {}),
-        503: ("This replica is starting or leaving, or its device is lost.", _RETRY_AFTER),
-        504: ("The deadline passed.", {}),
-    }.items()
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The results; each image of several has its own status.",
+        "headers": _REQUEST_ID | _SERVER_TIMING,
+    },
+    **_errors(),
 }
 
 
 def only(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The descriptions of these statuses."""
+    """The descriptions of some statuses."""
     return {status: RESPONSES[status] for status in statuses}
 
 
 OK: dict[int | str, dict[str, Any]] = {
-    200: {"description": "They are these.", "headers": _REQUEST_ID}
+    200: {"description": "The models that were asked for.", "headers": _REQUEST_ID}
 }
 NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 HEALTH: dict[str, Any] = {
     "tags": ["health"],
     "response_model": HealthAnswer,
     "responses": {
-        200: {"description": "It is so.", "headers": _REQUEST_ID},
-        503: {"description": "It is not so.", "headers": _REQUEST_ID, "model": HealthAnswer},
+        200: {
+            "description": "The replica is in the state that was asked for.",
+            "headers": _REQUEST_ID,
+        },
+        503: {
+            "description": "The replica is not in the state that was asked for.",
+            "headers": _REQUEST_ID,
+            "model": HealthAnswer,
+        },
     },
 }
 
@@ -97,7 +111,7 @@ def request_schema(task: HttpTask[Any]) -> dict[str, Any]:
 
 
 def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
-    """Of an option in a query or a form, where there is no null."""
+    """The schema of an option in a query or a form, where there is no null."""
     present = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
     return rest | present[0] if present else schema

@@ -70,7 +70,7 @@ class ErrorAnswer(BaseModel):
 
 
 class HealthAnswer(BaseModel):
-    """Whether it is as the probe asks."""
+    """Whether the replica is in the state that the probe asks for."""
 
     status: Literal["ok", "unavailable"]
 
@@ -100,7 +100,7 @@ class LayerPointsBody(BaseModel):
 
     @classmethod
     def of(cls, layer: LayerPoints) -> "LayerPointsBody":
-        """From the core's."""
+        """The points of a layer as the core gives them."""
         return cls.model_construct(
             stage=layer.stage,
             block=layer.block,
@@ -119,7 +119,7 @@ class TimingBody(BaseModel):
 
     @classmethod
     def of(cls, timing: Timing) -> "TimingBody":
-        """From the core's."""
+        """The timing of an image as the core gives it."""
         return cls(**vars(timing))
 
 
@@ -128,30 +128,31 @@ class ModelBody(BaseModel):
 
     name: str = Field(description="What requests call it.", examples=["dat_nano"])
     version: str = Field(examples=["1"])
-    default: bool = Field(description="Whether it answers requests of its task without a name.")
+    default: bool = Field(description="Whether it answers requests of its task that name no model.")
     task: str = Field(examples=["classify"])
     variant: str = Field(examples=["dat_nano"])
     image_size: ImageSize | None = Field(
         None,
-        description="Its input, pixels; absent where it changes with the image.",
+        description="Size of its input, pixels; absent where that changes with the image.",
     )
     resize_mode: ResizeMode | None = Field(
-        None, description="How a detector resizes the images of requests that do not say."
+        None, description="How a detector resizes the images of requests that name no mode."
     )
     letterbox_size: int | None = Field(None, description="Side of a detector's letterbox, pixels.")
     classes: int = Field(examples=[12])
-    parameters: int = Field(description="As published for the variant.")
+    parameters: int = Field(description="How many there are, as published for the variant.")
     flops: int | None = Field(
         None,
-        description="Of one image, a multiply-add is one; absent where they change with the image.",
+        description="FLOPs of one image, a multiply-add counted as one; absent where they change "
+        "with the image.",
     )
     device: str = Field(examples=["cpu"])
-    dtype: str = Field(description="Of its features.", examples=["float32"])
+    dtype: str = Field(description="Precision of its features.", examples=["float32"])
     max_batch: int = Field(description="Most images in one batch.")
 
     @classmethod
     def of(cls, core: AnyCore, catalogue: Catalogue) -> "ModelBody":
-        """From the core's."""
+        """The model that a core answers for."""
         return cls(**_card(core, catalogue))
 
 
@@ -170,7 +171,7 @@ class LabelledModelBody(ModelBody):
 
     @classmethod
     def of(cls, core: AnyCore, catalogue: Catalogue) -> "LabelledModelBody":
-        """From the core's."""
+        """The model that a core answers for, with its classes."""
         labels = [
             LabelBody(index=index, label=label.name, wnid=label.wnid)
             for index, label in enumerate(core.labels)
@@ -198,6 +199,6 @@ def error_body(error: ServiceError, request_id: str) -> ErrorBody:
 
 
 def _pixels(points: NDArray[np.float32]) -> list[Any]:
-    """Nested lists; a hundredth of a pixel is finer than any model places a point."""
+    """Points as nested lists, rounded to a hundredth of a pixel: no model is more precise."""
     nested: list[Any] = points.astype(np.float64).round(2).tolist()
     return nested

@@ -29,12 +29,12 @@ from service.transport.http.schema import ImagesBody
 
 T = TypeVar("T")
 
-# What the bytes are decides, not what they are called: some of these are what old systems say.
+# The bytes decide what an image is, not its media type; some of these types are old systems'.
 RAW_TYPES = (
     "image/jpeg", "image/png", "image/webp", "image/jpg", "image/pjpeg", "image/x-png",
     "application/octet-stream",
 )  # fmt: skip
-_PARSED_AT_ONCE_BYTES = 256 * 1024  # in a few milliseconds
+_PARSED_AT_ONCE_BYTES = 256 * 1024  # which takes a few milliseconds
 
 
 class TaskOptionsBody(Protocol):
@@ -56,7 +56,7 @@ class TaskOptionsBody(Protocol):
     def model_copy(self, *, update: dict[str, Any]) -> Self: ...  # noqa: D102
 
     def options(self) -> Options:
-        """The same for the core."""
+        """These options in the form that the core takes."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Head:
         length: of the body as announced, bytes; 0 where it is not.
         limit: of the body, bytes.
         query: the options that the query gives.
-        options: the same for the core.
+        options: those of the query, in the form that the core takes.
         began: when the request was received, loop time, seconds.
     """
 
@@ -126,8 +126,8 @@ def read_head(request: Request, limits: Limits, form: Form) -> Head:
         boundary = boundary_of(content_type)
     elif kind not in RAW_TYPES and kind != "application/json":
         raise UnsupportedMediaType(
-            f"content type {quoted(kind)} is not read here; send {', '.join(RAW_TYPES)}, "
-            "multipart/form-data or application/json"
+            f"this server does not read the content type {quoted(kind)}; send "
+            f"{', '.join(RAW_TYPES)}, multipart/form-data or application/json"
         )
     coding = content_coding.choose(request.headers.getlist("content-encoding"))
     limit = limits.max_image_bytes if kind in RAW_TYPES else limits.max_body_bytes
@@ -176,7 +176,7 @@ async def read_body(
     if head.kind in RAW_TYPES:
         uploads = [bytes(data)]
     elif head.kind == "application/json":
-        # Its images are decoded beside it. A request that is alone always has room for them.
+        # The images are in memory beside their text; a request that is alone has room for both.
         held.grow(min(size * 3 // 4, held.free))
         uploads, written = await _parse(lambda: read_json(data, limits.max_images), size)
         body = _checked(form.options.model_validate_json, written, strict=True)
@@ -214,7 +214,7 @@ def _too_large(limit: int) -> ImageTooLarge:
 
 
 def _deadline(head: Head, options: Options, limits: Limits) -> float:
-    """Of a request, from its head on; loop time, seconds."""
+    """When the answer to a request is of no use any more, counted from its head; loop time."""
     timeout_s = options.timeout_s
     return head.began + (limits.default_timeout_s if timeout_s is None else timeout_s)
 

@@ -81,7 +81,7 @@ def add_task(
 
 
 def add_models(app: FastAPI, catalogue: Catalogue) -> None:
-    """Tell which models are served."""
+    """Serve the list of models, and what is known of each."""
 
     @app.get(
         "/v1/models",
@@ -91,7 +91,7 @@ def add_models(app: FastAPI, catalogue: Catalogue) -> None:
         summary="The models that are served",
     )
     async def models() -> ModelsAnswer:
-        """What each of them is, and what an image costs it."""
+        """What each model is, and what one image costs it."""
         return ModelsAnswer(models=[ModelBody.of(core, catalogue) for core in catalogue.cores])
 
     @app.get(

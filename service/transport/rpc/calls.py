@@ -89,7 +89,7 @@ async def _abort(
 
 
 def uncounted(answer: Answer) -> Answer:
-    """Answer a call of those who watch over the server, and show them why it failed."""
+    """Answer a probe or a reflection call, which is not counted, and show why it failed."""
 
     async def serve(context: Context) -> Any:
         try:

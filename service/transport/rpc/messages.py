@@ -36,7 +36,7 @@ def explain_of(value: int) -> Explain:
 
 
 def error_message(error: ServiceError) -> dat_pb2.Error:
-    """A failure."""
+    """The message of a failure."""
     return dat_pb2.Error(code=error.code, message=str(error), grpc_code=error.grpc_code.value[0])
 
 

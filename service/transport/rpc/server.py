@@ -17,11 +17,12 @@ from service.transport.rpc.task import RpcTask
 from service.transport.rpc.v1 import UNREAD_BYTES, TaskCalls, add_models
 from service.transport.rpc.watching import Health, add_health, add_reflection
 
-# gRPC itself refuses a message without a word of ours, so it may be larger by this factor.
+# gRPC refuses a message that is too large in its own words. To refuse it in ours, gRPC is told
+# a limit that is larger by this factor.
 _RECEIVED = 2
 # While others wait, a message may take this long to come, seconds.
 _PATIENCE_S = 2.0
-# A part of the files that may be open, so that HTTP, the metrics and the models keep theirs.
+# The share of the open files that gRPC may use; HTTP, metrics and models need the others.
 _CONNECTIONS_OF_FILES = 1 / 4
 _MOST_CONNECTIONS = 1000
 _HANDSHAKE_TIMEOUT_S = 10.0

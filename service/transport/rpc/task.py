@@ -18,9 +18,9 @@ class RpcTask(Generic[TaskOptions, TaskAnswer]):
 
     Attributes:
         name: of the task.
-        service: that has its calls; the one with several answers has the name of the other with
-            `Stream` behind it.
-        method: its call with one answer.
+        service: that has its two calls.
+        method: the call with one answer; the name of the streaming call is this one with `Stream`
+            behind it.
         request: the message that asks.
         options: of the core from a request without its images, and the seconds left for it.
         response: the message that answers: `model`, `version` and `results`.

@@ -82,7 +82,10 @@ class TaskCalls:
     async def many(self, context: Context) -> None:
         """Answer the requests of a stream, a bounded number at a time, as they are ready."""
         if self._streams == self._limits.max_streams:
-            raise Overloaded(f"{self._streams} streams are open, and no more may be", RETRY_AFTER_S)
+            raise Overloaded(
+                f"{self._streams} streams are open, which is the limit; close one, or try later",
+                RETRY_AFTER_S,
+            )
         self._streams += 1
         try:
             await self._many(context)
@@ -109,7 +112,7 @@ class TaskCalls:
             while received := await self._receive(context):
                 try:
                     asked = received.enter(_REQUEST_IN_STREAM, self._task.stream_request)
-                except InvalidRequest as error:  # to whom the answer would belong is not known
+                except InvalidRequest as error:  # without its id it cannot be answered
                     malformed.append(error.with_traceback(None))
                     break
                 tasks.create_task(serve(asked.id, received))
@@ -173,14 +176,14 @@ class TaskCalls:
         def render() -> bytes:
             return form(task.answer(core.card, outcomes)).SerializeToString()
 
-        # The points of many images are numbers for a tenth of a second.
+        # To write the points of many images takes a tenth of a second.
         return await asyncio.to_thread(render) if options.explain != "none" else render()
 
 
 def add_models(
     server: grpc.aio.Server, catalogue: Catalogue, calls: Calls, reading: Reading
 ) -> None:
-    """Tell which models are served."""
+    """Serve the list of models, and what is known of each."""
 
     def describe(core: AnyCore) -> dat_pb2.Model:
         facts = vars(core.card).copy()

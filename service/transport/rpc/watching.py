@@ -1,4 +1,4 @@
-"""The calls of those who watch over the server: health and reflection."""
+"""The calls of operators and tools: health and reflection."""
 
 from collections.abc import AsyncIterator, Sequence
 
@@ -26,7 +26,7 @@ class Health(health_aio.HealthServicer):  # type: ignore[misc]
         self.services = services
 
     async def show(self, serving: bool) -> None:
-        """Tell all who ask or watch."""
+        """Answer every check and watch with this state from now on."""
         status = (
             health_pb2.HealthCheckResponse.SERVING
             if serving

@@ -39,7 +39,7 @@ def parse(kind: type[AnyMessage], message: bytes) -> AnyMessage:
         return kind.FromString(message)
     except DecodeError:
         name = kind.DESCRIPTOR.full_name
-        raise InvalidRequest(f"the message is malformed: it is no {name}") from None
+        raise InvalidRequest(f"the message is malformed: it is not a {name}") from None
 
 
 class Received:
@@ -62,7 +62,7 @@ class Received:
             What stands beside that field.
 
         Raises:
-            InvalidRequest: what stands beside it is malformed, or too much.
+            InvalidRequest: what stands beside the field is malformed or too large.
         """
         inner, others = self._find(field, None)
         outer = parse(kind, self._join(others))
@@ -81,7 +81,7 @@ class Received:
             The message without its images, and those.
 
         Raises:
-            InvalidRequest: malformed, or too much beside the images.
+            InvalidRequest: the message is malformed, or holds too much beside its images.
             TooManyImages: more than `most`.
         """
         spans, others = self._find(field, most)
@@ -143,7 +143,7 @@ class Received:
             else:
                 raise InvalidRequest("the message is malformed: a field is of no known type")
             if position > end:
-                raise InvalidRequest("the message is malformed: a field ends behind its end")
+                raise InvalidRequest("the message is malformed: a field goes on behind the end")
             yield (field if kind == _LENGTH and not depth else 0), start, content, position
         if depth:
             raise InvalidRequest("the message is malformed: a group has no end")

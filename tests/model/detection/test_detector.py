@@ -7,7 +7,7 @@ import torch
 from model.checkpoint import CheckpointError, read, write
 from model.detection import DETECTORS, create_detector, load_detector, rpn
 from model.detection.anchors import _sizes
-from model.detection.detections import MOST_DETECTIONS
+from model.detection.config import MOST_DETECTIONS
 from model.detection.detector import SIZES_KEPT
 from model.detection.normalise import Normalise
 from model.detection.official import official_shapes

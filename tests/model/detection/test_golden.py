@@ -106,6 +106,7 @@ def watch(detector: Detector, size: tuple[int, int], captured: dict[str, list[An
         )
 
 
+@pytest.mark.slow
 def test_the_recipe_gives_the_weights_and_the_picture_of_the_case(case):
     assert recipe.digest(case.state) == case.meta["weights_sha256"]
     assert hashlib.sha256(case.pixels.tobytes()).hexdigest() == case.meta["image"]["sha256"]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from model.detection.config import MOST_DETECTIONS
 from model.detection.dense import Candidates
-from model.detection.detections import MOST_DETECTIONS, Found
+from model.detection.detections import Found
 from model.detection.roi_heads import TwoStageHead
 from model.detection.rpn import proposals
 from tests.fake_cuda import OnDevice, fake_cuda, move

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.detection import transforms as detection
+from model.detection import normalise as detection
 from model.kernels.pixels import normalise, normalise_padded
 from model.normalise import Normalise
 from tests.model.kernels.conftest import DEVICE, DTYPES, generator, some_examples
@@ -82,7 +82,7 @@ def test_any_padding(shape, resized, dtype, seed):
 @pytest.fixture
 def used(monkeypatch):
     """The kernels are used wherever the device lets them be, interpreted ones too."""
-    for module in ("model.transforms", "model.detection.transforms"):
+    for module in ("model.normalise", "model.detection.normalise"):
         monkeypatch.setattr(f"{module}.usable", lambda pixels, dtypes: pixels.dtype in dtypes)
 
 

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.server import ROOT
 
 
+@pytest.mark.slow
 def test_every_kernel_fits_in_registers(tmp_path):
     compiled = subprocess.run(
         [sys.executable, "-m", "tests.model.kernels.sm_90"],

@@ -516,7 +516,8 @@ def test_places_are_given_in_order_within_the_depth_and_never_lost(steps, depths
 
         async def ask(number):
             place = await dispatch.place(lambda: number % 2 == 0)
-            served.append(number)
+            # By when it was given: who has it already goes on before who is still to be woken.
+            served.append((place._entered, number))
             held.append(place)
 
         for number, (step, turns) in enumerate(steps):
@@ -538,7 +539,8 @@ def test_places_are_given_in_order_within_the_depth_and_never_lost(steps, depths
                     with held.pop(0):
                         pass
                 await asyncio.sleep(0)
-        assert served == sorted(served)
+        numbers = [number for _, number in sorted(served)]
+        assert numbers == sorted(numbers)
         for place in held:
             with place:
                 pass

@@ -67,6 +67,7 @@ async def test_detectors_run_on_all_devices(server):
     assert min(busy(server, "mask_rcnn_dat_nano")) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
 async def test_openvino_classifies_on_all_devices(server, tmp_path):
     (expected,) = (await TRANSPORTS[0](server, [JPEG])).results

@@ -85,6 +85,7 @@ def by_class(ranked: Ranked) -> torch.Tensor:
     return ranked.scores.gather(1, ranked.classes.long().argsort(1))
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_a_golden_picture_is_classified_as_officially():
     golden = np.load(GOLDEN / "dat_tiny_224.npz")

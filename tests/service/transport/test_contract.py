@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import io
 import json
 import re
@@ -10,7 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import httpx
@@ -35,7 +35,8 @@ from tests.clients import (
     over_stream,
     read_http,
 )
-from tests.server import ROOT, RunningServer, start_server
+from tests.faults import faulty
+from tests.server import ROOT, START_TIMEOUT_S, STOP_TIMEOUT_S, RunningServer, start_server
 
 every_transport = pytest.mark.parametrize("classify", TRANSPORTS)
 
@@ -379,98 +380,129 @@ async def test_health_endpoints(server):
             assert (await client.get(f"/health/{probe}")).status_code == 200
 
 
-# A server that is slow enough to be caught in the middle of its work.
+# A server whose device waits for the test, to be caught in the middle of its work.
 
 
-def outcomes(server: RunningServer, protocol: str) -> dict[str, float]:
-    prefix = "dat_requests_total,model=dat_tiny_224,outcome="
-    return {
-        name.removeprefix(prefix).split(",")[0]: value
-        for name, value in server.metrics().items()
-        if name.startswith(prefix) and f"protocol={protocol}" in name
-    }
+def outcomes(server: RunningServer, protocol: str) -> Counter[str]:
+    prefix = "dat_requests_total,model=dat_nano,outcome="
+    return Counter(
+        {
+            name.removeprefix(prefix).split(",")[0]: int(value)
+            for name, value in server.metrics().items()
+            if name.startswith(prefix) and f"protocol={protocol}" in name
+        }
+    )
 
 
 def device_rows(server: RunningServer) -> float:
-    return server.metrics()["dat_batch_images_total,kind=real,model=dat_tiny_224"]
+    return server.metrics()["dat_batch_images_total,kind=real,model=dat_nano"]
+
+
+def queue_full(server: RunningServer) -> float:
+    return server.metrics().get("dat_requests_rejected_total,reason=queue_full", 0)
+
+
+WAITING = "dat_requests_waiting,model=dat_nano"
+# Places in the queue; one that is computed, and one that the device may have taken ahead.
+PLACES, ON_DEVICE = 8, 2
 
 
 @pytest.mark.parametrize("classify", [over_http, over_grpc])
 async def test_overload_is_refused_at_once_and_nothing_admitted_is_lost(slow_server, classify):
-    answers = await asyncio.gather(*(classify(slow_server, [JPEG]) for _ in range(40)))
+    server = slow_server.server
+    protocol = "http" if classify is over_http else "grpc"
+    counted, rows, full = outcomes(server, protocol), device_rows(server), queue_full(server)
+    with slow_server.fault("wait"):
+        asking = [asyncio.create_task(classify(server, [JPEG])) for _ in range(40)]
+        await eventually(lambda: sum(one.done() for one in asking) >= 40 - PLACES - ON_DEVICE)
+    answers = await asyncio.gather(*asking)
     refused = [answer for answer in answers if answer.error]
     assert {answer.error for answer in refused} == {"overloaded"}
     assert {answer.status for answer in refused} == {
         429 if classify is over_http else "RESOURCE_EXHAUSTED"
     }
-    assert 8 <= len(answers) - len(refused) < 40
-    assert (await classify(slow_server, [JPEG])).error is None
-    protocol = "http" if classify is over_http else "grpc"
-    counted = outcomes(slow_server, protocol)
+    assert PLACES <= len(answers) - len(refused) <= PLACES + ON_DEVICE
+    assert (await classify(server, [JPEG])).error is None
+    counted = outcomes(server, protocol) - counted
     assert counted["rejected"] == len(refused)
-    assert counted["ok"] == 41 - len(refused) == device_rows(slow_server)
-    metrics = slow_server.metrics()
-    assert metrics["dat_requests_waiting,model=dat_tiny_224"] == 0
-    assert metrics["dat_requests_rejected_total,reason=queue_full"] == len(refused)
+    assert counted["ok"] == 41 - len(refused) == device_rows(server) - rows
+    assert server.metrics()[WAITING] == 0
+    assert queue_full(server) - full == len(refused)
 
 
 async def test_overload_says_when_to_come_back(slow_server):
-    async with httpx.AsyncClient(base_url=slow_server.http_url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=slow_server.server.http_url, timeout=60) as client:
         headers = {"content-type": "image/jpeg"}
-        responses = await asyncio.gather(
-            *(client.post("/v1/classify", content=JPEG, headers=headers) for _ in range(30))
-        )
+        with slow_server.fault("wait"):
+            asking = [
+                asyncio.create_task(client.post("/v1/classify", content=JPEG, headers=headers))
+                for _ in range(30)
+            ]
+            await eventually(lambda: sum(one.done() for one in asking) >= 30 - PLACES - ON_DEVICE)
+        responses = await asyncio.gather(*asking)
     refused = [response for response in responses if response.status_code == 429]
     assert refused
     assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
 
 
-@pytest.mark.parametrize("classify", [over_http, over_grpc])
-async def test_an_image_whose_deadline_passes_never_reaches_the_device(slow_server, classify):
-    busy = [asyncio.create_task(classify(slow_server, [JPEG])) for _ in range(6)]
-    await eventually(lambda: slow_server.metrics()["dat_requests_waiting,model=dat_tiny_224"] >= 4)
-    late = await classify(slow_server, [JPEG], timeout=0.02)
-    assert late.error == "deadline_exceeded"
-    assert late.status == (504 if classify is over_http else "DEADLINE_EXCEEDED")
+async def test_an_image_whose_deadline_passes_never_reaches_the_device(fresh_slow_server):
+    """Nothing was computed yet, so the server cannot foresee that they come too late."""
+    server = fresh_slow_server.server
+    with fresh_slow_server.fault("wait"):
+        busy = [asyncio.create_task(over_http(server, [JPEG])) for _ in range(6)]
+        await eventually(lambda: server.metrics()[WAITING] >= 6 - ON_DEVICE)
+        for classify, status in ((over_http, 504), (over_grpc, "DEADLINE_EXCEEDED")):
+            late = await classify(server, [JPEG], timeout=0.5)
+            assert (late.error, late.status) == ("deadline_exceeded", status)
     assert all(answer.error is None for answer in await asyncio.gather(*busy))
-    assert device_rows(slow_server) == 6
+    assert device_rows(server) == 6
 
 
 async def test_a_client_that_leaves_takes_its_image_out_of_the_queue(slow_server):
-    busy = [asyncio.create_task(over_http(slow_server, [JPEG])) for _ in range(5)]
-    waiting = "dat_requests_waiting,model=dat_tiny_224"
-    await eventually(lambda: slow_server.metrics()[waiting] >= 3)
-    host, port = slow_server.http_url.removeprefix("http://").split(":")
-    leaving = socket.create_connection((host, int(port)))
-    leaving.sendall(
-        b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
-        b"Content-Length: %d\r\n\r\n" % len(JPEG) + JPEG
-    )
-    in_flight = "dat_requests_in_flight,protocol=http"
-    await eventually(lambda: slow_server.metrics()[in_flight] >= 2)
-    leaving.close()
-    call = asyncio.create_task(over_grpc(slow_server, [JPEG]))
-    await asyncio.sleep(0)
-    call.cancel()
+    server = slow_server.server
+    rows = device_rows(server)
+    before = {protocol: outcomes(server, protocol) for protocol in ("http", "grpc")}
+
+    def in_flight(protocol):
+        return server.metrics()[f"dat_requests_in_flight,protocol={protocol}"]
+
+    with slow_server.fault("wait"):
+        busy = [asyncio.create_task(over_http(server, [JPEG])) for _ in range(5)]
+        await eventually(lambda: server.metrics()[WAITING] >= 5 - ON_DEVICE)
+        host, port = server.http_url.removeprefix("http://").split(":")
+        leaving = socket.create_connection((host, int(port)))
+        leaving.sendall(
+            b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(JPEG) + JPEG
+        )
+        await eventually(lambda: in_flight("http") == 6)
+        leaving.close()
+        call = asyncio.create_task(over_grpc(server, [JPEG]))
+        await eventually(lambda: in_flight("grpc") == 1)
+        call.cancel()
+        for protocol, left in (("http", 5), ("grpc", 0)):
+            await eventually(lambda p=protocol, n=left: in_flight(p) == n)
+            assert (outcomes(server, protocol) - before[protocol])["cancelled"] == 1
     assert all(answer.error is None for answer in await asyncio.gather(*busy))
-    await eventually(lambda: outcomes(slow_server, "http")["cancelled"] == 1)
-    assert device_rows(slow_server) == 5
+    assert device_rows(server) - rows == 5
 
 
-@pytest.mark.parametrize("classify", [over_http, over_grpc, over_stream])
-async def test_sigterm_answers_what_was_admitted_and_exits_with_0(slow_server, classify):
-    admitted = [asyncio.create_task(classify(slow_server, [JPEG])) for _ in range(6)]
-    running = "dat_requests_running,model=dat_tiny_224"
-    waiting = "dat_requests_waiting,model=dat_tiny_224"
-    in_flight = f"dat_requests_in_flight,protocol={classify.__name__[5:]}"
-    await eventually(
-        lambda: (m := slow_server.metrics())[running] and m[waiting] and m[in_flight] >= 2
-    )
-    seen = slow_server.metrics()[in_flight]
-    exit_code = await asyncio.to_thread(slow_server.terminate)
-    answers = await asyncio.gather(*admitted, return_exceptions=True)
-    assert exit_code == 0
-    assert sum(not isinstance(a, Exception) and a.error is None for a in answers) >= seen
+async def test_sigterm_answers_what_was_admitted_and_exits_with_0(fresh_slow_server):
+    server = fresh_slow_server.server
+    with fresh_slow_server.fault("wait"):
+        admitted = [
+            asyncio.create_task(classify(server, [JPEG]))
+            for classify in (over_http, over_grpc, over_stream) * 2
+        ]
+        await eventually(lambda: server.metrics()[WAITING] >= 6 - ON_DEVICE)
+        for protocol in ("http", "grpc", "stream"):
+            name = f"dat_requests_in_flight,protocol={protocol}"
+            await eventually(lambda n=name: server.metrics()[n] == 2)
+        server.process.terminate()
+        await asyncio.to_thread(server.wait_for_event, "draining")
+    answers = await asyncio.gather(*admitted)
+    assert {answer.error for answer in answers} == {None}
+    assert await asyncio.to_thread(server.process.wait, STOP_TIMEOUT_S) == 0
 
 
 async def test_readiness_goes_off_first_and_requests_are_admitted_for_the_drain_delay():
@@ -527,36 +559,31 @@ async def test_grpc_keeps_the_request_id_of_the_caller(server):
             assert (answered == given) == kept
 
 
-def test_a_starting_server_is_alive_and_refuses_until_it_is_ready(tiny_checkpoint):
+def test_a_starting_server_is_alive_and_refuses_until_it_is_ready(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
+    loading = tmp_path / "load"
+    loading.touch()
+    asking = httpx.HTTPTransport(retries=8)
     url = f"http://127.0.0.1:{port}"
-    seen: list[tuple[int, ...]] = []
-    stop = threading.Event()
 
-    def poll() -> None:
-        with httpx.Client(base_url=url) as client:
-            while not stop.wait(0.02):
-                with contextlib.suppress(httpx.ConnectError):
-                    probes = [client.get(f"/health/{p}") for p in ("live", "startup", "ready")]
-                    headers = {"content-type": "image/jpeg"}
-                    probes.append(client.post("/v1/classify", content=JPEG, headers=headers))
-                    seen.append(tuple(response.status_code for response in probes))
+    def ask_early(client: httpx.Client) -> tuple[int, ...]:
+        try:
+            answers = [client.get(f"/health/{p}") for p in ("live", "startup", "ready")]
+            headers = {"content-type": "image/jpeg"}
+            answers.append(client.post("/v1/classify", content=JPEG, headers=headers))
+        finally:
+            loading.unlink()
+        return tuple(answer.status_code for answer in answers)
 
-    polling = threading.Thread(target=poll)
-    polling.start()
-    try:
-        with start_server(
-            DAT_MODEL__NAME="dat_tiny_224",
-            DAT_MODEL__CHECKPOINT=tiny_checkpoint,
-            DAT_SERVER__HTTP_PORT=port,
-        ):
-            stop.set()
-            polling.join()
+    with (
+        httpx.Client(base_url=url, timeout=START_TIMEOUT_S, transport=asking) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        early = thread.submit(ask_early, client)
+        with faulty(tmp_path, DAT_SERVER__HTTP_PORT=port):
+            assert early.result() == (200, 503, 503, 503)
             assert httpx.get(f"{url}/health/startup").status_code == 200
-    finally:
-        stop.set()
-    assert seen[0] == (200, 503, 503, 503)
 
 
 def test_the_health_check_command_asks_whether_the_server_is_ready(server):

@@ -352,9 +352,8 @@ async def test_tasks_do_not_answer_for_each_other(server):
     assert "image_size" not in listed[1]
 
 
-async def test_a_server_without_a_detector_says_so():
-    with start_server(DAT_MODEL__NAME="dat_nano") as other:
-        answer = await over_http(other, [JPEG])
+async def test_a_server_without_a_detector_says_so(slow_server):
+    answer = await over_http(slow_server.server, [JPEG])
     assert answer.error == "unknown_model"
 
 

@@ -5,9 +5,7 @@ import json
 import socket
 import struct
 import zlib
-from contextlib import suppress
 
-import grpc
 import httpx
 import pytest
 
@@ -42,25 +40,15 @@ def ask(server, identity: str) -> list[tuple[int, dict[str, str], bytes]]:
     return seen
 
 
-async def test_a_crowd_is_turned_away_by_the_head_and_its_connections_go_on(slow_server):
-    identity = 'mine"\\'
-    async with channel(slow_server) as open_channel, asyncio.TaskGroup() as tasks:
+async def test_a_crowd_is_turned_away_by_the_head_and_its_connections_go_on(fresh_slow_server):
+    identity, server = 'mine"\\', fresh_slow_server.server
+    async with channel(server) as open_channel:
         stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
-
-        async def ask_for_ever():
-            while True:
-                with suppress(grpc.aio.AioRpcError):
-                    await stub.Classify(message([JPEG]))
-
-        crowd = [tasks.create_task(ask_for_ever()) for _ in range(32)]
-        waiting = "dat_requests_waiting,model=dat_tiny_224"
-        await eventually(lambda: slow_server.metrics()[waiting] == 8)
-        for _ in range(10):  # a place can be free for a moment
-            *posts, (live, _, _) = await asyncio.to_thread(ask, slow_server, identity)
-            if all(status == 429 for status, _, _ in posts):
-                break
-        for one in crowd:
-            one.cancel()
+        with fresh_slow_server.fault("wait"):
+            crowd = [stub.Classify(message([JPEG])) for _ in range(32)]
+            await eventually(lambda: server.metrics()["dat_requests_waiting,model=dat_nano"] == 8)
+            *posts, (live, _, _) = await asyncio.to_thread(ask, server, identity)
+        await asyncio.gather(*(call.code() for call in crowd))
     assert live == 200
     for status, headers, body in posts:
         assert status == 429
@@ -70,7 +58,7 @@ async def test_a_crowd_is_turned_away_by_the_head_and_its_connections_go_on(slow
         error = json.loads(body)["error"]
         assert (error["code"], error["request_id"]) == ("overloaded", identity)
     # Only the gate says this: the application was not asked.
-    said = await asyncio.to_thread(slow_server.wait_for_event, "requests turned away")
+    said = await asyncio.to_thread(server.wait_for_event, "requests turned away")
     assert said["code"] == "overloaded"
 
 
