@@ -61,8 +61,8 @@ def counted(config):
         normed.append(output.numel())
 
     def keep_attention(module, _, output):
-        tokens, locations = output
-        _, H, W, C = tokens.shape
+        stream, locations = output
+        _, H, W, C = stream.tokens.shape
         if isinstance(module, NeighborhoodAttention):
             queries, keys = module.table_index.shape[1:]
             tiles = len(module.query_index)
