@@ -7,15 +7,16 @@ from time import perf_counter
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from model.dat import DAT
 from service.engine import gpu
 from service.engine.classify import Classify, Ranked
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device, DeviceUnavailable
-from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
+from service.engine.engine import Engine
+from service.engine.graphs import Capture, CudaCapture
 from service.engine.in_graphs import InGraphs
 from service.engine.items import ClassificationInput, ClassificationOutput, Wanted, wanted_of
 from service.engine.on_cpu import OnCpu
@@ -61,7 +62,7 @@ class _Runs(Protocol):
         """Run a batch that counts nowhere."""
 
 
-class ClassificationEngine:
+class ClassificationEngine(Engine):
     """Runs batches of one classifier on a device.
 
     Args:
@@ -77,11 +78,6 @@ class ClassificationEngine:
     Raises:
         DeviceUnavailable: `compiled` on a device that captures nothing, or a backend that is not
             installed or not for this device or precision.
-
-    Attributes:
-        buckets: batch sizes that the device runs, ascending; a batch is padded to the next.
-        max_batch: most images in one batch.
-        dtype: of the features.
     """
 
     def __init__(
@@ -101,66 +97,29 @@ class ClassificationEngine:
         kind = device.torch_device.type
         if compiled and capture is None and kind == "cpu":
             raise DeviceUnavailable("engine.compile is for CUDA graphs, and the device is a CPU")
-        self.dtype = (
-            gpu.default_dtype(device.torch_device) if dtype == "auto" else getattr(torch, dtype)
+        super().__init__(
+            device,
+            metrics,
+            dtype=dtype,
+            max_batch=max_batch,
+            buckets=buckets,
+            default_max_batch=default_max_batch(kind, model.config.image_size),
         )
         if backend == "openvino":
             check_available(device.torch_device, self.dtype)
-        self.buckets = choose_buckets(
-            device.torch_device,
-            buckets,
-            max_batch,
-            default_max_batch(kind, model.config.image_size),
-        )
-        self.max_batch = self.buckets[-1]
         self._model = model
-        self._device = device
-        self._metrics = metrics
         self._image_size = model.config.image_size
         self._backend = backend
         self._cache = cache
         self._compiled = compiled
         self._capture = capture
         self._runs: _Runs | None = None
-        self._pace = device.pace()
 
-    async def load(self) -> Computing:
-        """Move the model to the device and run every bucket once, on a CPU the largest.
+    @override
+    def _blank(self) -> ClassificationInput:
+        return ClassificationInput(np.zeros((*self._image_size, 3), np.uint8))
 
-        Raises:
-            RuntimeError: the device cannot be used, or a graph cannot be captured.
-        """
-        return await self._device.run(self._load)
-
-    async def run_batch(self, batch: Sequence[ClassificationInput]) -> list[ClassificationOutput]:
-        """Classify at most `max_batch` images; what the batcher calls.
-
-        Raises:
-            EngineUnavailable: the device is lost.
-            OutOfMemory: the batch needs more memory than there is.
-            RuntimeError: the device failed.
-        """
-        pixels = sum(item.pixels.size for item in batch)
-        limit_s = self._pace.limit_s(pixels)
-        launch = self._pace.timed(lambda: self.launch(batch), pixels)
-        return await self._device.compute(lambda: self._pace.timed(launch(), pixels), limit_s)
-
-    async def settle(self) -> None:
-        """Nothing is left to do after a batch."""
-
-    async def probe(self) -> None:
-        """Run a blank image: a failure is the model's or the device's, not the image's.
-
-        Raises:
-            Exception: whatever the device says.
-        """
-        await self.run_batch([ClassificationInput(np.zeros((*self._image_size, 3), np.uint8))])
-
-    def describe(self, size: int) -> dict[str, object]:
-        """What runs a batch of so many images, for the log."""
-        bucket = pick_bucket(size, self.buckets)
-        return {"model": self._metrics.model, "device": self._device.name, "bucket": bucket}
-
+    @override
     def _load(self) -> Computing:
         device = self._device.torch_device
         began = perf_counter()
@@ -213,10 +172,10 @@ class ClassificationEngine:
             seconds=perf_counter() - began,
         )
 
+    @override
     def launch(
         self, batch: Sequence[ClassificationInput]
     ) -> Callable[[], list[ClassificationOutput]]:
-        """Begin a batch, in the thread of the device; the function returned waits for its end."""
         assert self._runs is not None, "the model is not loaded: this is a bug"
         parts = self._runs.launch([item.pixels for item in batch], wanted_of(batch))
         return lambda: _split(parts(), batch)

@@ -5,15 +5,16 @@ from functools import partial
 from time import perf_counter
 
 import numpy as np
-import torch
 from torch import Tensor
+from typing_extensions import override
 
 from model.detection.detector import Detector, ExplainedFound
 from model.detection.normalise import Normalise
 from service.engine import gpu
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device
-from service.engine.graphs import Capture, CudaCapture, choose_buckets, pick_bucket
+from service.engine.engine import Engine
+from service.engine.graphs import Capture, CudaCapture
 from service.engine.items import DetectionInput, DetectionOutput, Wanted, wanted_of
 from service.engine.pipeline import Pipeline
 from service.engine.slots import Row
@@ -26,7 +27,7 @@ WARM_UP_SIZE = (320, 320)  # pixels
 Size = tuple[int, int]
 
 
-class DetectionEngine:
+class DetectionEngine(Engine):
     """Runs batches of one detector on a device.
 
     All from pixels to what was found has one graph for each shape where the device has graphs.
@@ -38,11 +39,6 @@ class DetectionEngine:
         sizes: padded sizes `(H, W)` that are made ready by `load`, with a graph for each bucket.
         capture: how a graph is captured; `None` means CUDA graphs where there are kernels on CUDA,
             without which a detector waits for what it found, and none elsewhere.
-
-    Attributes:
-        buckets: batch sizes of the graphs, ascending; a batch is padded to the next.
-        max_batch: most images in one batch.
-        dtype: of the features.
     """
 
     def __init__(
@@ -57,60 +53,24 @@ class DetectionEngine:
         sizes: Sequence[Size] = (),
         capture: Capture | None = None,
     ) -> None:
-        kind = device.torch_device.type
-        self.dtype = (
-            gpu.default_dtype(device.torch_device) if dtype == "auto" else getattr(torch, dtype)
+        super().__init__(
+            device,
+            metrics,
+            dtype=dtype,
+            max_batch=max_batch,
+            buckets=buckets,
+            default_max_batch=DEFAULT_MAX_BATCH[device.torch_device.type],
         )
-        self.buckets = choose_buckets(
-            device.torch_device, buckets, max_batch, DEFAULT_MAX_BATCH[kind]
-        )
-        self.max_batch = self.buckets[-1]
         self._detector = detector
-        self._device = device
-        self._metrics = metrics
         self._sizes = tuple(sizes)
         self._capture = capture
         self._pipeline: Pipeline[ExplainedFound] | None = None
-        self._pace = device.pace()
 
-    async def load(self) -> Computing:
-        """Move the detector to the device, make its sizes ready and run it once.
-
-        Raises:
-            RuntimeError: the device cannot be used, or a graph cannot be captured.
-        """
-        return await self._device.run(self._load)
-
-    async def run_batch(self, batch: Sequence[DetectionInput]) -> list[DetectionOutput]:
-        """Detect in at most `max_batch` images of one padded size; what the batcher calls.
-
-        Raises:
-            EngineUnavailable: the device is lost.
-            OutOfMemory: the batch needs more memory than there is.
-            RuntimeError: the device failed.
-        """
-        pixels = sum(item.pixels.size for item in batch)
-        limit_s = self._pace.limit_s(pixels)
-        launch = self._pace.timed(lambda: self.launch(batch), pixels)
-        return await self._device.compute(lambda: self._pace.timed(launch(), pixels), limit_s)
-
-    async def probe(self) -> None:
-        """Run a blank image: a failure is the model's or the device's, not the image's.
-
-        Raises:
-            Exception: whatever the device says.
-        """
-        await self.run_batch([self._blank()])
-
+    @override
     async def settle(self) -> None:
-        """Capture a graph that batches called for; see `Pipeline.settle`."""
         await self._loaded.settle()
 
-    def describe(self, size: int) -> dict[str, object]:
-        """What runs a batch of so many images, for the log."""
-        bucket = pick_bucket(size, self.buckets)
-        return {"model": self._metrics.model, "device": self._device.name, "bucket": bucket}
-
+    @override
     def _load(self) -> Computing:
         device = self._device.torch_device
         began = perf_counter()
@@ -158,6 +118,7 @@ class DetectionEngine:
             seconds=perf_counter() - began,
         )
 
+    @override
     def _blank(self) -> DetectionInput:
         # One of the sizes that are ready: another would push one of them out.
         return _blank(min(self._sizes, default=WARM_UP_SIZE))
@@ -167,8 +128,8 @@ class DetectionEngine:
         assert self._pipeline is not None, "the model is not loaded: this is a bug"
         return self._pipeline
 
+    @override
     def launch(self, batch: Sequence[DetectionInput]) -> Callable[[], list[DetectionOutput]]:
-        """Begin a batch, in the thread of the device; the function returned waits for its end."""
         results = self._loaded.launch(
             [_row(item) for item in batch], partial(_select, wanted=wanted_of(batch))
         )

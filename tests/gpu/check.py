@@ -173,7 +173,8 @@ def check_graphs(name: str, model: DAT, kind: str) -> None:
         ]
         # Large before small: rows of an earlier batch stay behind as padding.
         for title, sizes in {"whole buckets": (8, 4, 1), "padding": (7, 5)}.items():
-            outputs, of = [], []
+            outputs: list[ClassificationOutput] = []
+            of: list[ClassificationOutput] = []
             for size in sizes:
                 outputs += await engine.run_batch(batch[:size])
                 of += expected[:size]

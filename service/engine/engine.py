@@ -1,0 +1,98 @@
+"""What the engines of all tasks do: load, run batches within their time, try a blank image."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from service.engine import gpu
+from service.engine.computing import Computing
+from service.engine.device import Device
+from service.engine.graphs import choose_buckets, pick_bucket
+from service.metrics import ModelMetrics
+
+
+class Engine(ABC):
+    """Runs batches of one model on a device.
+
+    Args:
+        dtype: of the features; `auto` means `gpu.default_dtype`.
+        max_batch: most images in one batch; 0 means the largest bucket, or `default_max_batch`.
+        buckets: batch sizes that the device runs; empty means `default_buckets`.
+        default_max_batch: where neither is given.
+
+    Attributes:
+        buckets: batch sizes that the device runs, ascending; a batch is padded to the next.
+        max_batch: most images in one batch.
+        dtype: of the features.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        metrics: ModelMetrics,
+        *,
+        dtype: str,
+        max_batch: int,
+        buckets: Sequence[int],
+        default_max_batch: int,
+    ) -> None:
+        at = device.torch_device
+        self.dtype: torch.dtype = (
+            gpu.default_dtype(at) if dtype == "auto" else getattr(torch, dtype)
+        )
+        self.buckets = choose_buckets(at, buckets, max_batch, default_max_batch)
+        self.max_batch = self.buckets[-1]
+        self._device = device
+        self._metrics = metrics
+        self._pace = device.pace()
+
+    async def load(self) -> Computing:
+        """Make the model ready on the device, and say what computes it.
+
+        Raises:
+            RuntimeError: the device cannot be used, or a graph cannot be captured.
+        """
+        return await self._device.run(self._load)
+
+    async def run_batch(self, batch: Sequence[Any]) -> list[Any]:
+        """The outputs of at most `max_batch` images of one group; what the batcher calls.
+
+        Raises:
+            EngineUnavailable: the device is lost.
+            OutOfMemory: the batch needs more memory than there is.
+            RuntimeError: the device failed.
+        """
+        pixels = sum(item.pixels.size for item in batch)
+        limit_s = self._pace.limit_s(pixels)
+        launch = self._pace.timed(lambda: self.launch(batch), pixels)
+        return await self._device.compute(lambda: self._pace.timed(launch(), pixels), limit_s)
+
+    async def settle(self) -> None:  # noqa: B027
+        """Work of the engine's own after a batch; most have none."""
+
+    async def probe(self) -> None:
+        """Run a blank image: a failure is the model's or the device's, not the image's.
+
+        Raises:
+            Exception: whatever the device says.
+        """
+        await self.run_batch([self._blank()])
+
+    def describe(self, size: int) -> dict[str, object]:
+        """What runs a batch of so many images, for the log."""
+        bucket = pick_bucket(size, self.buckets)
+        return {"model": self._metrics.model, "device": self._device.name, "bucket": bucket}
+
+    @abstractmethod
+    def launch(self, batch: Sequence[Any]) -> Callable[[], list[Any]]:
+        """Begin a batch, in the thread of the device; the function returned waits for its end."""
+
+    @abstractmethod
+    def _load(self) -> Computing:
+        """What `load` does in the thread of the device."""
+
+    @abstractmethod
+    def _blank(self) -> Any:
+        """An image of one colour that the model takes."""
