@@ -1,5 +1,6 @@
 """What strangers send to the HTTP ports, byte by byte, over real sockets."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -19,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.command_errors import StartupError
 from service.ports import open_ports
 from service.settings import Server
+from service.transport.http.connections import _Answers
 from tests.clients import JPEG, eventually, over_http
 from tests.server import START_TIMEOUT_S, RunningServer, start_server
 from tests.service.commands import command, run
@@ -561,3 +563,32 @@ def test_clients_that_read_nothing_or_send_nothing_do_not_delay_the_end(server):
         begin = time.monotonic()
         assert server.terminate() == 0
         assert time.monotonic() - begin < PATIENCE_S
+
+
+class Written(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes = []
+
+    def write(self, data):
+        self.writes.append(data)
+
+
+async def test_the_head_of_an_answer_leaves_with_its_body_and_never_waits_for_it():
+    transport = Written()
+    answers = _Answers(transport, lambda: transport.writes.append("closed"))
+    answers.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    answers.write(b"body")
+    assert transport.writes == [b"HTTP/1.1 200 OK\r\n\r\nbody"]
+    answers.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    answers.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+    await asyncio.sleep(0)
+    assert transport.writes[1:] == [
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+    ]
+    answers.write(b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+    answers.close()
+    assert transport.writes[3:] == [b"HTTP/1.1 500 Internal Server Error\r\n\r\n", "closed"]
