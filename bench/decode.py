@@ -33,7 +33,7 @@ from model.transforms import Preprocessing, to_model_pixels
 from service import process
 from service.images.containers import read_container
 from service.images.decode import decode, prepare
-from service.open_model import open_workers
+from service.open_core import open_workers
 from service.settings import Limits
 
 PICTURES = 2  # of a case

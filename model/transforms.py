@@ -74,6 +74,7 @@ def to_model_pixels(
     image: Image.Image,
     preprocessing: Preprocessing,
     covered: tuple[float, float, float, float] | None = None,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Resize and crop an RGB image to the model's input, `(H, W, 3)`, contiguous.
 
@@ -82,17 +83,30 @@ def to_model_pixels(
         preprocessing: of the model.
         covered: `(left, top, right, bottom)` of the picture in the image, pixels. Without it the
             image is the picture, and the result the official one bit for bit.
+        out: takes the result, if given.
     """
+    resized = _resize_and_crop(image, preprocessing, covered)
+    if out is None:
+        return np.array(resized)
+    out[...] = np.asarray(resized)
+    return out
+
+
+def _resize_and_crop(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    covered: tuple[float, float, float, float] | None,
+) -> Image.Image:
     if covered is None and not _is_exact_in_one(image.size, preprocessing):
         (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
         resized = image.resize(preprocessing.resize_to[::-1], Image.Resampling.BICUBIC)
-        return np.array(resized.crop((left, top, left + width, top + height)))
+        return resized.crop((left, top, left + width, top + height))
     start_x, start_y, end_x, end_y = covered or (0, 0, *image.size)
     height, width = preprocessing.image_size
     pixel_map = preprocessing.pixel_map(end_x - start_x, end_y - start_y)
     (left, top), (right, bottom) = pixel_map.to_image([(0, 0), (width, height)])
     box = start_x + left, start_y + top, start_x + right, start_y + bottom
-    return np.array(image.resize((width, height), Image.Resampling.BICUBIC, box))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box)
 
 
 def _is_exact_in_one(size: tuple[int, int], preprocessing: Preprocessing) -> bool:

@@ -196,8 +196,8 @@ def _evaluate(arguments: Namespace) -> int:
 
 def _convert(arguments: Namespace) -> int:
     from model.checkpoint import CheckpointError  # noqa: PLC0415
+    from service.computed_tasks import TASKS  # noqa: PLC0415
     from service.models.convert import convert  # noqa: PLC0415
-    from service.served_tasks import TASKS  # noqa: PLC0415
 
     try:
         chosen = settings.ModelChoice(

@@ -1,7 +1,6 @@
-"""One model of a replica: weights, engines, batcher and core, put together."""
+"""One model on its devices: weights, engines and batcher, put together."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,21 +13,18 @@ import structlog
 from torch import nn
 
 from model.checkpoint import CheckpointError
-from service import process
+from service.batching.admission import LocalPlaces, Places
 from service.batching.batcher import Batcher
 from service.batching.dispatch import Dispatch
+from service.batching.forecast import Forecast
 from service.command_errors import StartupError
+from service.computed_tasks import TASKS, ComputedTask, Engine, EngineChoice
 from service.engine.device import Device
-from service.images.decoders import Decoders
-from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics
-from service.models.card import ModelCard
+from service.models.card import ModelCard, ModelFacts
 from service.models.lineup import ModelEntry
 from service.models.load import LoadedModel, load
-from service.served_tasks import TASKS, Engine, EngineChoice, ServedTask
-from service.settings import Limits, Settings
-from service.tasks.core import AnyCore
-from service.threads import open_pool
+from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -39,9 +35,9 @@ class ModelUnusable(StartupError):
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model from its weights to its core; `load` and `batcher.run` make it work."""
+    """A model from its weights to its queue; `load` and `batcher.run` make it work."""
 
-    core: AnyCore
+    facts: ModelFacts
     batcher: Batcher[Any, Any]
     engines: Sequence[Engine]
     metrics: ModelMetrics
@@ -56,42 +52,17 @@ class OpenModel:
         for engine in self.engines:
             computing = await engine.load()
             computing.show(self.metrics)
-            log.info("computes", model=self.core.card.name, **computing.log_fields())
-
-
-def open_workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that decode uploads and prepare answers, each for itself.
-
-    Raises:
-        RuntimeError: the system gives no more threads.
-    """
-
-    def begin() -> None:
-        process.compute_alone()
-        reach_heap()
-
-    return open_pool(threads, "decode", begin)
-
-
-def open_decoders(limits: Limits, metrics: Metrics) -> Decoders:
-    """The threads of `open_workers`, with the line of images before them.
-
-    Raises:
-        RuntimeError: the system gives no more threads.
-    """
-    pool = open_workers(limits.decoders)
-    return Decoders(pool, limits.pixels_in_flight, metrics.pixels_in_flight)
+            log.info("computes", model=self.facts.card.name, **computing.log_fields())
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the models of a replica have in common."""
+    """What the models on some devices have in common."""
 
     settings: Settings
     devices: Sequence[Device]
-    decoders: Decoders
     metrics: Metrics
-    tasks: Sequence[ServedTask] = TASKS
+    tasks: Sequence[ComputedTask] = TASKS
 
     @cached_property
     def dispatch(self) -> Dispatch:
@@ -104,8 +75,19 @@ class Shared:
         return [device.name for device in self.devices]
 
 
-def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
-    """Read a model, and put the engines, the batcher and the core over it.
+def open_model(
+    entry: ModelEntry,
+    shared: Shared,
+    places: Callable[[int], Places] = LocalPlaces,
+    forecast: Forecast | None = None,
+) -> OpenModel:
+    """Read a model, and put the engines and the batcher over it.
+
+    Args:
+        entry: which model.
+        shared: what it shares with others.
+        places: in its queue, from how many there are.
+        forecast: learns from its batches.
 
     Raises:
         ModelUnusable: the weights or the class names cannot be used.
@@ -119,7 +101,7 @@ def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
     except CheckpointError as fault:
         raise ModelUnusable(str(fault)) from fault
     read_s = perf_counter() - start
-    task = next(task for task in shared.tasks if task.name == loaded.task)
+    task = next(task for task in shared.tasks if task.served.name == loaded.task)
     batching = entry.batching(settings.batching)
     metrics = shared.metrics.add_model(
         loaded.name,
@@ -138,28 +120,21 @@ def open_model(entry: ModelEntry, shared: Shared) -> OpenModel:
     batcher = Batcher[Any, Any](
         engines,
         max_batch=max_batch,
-        queue_limit=batching.queue_limit,
+        places=places(batching.queue_limit),
         metrics=metrics,
         dispatch=shared.dispatch,
         group=attrgetter("group"),
         goes_ahead=_goes_ahead(devices, max_batch),
+        forecast=forecast,
     )
     card = loaded.card(
         device=",".join(str(device.torch_device) for device in devices),
         dtype=str(engines[0].dtype).removeprefix("torch."),
         max_batch=max_batch,
     )
-    core = task.core(
-        loaded.config,
-        card,
-        loaded.labels,
-        batcher,
-        decoders=shared.decoders,
-        limits=settings.limits,
-        metrics=metrics,
-    )
+    facts = ModelFacts(loaded.config, card, loaded.labels, batching.queue_limit)
     _log(card, loaded.source)
-    return OpenModel(core, batcher, engines, metrics, loaded.source)
+    return OpenModel(facts, batcher, engines, metrics, loaded.source)
 
 
 def _on_each(devices: Sequence[Device], loaded: LoadedModel) -> Iterator[tuple[Device, nn.Module]]:

@@ -43,10 +43,10 @@ def compute_alone() -> None:
     would share each image among threads of its own.
     """
     import cv2  # noqa: PLC0415
-    import torch  # noqa: PLC0415
 
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    if (torch := sys.modules.get("torch")) is not None:  # a front end does without
+        torch.set_num_threads(1)
 
 
 def leave_limits_to_us() -> None:

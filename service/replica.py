@@ -5,6 +5,7 @@ The only module that sees all others.
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
@@ -13,7 +14,9 @@ import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from service import process
+from service.computed_tasks import TASKS, ComputedTask
 from service.engine.device import Device, open_devices
+from service.images.decoders import Decoders
 from service.leaving import await_threads, end, end_stuck, leave_on_signal
 from service.lifecycle import Lifecycle
 from service.logs import LineWriter
@@ -21,12 +24,14 @@ from service.machine import raise_open_files
 from service.memory import give_back_when_quiet
 from service.metrics import Metrics
 from service.models.lineup import Lineup
-from service.open_model import OpenModel, Shared, open_decoders, open_model
+from service.open_core import open_core, open_decoders
+from service.open_model import OpenModel, Shared, open_model
 from service.ports import Ports
-from service.served_tasks import TASKS, ServedTask
+from service.served_tasks import ServedTask
 from service.servers import Servers, open_servers
 from service.settings import Settings
 from service.tasks.catalogue import Catalogue
+from service.tasks.core import AnyCore
 from service.threads import need_spare, open_pool
 from service.transport.rpc.watching import Health
 
@@ -43,7 +48,7 @@ async def serve(
     lineup: Lineup,
     ports: Ports,
     lines: LineWriter,
-    tasks: Sequence[ServedTask] = TASKS,
+    tasks: Sequence[ComputedTask] = TASKS,
 ) -> None:
     """Run a replica until SIGTERM or SIGINT, then drain it.
 
@@ -75,22 +80,23 @@ async def serve(
         settings.engine.device, settings.engine.threads, settings.engine.hang_timeout_s
     )
     process.compute_alone()
-    of_loop = open_pool(_LOOP_THREADS, "loop")
-    asyncio.get_running_loop().set_default_executor(of_loop)
+    asyncio.get_running_loop().set_default_executor(of_loop := open_pool(_LOOP_THREADS, "loop"))
     decoders = open_decoders(settings.limits, metrics)
     need_spare(sum(device.threads for device in devices))
-    shared = Shared(settings, devices, decoders, metrics, tasks)
+    shared = Shared(settings, devices, metrics, tasks)
+    served = [task.served for task in tasks]
     models: list[OpenModel] = []
     catalogue = Catalogue()
     lifecycle = Lifecycle(
         lambda: all(device.healthy for device in devices),
         lambda: shared.dispatch.available and any(model.batcher.trusted for model in models),
     )
-    async with open_servers(tasks, settings, ports, catalogue, lifecycle, metrics) as servers:
+    async with open_servers(served, settings, ports, catalogue, lifecycle, metrics) as servers:
         async with _watched(devices):
-            loaded = await _unless(leave, _load(lineup, shared, models))
+            loaded = await _unless(leave, _load(lineup, shared, models, decoders.pool))
         if loaded:
-            catalogue.fill([model.core for model in models], lineup.default)
+            cores = _open_cores(models, decoders, settings, served)
+            catalogue.fill(cores, lineup.default)
             _let_know(lifecycle, devices, models, servers.health)
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(model.batcher.run()) for model in models]
@@ -104,8 +110,8 @@ async def serve(
                 log.info(
                     "ready",
                     **servers.ports,
-                    models=[model.core.card.name for model in models],
-                    default=lineup.default or models[0].core.card.name,
+                    models=[core.card.name for core in cores],
+                    default=lineup.default or cores[0].card.name,
                     seconds=round(perf_counter() - start, 2),
                 )
                 await leave.wait()
@@ -128,9 +134,11 @@ async def serve(
     log.info("stopped")
 
 
-async def _load(lineup: Lineup, shared: Shared, models: list[OpenModel]) -> None:
+async def _load(
+    lineup: Lineup, shared: Shared, models: list[OpenModel], pool: ThreadPoolExecutor
+) -> None:
     """Open the models in another thread, so that probes are answered meanwhile, and load them."""
-    loop, pool = asyncio.get_running_loop(), shared.decoders.pool
+    loop = asyncio.get_running_loop()
     models += [
         await loop.run_in_executor(pool, open_model, entry, shared) for entry in lineup.models
     ]
@@ -152,6 +160,18 @@ async def _unless(leave: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool
         return False
     working.result()
     return not leave.is_set()
+
+
+def _open_cores(
+    models: Sequence[OpenModel],
+    decoders: Decoders,
+    settings: Settings,
+    tasks: Sequence[ServedTask],
+) -> list[AnyCore]:
+    return [
+        open_core(model.facts, model.batcher, decoders, settings.limits, model.metrics, tasks)
+        for model in models
+    ]
 
 
 @asynccontextmanager

@@ -1,26 +1,13 @@
-"""The tasks that are served here: one record each, with all that is of that task alone.
+"""The tasks that are served here: what of each is asked and answered, over which wire.
 
-`CONTRIBUTING.md` says how to add one.
+Nothing here needs torch, so that a front end can be a process of its own; `computed_tasks.py` has
+the other half of each record. `CONTRIBUTING.md` says how to add a task.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-from service.batching.batcher import Runner
-from service.engine.classification import ClassificationEngine
-from service.engine.computing import Computing
-from service.engine.detection import DetectionEngine
-from service.engine.device import Device
-from service.metrics import ModelMetrics
-from service.models.classification import CLASSIFICATION
-from service.models.detection import DETECTION
-from service.models.lineup import ModelEntry, ModelFileError
-from service.models.load import LoadedModel, Loader
-from service.settings import Batching
-from service.settings import Engine as EngineSettings
 from service.tasks.classification import ClassificationCore
 from service.tasks.core import AnyCore
 from service.tasks.detection import DetectionCore
@@ -32,122 +19,24 @@ from service.transport.rpc.detection_messages import RPC_DETECT
 from service.transport.rpc.task import RpcTask
 
 
-class Engine(Runner, Protocol):
-    """One model on one device.
-
-    Attributes:
-        max_batch: most images in one batch.
-        dtype: of the features.
-    """
-
-    max_batch: int
-    dtype: torch.dtype
-
-    async def load(self) -> Computing:
-        """Make it ready for batches, and say what computes it.
-
-        Raises:
-            RuntimeError: the device cannot be used, or a graph cannot be captured.
-        """
-
-
-@dataclass(frozen=True)
-class EngineChoice:
-    """What the settings say about the engines of one model.
-
-    Attributes:
-        entry: what the model has of its own.
-        batching: of the model.
-        settings: of the engines of all models.
-    """
-
-    entry: ModelEntry
-    batching: Batching
-    settings: EngineSettings
-
-    @property
-    def dtype(self) -> str:
-        """Precision of the features, or `auto`."""
-        return self.entry.dtype or self.settings.dtype
-
-
 @dataclass(frozen=True)
 class ServedTask:
-    """One task, from its checkpoints to its answers.
+    """One task, from its requests to its answers.
 
     Attributes:
-        loader: how its models are read.
-        engine: opens a model with a network of its own on one device.
+        name: in metrics, in models and in the path of its requests.
         core: what answers its requests.
         http: how it looks over HTTP.
         rpc: how it looks over gRPC.
     """
 
-    loader: Loader
-    engine: Callable[[LoadedModel, Any, Device, ModelMetrics, EngineChoice], Engine]
+    name: str
     core: Callable[..., AnyCore]
     http: HttpTask[Any]
     rpc: RpcTask[Any, Any]
 
-    @property
-    def name(self) -> str:
-        """The name of the task in metrics, in models and in the path of its requests."""
-        return self.loader.task
 
+DETECT = ServedTask("detect", DetectionCore, HTTP_DETECT, RPC_DETECT)
+CLASSIFY = ServedTask("classify", ClassificationCore, HTTP_CLASSIFY, RPC_CLASSIFY)
 
-def _classification_engine(
-    model: LoadedModel,
-    network: Any,
-    device: Device,
-    metrics: ModelMetrics,
-    choice: EngineChoice,
-) -> Engine:
-    if choice.entry.sizes:
-        raise ModelFileError(f"{model.name}: sizes are for detectors")
-    return ClassificationEngine(
-        network,
-        device,
-        metrics,
-        dtype=choice.dtype,
-        max_batch=choice.batching.max_batch,
-        buckets=choice.batching.buckets,
-        backend=choice.settings.backend,
-        cache=choice.settings.cache,
-        compiled=choice.settings.compile,
-    )
-
-
-def _detection_engine(
-    model: LoadedModel,
-    network: Any,
-    device: Device,
-    metrics: ModelMetrics,
-    choice: EngineChoice,
-) -> Engine:
-    return DetectionEngine(
-        network,
-        device,
-        metrics,
-        dtype=choice.dtype,
-        max_batch=choice.batching.max_batch,
-        buckets=choice.batching.buckets,
-        sizes=_ready_sizes(model, choice.batching.sizes),
-    )
-
-
-def _ready_sizes(model: LoadedModel, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-    """The sizes of the settings, and that of the letterbox where it is the mode of the model."""
-    assert model.letterbox_size is not None, "this is a bug"
-    square = (model.letterbox_size, model.letterbox_size)
-    if model.resize_mode == "official" or square in sizes:
-        return sizes
-    return (square, *sizes)
-
-
-# Checkpoints are recognised in this order.
-TASKS: tuple[ServedTask, ...] = (
-    ServedTask(DETECTION, _detection_engine, DetectionCore, HTTP_DETECT, RPC_DETECT),
-    ServedTask(
-        CLASSIFICATION, _classification_engine, ClassificationCore, HTTP_CLASSIFY, RPC_CLASSIFY
-    ),
-)
+TASKS: tuple[ServedTask, ...] = (DETECT, CLASSIFY)

@@ -46,13 +46,13 @@ ROOMS = {
 # Those who put the house together, and see all of it.
 ON_TOP = {
     "service", "service.__main__", "service.cli", "service.replica", "service.servers",
-    "service.open_model", "service.served_tasks", "service.evaluation", "service.pb",
-    "service.transport",
+    "service.open_model", "service.open_core", "service.computed_tasks", "service.served_tasks",
+    "service.processes", "service.evaluation", "service.pb", "service.transport",
 }  # fmt: skip
 WITHOUT_TORCH = (
     "service.transport.http.app", "service.transport.rpc.server", "service.tasks.classification",
     "service.tasks.detection", "service.images.decode", "service.batching.batcher",
-    "service.models.card",
+    "service.models.card", "service.open_core", "service.servers",
 )  # fmt: skip
 
 

@@ -71,11 +71,21 @@ class Resizing:
         return np.asarray(points_xy, np.float64) / self.scale_xy
 
 
-def to_model_pixels(pixels: NDArray[np.uint8], resizing: Resizing) -> NDArray[np.uint8]:
-    """Resize an RGB image `(H, W, 3)` and pad it with zeros to the detector's input."""
+def to_model_pixels(
+    pixels: NDArray[np.uint8], resizing: Resizing, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Resize an RGB image `(H, W, 3)` and pad it with zeros to the detector's input.
+
+    Args:
+        pixels: of the image.
+        resizing: of the image.
+        out: takes the result `(*resizing.padded, 3)`, if given.
+    """
     height, width = resizing.resized
-    padded = np.zeros((*resizing.padded, 3), np.uint8)
+    padded = np.empty((*resizing.padded, 3), np.uint8) if out is None else out
     padded[:height, :width] = resize_bilinear(pixels, (height, width))
+    padded[height:] = 0
+    padded[:, width:] = 0
     return padded
 
 

@@ -4,11 +4,64 @@ import asyncio
 from collections.abc import Callable
 from math import inf
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from service.batching.forecast import Forecast
 from service.errors import Draining, EngineUnavailable, NotReady, Overloaded, ServiceError
 from service.metrics import ModelMetrics, Rejection
+
+
+class Places(Protocol):
+    """The places of a queue, and how many items are on a device."""
+
+    @property
+    def limit(self) -> int:
+        """Most places that are given out at a time."""
+
+    @property
+    def held(self) -> int:
+        """Places that were given out and not given back."""
+
+    @property
+    def running(self) -> int:
+        """Items on a device."""
+
+    def take(self, places: int) -> bool:
+        """Give out places, all or none, and say whether there were so many."""
+
+    def give_back(self, places: int) -> None:
+        """Take places back."""
+
+    def changed_running(self, items: int) -> None:
+        """Count items that went to a device, or with a negative number came back."""
+
+
+class LocalPlaces:
+    """The places of a queue that one process has for itself.
+
+    Args:
+        limit: as in `Places`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self.running = 0
+
+    def take(self, places: int) -> bool:
+        """Give out places, all or none, and say whether there were so many."""
+        if self.held + places > self.limit:
+            return False
+        self.held += places
+        return True
+
+    def give_back(self, places: int) -> None:
+        """Take places back."""
+        self.held -= places
+
+    def changed_running(self, items: int) -> None:
+        """Count items that went to a device, or with a negative number came back."""
+        self.running += items
 
 
 class Admission:
@@ -51,11 +104,20 @@ class Admission:
         else:
             self._forecast.caller_answered()
 
+    @property
+    def patient_until(self) -> float:
+        """When its caller, as callers are, will have left; loop time, seconds."""
+        return self.since + self._forecast.patience_s
+
     def give_back(self, places: int = 1) -> None:
         """Give back places that are no longer needed."""
+        self.forget(places)
+        self._release(places)
+
+    def forget(self, places: int = 1) -> None:
+        """Do without places that were given back by others."""
         assert places <= self._places, "a place was given back twice: this is a bug"
         self._places -= places
-        self._release(places)
 
 
 class Refusal(NamedTuple):
@@ -69,7 +131,7 @@ class AdmissionControl:
     """Gives out the places of a queue, and refuses what could not be answered in its time.
 
     Args:
-        limit: most places that are given out at a time.
+        places: of the queue.
         forecast: how long answers will take.
         metrics: of the model.
         unavailable: why nothing can be run now, if so.
@@ -78,22 +140,24 @@ class AdmissionControl:
 
     def __init__(
         self,
-        limit: int,
+        places: Places,
         forecast: Forecast,
         metrics: ModelMetrics,
         *,
         unavailable: Callable[[], EngineUnavailable | None],
         released: Callable[[], None],
     ) -> None:
-        self._limit = limit
+        self._places = places
         self._forecast = forecast
         self._metrics = metrics
         self._unavailable = unavailable
         self._released = released
-        self._held = 0
-        self._running = 0
         self._open = False
         self._draining = False
+        # Asked for when somebody reads the metrics: these change with every image.
+        metrics.waiting.set_function(lambda: places.held)
+        metrics.running.set_function(lambda: places.running)
+        metrics.wait_estimate.set_function(lambda: self.wait_estimate_s)
 
     @property
     def draining(self) -> bool:
@@ -103,12 +167,12 @@ class AdmissionControl:
     @property
     def held(self) -> int:
         """Places that were given out and not given back."""
-        return self._held
+        return self._places.held
 
     @property
     def wait_estimate_s(self) -> float:
         """Time in which everything admitted so far will have reached the device, seconds."""
-        return (self._held + self._running) * self._forecast.seconds_per_item
+        return (self._places.held + self._places.running) * self._forecast.seconds_per_item
 
     def open(self) -> None:
         """Begin to admit."""
@@ -132,10 +196,10 @@ class AdmissionControl:
             return Refusal("not_ready", NotReady("this replica is starting"))
         if (unavailable := self._unavailable()) is not None:
             return Refusal("engine_unavailable", unavailable)
-        if self._held + places > self._limit:
-            full = f"the queue holds {self._held} of {self._limit} images"
-            return Refusal("queue_full", Overloaded(full, retry_after_s=self.wait_estimate_s))
-        ahead = self._held + self._running
+        held = self._places.held
+        if held + places > self._places.limit:
+            return self._full(held)
+        ahead = held + self._places.running
         patience_s = min(self._forecast.patience_s, inf if timeout_s is None else timeout_s)
         # With nothing ahead the forecast is put to the test.
         if ahead and (answer_s := self._forecast.answer_s(ahead + places)) > patience_s:
@@ -168,24 +232,17 @@ class AdmissionControl:
             ServiceError: the refusals of `check_room`.
         """
         self.check_room(places, timeout_s)
-        self._change(places)
+        if not self._places.take(places):  # another process was faster
+            full = self._full(self._places.held)
+            self._metrics.rejected[full.reason].inc()
+            raise full.error
         since = asyncio.get_running_loop().time()
         return Admission(places, self._release, self._forecast, since, request_id)
 
-    def changed_running(self, size: int) -> None:
-        """Count items that went to the device, or with a negative number came back."""
-        self._running += size
-        self._metrics.running.set(self._running)
-
-    def show_wait(self) -> None:
-        """Tell the metrics how long the wait is."""
-        self._metrics.wait_estimate.set(self.wait_estimate_s)
-
-    def _change(self, places: int) -> None:
-        self._held += places
-        self._metrics.waiting.set(self._held)
-        self.show_wait()
+    def _full(self, held: int) -> Refusal:
+        full = f"the queue holds {held} of {self._places.limit} images"
+        return Refusal("queue_full", Overloaded(full, retry_after_s=self.wait_estimate_s))
 
     def _release(self, places: int) -> None:
-        self._change(-places)
+        self._places.give_back(places)
         self._released()

@@ -6,17 +6,19 @@ the runner of a device and the results back.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
 from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
-from service.batching.admission import Admission, AdmissionControl, Refusal
+from service.batching.admission import Admission, AdmissionControl, Places, Refusal
 from service.batching.breaker import Breaker, Fit
 from service.batching.dispatch import Dispatch, Place, no_device
 from service.batching.forecast import Forecast
@@ -84,13 +86,92 @@ class Served(Generic[Result]):
     batch_size: int
 
 
+class HeldPlace(Protocol):
+    """The place of an item in the queue, and whose it is; see `Admission`."""
+
+    @property
+    def request_id(self) -> str:
+        """Of the request."""
+
+    @property
+    def patient_until(self) -> float:
+        """When its caller, as callers are, will have left; loop time, seconds."""
+
+    def give_back(self) -> None:
+        """Note that the item left the queue."""
+
+
 @dataclass(eq=False, slots=True)
-class _Entry(Generic[Item, Result]):
+class Entry(Generic[Item, Result]):
+    """An item in the queue, or on the device.
+
+    Attributes:
+        item: what `run_batch` takes.
+        place: is given back when it leaves the queue.
+        future: its answer.
+        enqueued_at: perf_counter, seconds: loop time has a resolution of milliseconds.
+        deadline: loop time, seconds.
+        left: whether its caller no longer waits.
+    """
+
     item: Item
-    admission: Admission
+    place: HeldPlace
     future: asyncio.Future[Served[Result]]
-    enqueued_at: float  # perf_counter: loop time has a resolution of milliseconds
-    deadline: float  # loop time, seconds
+    enqueued_at: float
+    deadline: float
+    left: bool = False
+
+    def alive(self, loop_time: float) -> bool:
+        """Whether an answer is still of use."""
+        # A busy loop can be late with the timeout of an entry.
+        return self.deadline > loop_time and not self.left and not self.future.done()
+
+
+class Turn(Protocol):
+    """The turn of one image to be decoded and submitted."""
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Where the pixels of the image go; called in any thread."""
+
+    def submit(
+        self, item: Any, admission: Admission, deadline: float, waited_s: float
+    ) -> Awaitable[Served[Any]]:
+        """Queue the item of the image and wait for its answer; see `Batcher.submit`."""
+
+
+class Queue(Protocol):
+    """What a task needs of the queue of a model, in this process or in another."""
+
+    @property
+    def forecast(self) -> Forecast:
+        """Learns from the images and their callers."""
+
+    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
+        """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
+
+    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+        """Refuse what could not be admitted now; see `AdmissionControl.check_room`."""
+
+    def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
+        """Take places in the queue for a request; see `AdmissionControl.admit`."""
+
+    def ahead(self, deadline: float) -> AbstractAsyncContextManager[Turn]:
+        """Wait for the turn of an image; see `Batcher.ahead`."""
+
+
+class _LocalTurn:
+    """A turn in the queue of this process.
+
+    Args:
+        submit: of the batcher.
+    """
+
+    def __init__(self, submit: Callable[..., Awaitable[Served[Any]]]) -> None:
+        self.submit = submit
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Where the pixels of the image go."""
+        return np.empty(shape, np.uint8)
 
 
 class Batcher(Generic[Item, Result]):
@@ -112,11 +193,12 @@ class Batcher(Generic[Item, Result]):
     Args:
         runners: one for each device, in the order of the dispatch; take at most `max_batch` items.
         max_batch: most items in one batch.
-        queue_limit: most items admitted and not yet in a batch.
+        places: in the queue, for items admitted and not yet in a batch.
         metrics: of the model whose items these are.
         dispatch: of the devices; shared by the batchers of all models.
         group: what all items of a batch must have in common; all may share one by default.
         goes_ahead: whether a full batch goes to a device that has not done another one.
+        forecast: learns from the batches.
     """
 
     def __init__(
@@ -124,25 +206,27 @@ class Batcher(Generic[Item, Result]):
         runners: Sequence[Runner],
         *,
         max_batch: int,
-        queue_limit: int,
+        places: Places,
         metrics: ModelMetrics,
         dispatch: Dispatch,
         group: Callable[[Item], Hashable] = lambda _: None,
         goes_ahead: bool = True,
+        forecast: Forecast | None = None,
     ) -> None:
         self._runners = runners
         self._max_batch = max_batch
+        self._places = places
         self._metrics = metrics
         self._dispatch = dispatch
         self._group = group
         self._goes_ahead = goes_ahead
         self._breaker = Breaker(metrics.failing)
         self._fit = Fit(max_batch)
-        self._queue: OrderedDict[_Entry[Item, Result], None] = OrderedDict()
-        self.forecast = Forecast()
+        self._queue: OrderedDict[Entry[Item, Result], None] = OrderedDict()
+        self.forecast = forecast or Forecast()
         self._wakeup = asyncio.Event()
         self._admission = AdmissionControl(
-            queue_limit,
+            places,
             self.forecast,
             metrics,
             unavailable=self._unavailable,
@@ -150,6 +234,7 @@ class Batcher(Generic[Item, Result]):
         )
         ahead = sum(dispatch.depths) + _BATCHES_AHEAD
         self._ahead = asyncio.Semaphore(ahead * max_batch)
+        self._turn = _LocalTurn(self.submit)
         self._served_at = 0.0  # end of the newest batch, perf_counter
 
     @property
@@ -196,10 +281,10 @@ class Batcher(Generic[Item, Result]):
         return self._admission.admit(places, timeout_s, request_id)
 
     @asynccontextmanager
-    async def ahead(self, deadline: float) -> AsyncIterator[None]:
+    async def ahead(self, deadline: float) -> AsyncIterator["Turn"]:
         """Wait until few enough images are decoded and not yet answered, in order of arrival.
 
-        An image is decoded and submitted in this context.
+        An image is decoded and submitted in this context, its turn.
 
         Args:
             deadline: loop time after which the answer is of no use, seconds.
@@ -213,7 +298,7 @@ class Batcher(Generic[Item, Result]):
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
         try:
-            yield
+            yield self._turn
         finally:
             self._ahead.release()
 
@@ -233,22 +318,42 @@ class Batcher(Generic[Item, Result]):
             EngineFailed: the item failed on the device.
             EngineUnavailable: the device was lost.
         """
-        loop = asyncio.get_running_loop()
-        enqueued_at = perf_counter() - waited_s
-        entry = _Entry(item, admission, loop.create_future(), enqueued_at, deadline)
-        self._queue[entry] = None
-        self._wakeup.set()
-        if len(self._queue) >= self._max_batch:
-            self._dispatch.reconsider()
+        entry = self.enqueue(item, admission, perf_counter() - waited_s, deadline)
         try:
             async with asyncio.timeout_at(deadline):
                 return await entry.future
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the answer") from None
+            raise too_late() from None
         finally:
-            if entry in self._queue:
-                del self._queue[entry]
+            if self.withdraw(entry):
                 admission.give_back()
+
+    def enqueue(
+        self, item: Item, place: HeldPlace, enqueued_at: float, deadline: float
+    ) -> Entry[Item, Result]:
+        """Queue one item; its answer will be in the future of the entry.
+
+        Args:
+            item: what `run_batch` takes.
+            place: of the item; is given back when it leaves for the device.
+            enqueued_at: perf_counter, seconds.
+            deadline: loop time after which the answer is of no use, seconds.
+        """
+        future = asyncio.get_running_loop().create_future()
+        entry = Entry[Item, Result](item, place, future, enqueued_at, deadline)
+        self._queue[entry] = None
+        self._wakeup.set()
+        if len(self._queue) >= self._max_batch:
+            self._dispatch.reconsider()
+        return entry
+
+    def withdraw(self, entry: Entry[Item, Result]) -> bool:
+        """Note that nobody waits for an entry, and say whether it still was in the queue."""
+        entry.left = True
+        if entry not in self._queue:
+            return False
+        del self._queue[entry]
+        return True
 
     async def run(self) -> None:
         """Serve batches until drained."""
@@ -276,7 +381,7 @@ class Batcher(Generic[Item, Result]):
     def _refuse_waiting(self, error: EngineUnavailable) -> None:
         while self._queue:
             entry, _ = self._queue.popitem(last=False)
-            entry.admission.give_back()
+            entry.place.give_back()
             if not entry.future.done():
                 entry.future.set_exception(error.again())
 
@@ -299,34 +404,35 @@ class Batcher(Generic[Item, Result]):
             await self._wakeup.wait()
         return True
 
-    def _take(self) -> list[_Entry[Item, Result]]:
+    def _take(self) -> list[Entry[Item, Result]]:
         loop_time, now = asyncio.get_running_loop().time(), perf_counter()
-        batch: list[_Entry[Item, Result]] = []
+        batch: list[Entry[Item, Result]] = []
         earliest = inf
         for entry in list(self._queue):
             if len(batch) == self._max_batch:
                 break
-            # A busy loop can be late with the timeout of an entry.
-            alive = entry.deadline > loop_time and not entry.future.done()
+            alive = entry.alive(loop_time)
             if alive and batch and self._group(entry.item) != self._group(batch[0].item):
                 continue
             wanted = min(earliest, self._wanted_by(entry, loop_time))
             if alive and batch and loop_time + self.forecast.compute_s(len(batch) + 1) > wanted:
                 break
             del self._queue[entry]
-            entry.admission.give_back()
-            if alive:
+            entry.place.give_back()
+            if not alive:
+                _fail(entry, too_late())
+            else:
                 self._metrics.stage["queue"].observe(now - entry.enqueued_at)
                 batch.append(entry)
                 earliest = wanted
         return batch
 
-    def _wanted_by(self, entry: _Entry[Item, Result], loop_time: float) -> float:
+    def _wanted_by(self, entry: Entry[Item, Result], loop_time: float) -> float:
         """When the caller of an item, by what is known of it, will have left; loop time.
 
         Infinite where that is too late for any batch: it should not make this one smaller.
         """
-        wanted = min(entry.deadline, entry.admission.since + self.forecast.patience_s)
+        wanted = min(entry.deadline, entry.place.patient_until)
         return wanted if loop_time + self.forecast.compute_s(1) <= wanted else inf
 
     def _full(self) -> bool:
@@ -335,7 +441,7 @@ class Batcher(Generic[Item, Result]):
         groups = [self._group(entry.item) for entry in self._queue]
         return groups.count(groups[0]) >= self._max_batch
 
-    async def _serve(self, batch: list[_Entry[Item, Result]], place: Place, asked: float) -> None:
+    async def _serve(self, batch: list[Entry[Item, Result]], place: Place, asked: float) -> None:
         with place:
             if batch:
                 runner = self._runners[place.device]
@@ -363,7 +469,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _answer(
         self,
-        batch: list[_Entry[Item, Result]],
+        batch: list[Entry[Item, Result]],
         runner: Runner,
         place: Place,
         asked: float,
@@ -394,7 +500,7 @@ class Batcher(Generic[Item, Result]):
                     **runner.describe(len(part)),
                     images=len(part),
                     # In order; one request may have several images in the batch.
-                    requests=list(dict.fromkeys(entry.admission.request_id for entry in part)),
+                    requests=list(dict.fromkeys(entry.place.request_id for entry in part)),
                     error=repr(cause),
                     exc_info=first,
                 )
@@ -410,8 +516,8 @@ class Batcher(Generic[Item, Result]):
             self._breaker.failed()
 
     def _halves(
-        self, part: list[_Entry[Item, Result]], cause: Exception, failed_at: float
-    ) -> list[list[_Entry[Item, Result]]]:
+        self, part: list[Entry[Item, Result]], cause: Exception, failed_at: float
+    ) -> list[list[Entry[Item, Result]]]:
         """What is still to be tried of a part that failed; what is not has its answer."""
         size, half = len(part), len(part) // 2
         no_memory = isinstance(cause, OutOfMemory)
@@ -424,33 +530,39 @@ class Batcher(Generic[Item, Result]):
             _fail(entry, _failure(cause))
         return []
 
-    def _still_wanted(self, part: list[_Entry[Item, Result]]) -> list[_Entry[Item, Result]]:
+    def _still_wanted(self, part: list[Entry[Item, Result]]) -> list[Entry[Item, Result]]:
         now = asyncio.get_running_loop().time()
-        return [entry for entry in part if entry.deadline > now and not entry.future.done()]
+        wanted = []
+        for entry in part:
+            if entry.alive(now):
+                wanted.append(entry)
+            else:
+                _fail(entry, too_late())
+        return wanted
 
     async def _run_part(
         self,
-        part: list[_Entry[Item, Result]],
+        part: list[Entry[Item, Result]],
         runner: Runner,
         place: Place,
         since: float,
         asked: float,
     ) -> None:
         size = len(part)
-        self._admission.changed_running(size)
+        self._places.changed_running(size)
         try:
             results = await runner.run_batch([entry.item for entry in part])
             answers = list(zip(part, results, strict=True))
         finally:
-            self._admission.changed_running(-size)
+            self._places.changed_running(-size)
         began = max(place.began, since)
         compute_s = perf_counter() - began
         self._account(size, place.device, compute_s, asked)
         for entry, result in answers:
             # A caller can leave while its batch runs; to answer it would raise and end the loop.
-            if entry.future.done():
+            if entry.left or entry.future.done():
                 self._metrics.abandoned.inc()
-            else:
+            if not entry.future.done():
                 queue_s = began - entry.enqueued_at
                 entry.future.set_result(Served(result, queue_s, compute_s, size))
 
@@ -463,7 +575,11 @@ class Batcher(Generic[Item, Result]):
         now = perf_counter()
         self.forecast.batch_ended(size, compute_s, now - max(asked, self._served_at))
         self._served_at = now
-        self._admission.show_wait()
+
+
+def too_late() -> DeadlineExceeded:
+    """What the caller of an item is told whose deadline passed."""
+    return DeadlineExceeded("the deadline passed before the answer")
 
 
 def _failure(cause: Exception) -> ServiceError:
@@ -477,6 +593,6 @@ def _failure(cause: Exception) -> ServiceError:
     return error
 
 
-def _fail(entry: _Entry[Any, Any], error: ServiceError) -> None:
+def _fail(entry: Entry[Any, Any], error: ServiceError) -> None:
     if not entry.future.done():
         entry.future.set_exception(error)

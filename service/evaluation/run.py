@@ -24,7 +24,8 @@ from service.engine.device import open_devices
 from service.errors import InvalidImage, ServiceError
 from service.metrics import Metrics
 from service.models.lineup import ModelEntry
-from service.open_model import OpenModel, Shared, open_decoders, open_model
+from service.open_core import open_core, open_decoders
+from service.open_model import OpenModel, Shared, open_model
 from service.settings import Settings
 from service.tasks.core import Answer, AnyCore, Options, TaskAnswer
 from service.text_file import read_text
@@ -98,9 +99,10 @@ async def evaluate(
     process.compute_alone()
     metrics = Metrics(CollectorRegistry())
     with open_decoders(settings.limits, metrics) as decoders:
-        model = open_model(entry, Shared(settings, devices, decoders, metrics))
-        files = evaluation.files(model.core)
-        subject = _subject(model, evaluation, entry)
+        model = open_model(entry, Shared(settings, devices, metrics))
+        core = open_core(model.facts, model.batcher, decoders, settings.limits, model.metrics)
+        files = evaluation.files(core)
+        subject = _subject(model, core, evaluation, entry)
         answers = _read_journal(journal, subject)
         left = [file for file in files if file not in answers]
         await model.load()
@@ -111,9 +113,8 @@ async def evaluate(
         try:
             # Enough at once to keep the decoders busy while every device has its batches.
             places = sum(device.depth for device in devices)
-            at_once = (1 + places) * model.core.card.max_batch + 2 * settings.limits.decoders
-            queue_limit = entry.batching(settings.batching).queue_limit
-            records = _ask(evaluation, model.core, left, min(at_once, queue_limit))
+            at_once = (1 + places) * core.card.max_batch + 2 * settings.limits.decoders
+            records = _ask(evaluation, core, left, min(at_once, model.facts.queue_limit))
             with (
                 journal.open("a", encoding="utf-8") as lines,
                 tqdm(total=len(files), initial=len(files) - len(left), unit="image") as bar,
@@ -135,9 +136,11 @@ async def evaluate(
     return subject | {"images": len(files), "unreadable": unreadable} | figures | speed
 
 
-def _subject(model: OpenModel, evaluation: Evaluation[Any], entry: ModelEntry) -> dict[str, Any]:
+def _subject(
+    model: OpenModel, core: AnyCore, evaluation: Evaluation[Any], entry: ModelEntry
+) -> dict[str, Any]:
     """What is measured: a journal of anything else must not be continued."""
-    card = model.core.card
+    card = core.card
     return {
         "model": card.name,
         "variant": card.variant,
@@ -147,7 +150,7 @@ def _subject(model: OpenModel, evaluation: Evaluation[Any], entry: ModelEntry) -
         "checkpoint_sha256": checkpoints.sha256(model.source),
         **({"weights": entry.weights} if entry.weights != "model" else {}),
         "data": evaluation.data,
-        **evaluation.conditions(model.core),
+        **evaluation.conditions(core),
     }
 
 

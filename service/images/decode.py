@@ -5,6 +5,7 @@ so that threads of one process run these functions in parallel.
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,10 @@ from service.settings import Limits
 # The largest side of a JPEG. Resizing takes about 32 bytes for each pixel of a side: a PNG of
 # 50 000 000 x 1 pixels, a few kB, would take 1.6 GB.
 _MAX_SIDE = 65_535
+
+
+# An array for pixels of a shape.
+Empty = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,16 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
     return _upright(_decode_pixels(container), container.orientation)
 
 
-def prepare(data: bytes, limits: Limits, preprocessing: Preprocessing) -> PreparedImage:
+def prepare(
+    data: bytes, limits: Limits, preprocessing: Preprocessing, empty: Empty | None = None
+) -> PreparedImage:
     """Decode an image and make it the input of a model; what the decode threads run.
+
+    Args:
+        data: of the upload.
+        limits: of the server.
+        preprocessing: of the model.
+        empty: where the pixels go, by their shape; without it into an array of their own.
 
     Raises:
         ImageTooLarge: as `decode`.
@@ -70,8 +83,9 @@ def prepare(data: bytes, limits: Limits, preprocessing: Preprocessing) -> Prepar
     image = _upright(_decode_pixels(container, least_size), orientation)
     width, height = _turned((container.width, container.height), orientation)
     covered = _covered(image, (width, height), orientation)
+    out = empty and empty((*preprocessing.image_size, 3))
     return PreparedImage(
-        to_model_pixels(image, preprocessing, covered),
+        to_model_pixels(image, preprocessing, covered, out),
         width,
         height,
         preprocessing.pixel_map(width, height),

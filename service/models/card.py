@@ -1,6 +1,7 @@
 """What is known of a model without its weights."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from service.settings import ResizeMode
 
@@ -46,3 +47,20 @@ class ModelCard:
     device: str
     dtype: str
     max_batch: int
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """All that is needed to answer for a model but the engine that computes it.
+
+    Attributes:
+        config: what the network is made of.
+        card: what a caller may know of it.
+        labels: its classes, in order of the class index.
+        queue_limit: most images admitted and not yet on a device.
+    """
+
+    config: Any
+    card: ModelCard
+    labels: tuple[Label, ...]
+    queue_limit: int

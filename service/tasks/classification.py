@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from model.config import DatConfig
 from model.transforms import Preprocessing
-from service.batching.batcher import Batcher
+from service.batching.batcher import Queue
 from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
 from service.errors import EngineFailed, InvalidOption
 from service.images.decode import prepare
@@ -60,13 +60,13 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
         config: DatConfig,
         card: ModelCard,
         labels: tuple[Label, ...],
-        batcher: Batcher[ClassificationInput, ClassificationOutput],
+        queue: Queue,
         *,
         decoders: Decoders,
         limits: Limits,
         metrics: ModelMetrics,
     ) -> None:
-        super().__init__(card, labels, batcher, decoders=decoders, limits=limits, metrics=metrics)
+        super().__init__(card, labels, queue, decoders=decoders, limits=limits, metrics=metrics)
         self._config = config
         self._preprocessing = Preprocessing.of(config)
 
@@ -79,7 +79,9 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
 
     @override
     async def answer_image(self, passage: ImagePassage, options: ClassifyOptions) -> Classification:
-        image = await passage.decode(lambda data: prepare(data, self._limits, self._preprocessing))
+        image = await passage.decode(
+            lambda data, empty: prepare(data, self._limits, self._preprocessing, empty)
+        )
         wanted = Wanted(points=options.explain == "points")
         output: ClassificationOutput
         output, timing = await passage.submit(ClassificationInput(image.pixels, wanted))

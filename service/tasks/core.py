@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import structlog
 
 from service.batching.admission import Refusal
-from service.batching.batcher import Batcher
+from service.batching.batcher import Queue
 from service.errors import (
     ImageTooLarge,
     Internal,
@@ -119,7 +119,7 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         self,
         card: ModelCard,
         labels: tuple[Label, ...],
-        batcher: Batcher[Any, Any],
+        queue: Queue,
         *,
         decoders: Decoders,
         limits: Limits,
@@ -127,7 +127,7 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
     ) -> None:
         self.card = card
         self.labels = labels
-        self._batcher = batcher
+        self._queue = queue
         self._decoders = decoders
         self._limits = limits
         self._metrics = metrics
@@ -152,7 +152,7 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
 
     def refusal(self, timeout_s: float | None = None, places: int = 1) -> Refusal | None:
         """Why so many images could not be admitted now, if so; asking counts nowhere."""
-        return self._batcher.refusal(places, timeout_s)
+        return self._queue.refusal(places, timeout_s)
 
     def check_room(self, timeout_s: float | None = None, places: int = 1) -> None:
         """Refuse, before a request is read, what could not be admitted.
@@ -166,7 +166,7 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             EngineUnavailable: nothing can be computed.
             Overloaded: the queue is full, or the answer would come too late.
         """
-        self._batcher.check_room(places, timeout_s)
+        self._queue.check_room(places, timeout_s)
 
     async def answer(
         self, uploads: Sequence[Upload], options: TaskOptions, request_id: str = ""
@@ -205,10 +205,10 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         pixels = [self._declared_pixels(upload) for upload in uploads]
         self._check_pixels(sum(pixels))
         with (
-            self._batcher.admit(len(uploads), options.timeout_s, request_id) as admission,
+            self._queue.admit(len(uploads), options.timeout_s, request_id) as admission,
             self._decoders.request(sum(pixels)) as decoding,
         ):
-            request = RequestPassage(self._batcher, admission, decoding, deadline, self._metrics)
+            request = RequestPassage(self._queue, admission, decoding, deadline, self._metrics)
             async with asyncio.TaskGroup() as tasks:
                 running = [
                     tasks.create_task(self._outcome(upload, size, options, request))

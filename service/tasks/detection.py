@@ -10,10 +10,10 @@ from typing_extensions import override
 from model.detection.config import MOST_DETECTIONS, SCORE_THRESHOLD, DetectorConfig
 from model.detection.masks import paste
 from model.detection.transforms import Resizing, to_model_pixels
-from service.batching.batcher import Batcher
+from service.batching.batcher import Queue
 from service.engine.items import DetectionInput, DetectionOutput, Wanted
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
-from service.images.decode import decode
+from service.images.decode import Empty, decode
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
@@ -111,13 +111,13 @@ class DetectionCore(Core[DetectOptions, DetectedImage]):
         config: DetectorConfig,
         card: ModelCard,
         labels: tuple[Label, ...],
-        batcher: Batcher[DetectionInput, DetectionOutput],
+        queue: Queue,
         *,
         decoders: Decoders,
         limits: Limits,
         metrics: ModelMetrics,
     ) -> None:
-        super().__init__(card, labels, batcher, decoders=decoders, limits=limits, metrics=metrics)
+        super().__init__(card, labels, queue, decoders=decoders, limits=limits, metrics=metrics)
         assert card.resize_mode is not None, "this is a bug"
         assert card.letterbox_size is not None, "this is a bug"
         self._config = config
@@ -147,7 +147,7 @@ class DetectionCore(Core[DetectOptions, DetectedImage]):
 
     @override
     async def answer_image(self, passage: ImagePassage, options: DetectOptions) -> DetectedImage:
-        image = await passage.decode(lambda data: self._prepare(data, options))
+        image = await passage.decode(lambda data, empty: self._prepare(data, options, empty))
         wanted = Wanted(points=options.explain != "none")
         resizing = image.resizing
         item = DetectionInput(image.pixels, resizing.resized, resizing.scale_xy, wanted)
@@ -156,7 +156,7 @@ class DetectionCore(Core[DetectOptions, DetectedImage]):
         # Pasting a hundred masks takes tens of milliseconds.
         return await self._decoders.run_now(lambda: self._answer(image, output, options, timing))
 
-    def _prepare(self, upload: bytes, options: DetectOptions) -> PreparedForDetection:
+    def _prepare(self, upload: bytes, options: DetectOptions, empty: Empty) -> PreparedForDetection:
         image = decode(upload, self._limits)
         resize_mode = options.resize_mode or self._resize_mode
         image_size = (image.height, image.width)
@@ -171,7 +171,8 @@ class DetectionCore(Core[DetectOptions, DetectedImage]):
                 f"an image of {image.width}x{image.height} pixels is too long and narrow to be "
                 f"resized to {resizing.resized[1]}x{resizing.resized[0]}",
             )
-        pixels = to_model_pixels(np.asarray(image), resizing)
+        out = empty((*resizing.padded, 3))
+        pixels = to_model_pixels(np.asarray(image), resizing, out)
         return PreparedForDetection(pixels, resizing, resize_mode)
 
     def _answer(

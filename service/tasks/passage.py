@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from service.batching.admission import Admission
-from service.batching.batcher import Batcher
+from service.batching.batcher import Queue, Turn
 from service.engine.items import Item
 from service.errors import DeadlineExceeded, InvalidImage
+from service.images.decode import Empty
 from service.images.decoders import DecodingRequest, T
 from service.metrics import ModelMetrics
 
@@ -38,14 +39,14 @@ class RequestPassage:
     """What the images of one request have in common on their way.
 
     Attributes:
-        batcher: of the model.
+        queue: of the model.
         admission: their places in the queue.
         decoding: their turns at the decoders.
         deadline: loop time, seconds.
         metrics: of the model.
     """
 
-    batcher: Batcher[Any, Any]
+    queue: Queue
     admission: Admission
     decoding: DecodingRequest
     deadline: float
@@ -72,6 +73,7 @@ class ImagePassage:
         self._upload = upload
         self._pixels = pixels
         self._ahead = AsyncExitStack()
+        self._turn: Turn | None = None
         self._submitted = False
         self._computed_at: float | None = None
         self._waited_s = self._decode_s = 0.0
@@ -92,11 +94,12 @@ class ImagePassage:
             seconds = perf_counter() - self._computed_at
             self._request.metrics.stage["postprocess"].observe(seconds)
 
-    async def decode(self, work: Callable[[bytes], T]) -> T:
+    async def decode(self, work: Callable[[bytes, Empty], T]) -> T:
         """Make an upload the input of the model, in a thread, when it is this image's turn.
 
         Args:
-            work: makes the input from the bytes.
+            work: makes the input from the bytes; where the pixels go it asks of its second
+                argument, a function of their shape.
 
         Raises:
             InvalidImage: the bytes are not a usable image.
@@ -106,20 +109,21 @@ class ImagePassage:
         if isinstance(upload, InvalidImage):
             raise upload
         came = perf_counter()
-        await self._ahead.enter_async_context(request.batcher.ahead(request.deadline))
+        turn = await self._ahead.enter_async_context(request.queue.ahead(request.deadline))
         start = perf_counter()
 
         def timed() -> tuple[T, float]:
             began = perf_counter()
-            return work(upload), perf_counter() - began
+            return work(upload, turn.empty), perf_counter() - began
 
         try:
             async with asyncio.timeout_at(request.deadline):
                 prepared, seconds = await request.decoding.run(self._pixels, timed)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+        self._turn = turn
         self._waited_s, self._decode_s = start - came, perf_counter() - start
-        request.batcher.forecast.decoded(seconds)
+        request.queue.forecast.decoded(seconds)
         request.metrics.stage["decode"].observe(self._decode_s)
         return prepared
 
@@ -131,12 +135,11 @@ class ImagePassage:
             EngineFailed: the image failed on the device.
             EngineUnavailable: the device was lost.
         """
-        request = self._request
+        request, turn = self._request, self._turn
+        assert turn is not None, "an image is decoded first"
         self._submitted = True
         async with self._ahead:
-            served = await request.batcher.submit(
-                item, request.admission, request.deadline, self._waited_s
-            )
+            served = await turn.submit(item, request.admission, request.deadline, self._waited_s)
         request.metrics.images.inc()
         self._computed_at = perf_counter()
         timing = Timing(self._decode_s, served.queue_s, served.compute_s, served.batch_size)

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from service.engine.items import Wanted
 from service.errors import InvalidOption
-from service.images.decode import decode
+from service.images.decode import Empty, decode
 from service.tasks.core import Answer, Core, Options
 from service.tasks.passage import ImagePassage
 
@@ -55,9 +55,11 @@ class MeanColourCore(Core[MeanColourOptions, MeanColour]):
 
     @override
     async def answer_image(self, passage: ImagePassage, options: MeanColourOptions) -> MeanColour:
-        def prepare(data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        def prepare(data: bytes, empty: Empty) -> tuple[NDArray[np.uint8], tuple[int, int]]:
             image = decode(data, self._limits)
-            return np.asarray(image.resize((SIDE, SIDE))), image.size
+            pixels = empty((SIDE, SIDE, 3))
+            pixels[...] = np.asarray(image.resize((SIDE, SIDE)))
+            return pixels, image.size
 
         pixels, (width, height) = await passage.decode(prepare)
         colour, timing = await passage.submit(MeanColourInput(pixels))

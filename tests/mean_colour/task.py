@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from model.checkpoint import Checkpoint
+from service.computed_tasks import ComputedTask, EngineChoice
 from service.engine import gpu
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device
 from service.metrics import ModelMetrics
 from service.models.card import Label
 from service.models.load import Converted, LoadedModel, Loader
-from service.served_tasks import EngineChoice, ServedTask
+from service.served_tasks import ServedTask
 from service.settings import ModelChoice
 from tests.mean_colour.core import SIDE, MeanColourCore, MeanColourInput
 from tests.mean_colour.messages import RPC_MEAN_COLOUR
@@ -105,7 +106,8 @@ def _engine(
     return MeanColourEngine(network, device, metrics)
 
 
-MEAN_COLOUR = ServedTask(
+MEAN_COLOUR = ComputedTask(
+    ServedTask("mean-colour", MeanColourCore, HTTP_MEAN_COLOUR, RPC_MEAN_COLOUR),
     Loader(
         "mean-colour",
         (VARIANT,),
@@ -114,7 +116,4 @@ MEAN_COLOUR = ServedTask(
         _convert,
     ),
     _engine,
-    MeanColourCore,
-    HTTP_MEAN_COLOUR,
-    RPC_MEAN_COLOUR,
 )

@@ -77,7 +77,7 @@ import numpy as np
 from bench.memory import resident
 from service.engine.device import Device
 from service.memory import give_back, keep_freed
-from service.open_model import open_workers
+from service.open_core import open_workers
 
 def work():
     [np.ones(28 << 20, np.uint8) for _ in range(2)]

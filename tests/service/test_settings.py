@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from service import cli
+from service.computed_tasks import TASKS
 from service.models.lineup import choose_models
 from service.models.load import load
-from service.served_tasks import TASKS
 from service.settings import Settings, variables
 from tests.server import ROOT
 from tests.service.commands import run_all

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from service.batching.admission import LocalPlaces
 from service.batching.batcher import Batcher
 from service.batching.breaker import SUSPECT_AFTER, Fit
 from service.batching.dispatch import Dispatch
@@ -57,13 +58,19 @@ def opened(*run_batch, max_batch=4, queue_limit=100, dispatch=None, **settings):
     batcher = Batcher(
         [one if hasattr(one, "settle") else Runner(one) for one in run_batch],
         max_batch=max_batch,
-        queue_limit=queue_limit,
+        places=LocalPlaces(queue_limit),
         metrics=metrics,
         dispatch=dispatch or Dispatch([Seat() for _ in run_batch]),
         **settings,
     )
     batcher.open()
     return batcher, metrics
+
+
+def value(gauge):
+    """What somebody who reads the metrics would see."""
+    (family,) = gauge.collect()
+    return family.samples[0].value
 
 
 async def submit(batcher, item, deadline=FAR):
@@ -146,7 +153,7 @@ async def test_a_caller_that_leaves_the_queue_never_reaches_the_device():
     assert await running == 0
     assert await stays == 4
     assert device.batches == [[0], [2]]
-    assert metrics.waiting._value.get() == 0
+    assert value(metrics.waiting) == 0
     run.cancel()
 
 
@@ -228,11 +235,11 @@ async def test_admission_counts_images_and_takes_a_request_whole_or_not_at_all()
         with pytest.raises(Overloaded):
             batcher.admit(3)
         with batcher.admit(2):
-            assert metrics.waiting._value.get() == 5
+            assert value(metrics.waiting) == 5
             with pytest.raises(Overloaded):
                 batcher.admit(1)
-        assert metrics.waiting._value.get() == 3
-    assert metrics.waiting._value.get() == 0
+        assert value(metrics.waiting) == 3
+    assert value(metrics.waiting) == 0
     assert metrics.rejected["queue_full"]._value.get() == 2
 
 
@@ -253,7 +260,11 @@ async def test_places_are_free_as_soon_as_the_device_has_the_image():
 async def test_a_batcher_that_is_not_open_refuses():
     metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", 1)
     batcher = Batcher(
-        [Runner(Device())], max_batch=1, queue_limit=1, metrics=metrics, dispatch=Dispatch([Seat()])
+        [Runner(Device())],
+        max_batch=1,
+        places=LocalPlaces(1),
+        metrics=metrics,
+        dispatch=Dispatch([Seat()]),
     )
     with pytest.raises(NotReady):
         batcher.admit(1)
@@ -310,7 +321,7 @@ def test_every_admitted_item_has_exactly_one_outcome_whatever_happens(steps, max
                     release.set_result(None)
             for _ in range(3):
                 await asyncio.sleep(0)
-            assert metrics.waiting._value.get() <= limit
+            assert value(metrics.waiting) <= limit
         batcher.begin_drain()
         while not run.done():
             await asyncio.sleep(0)
@@ -320,7 +331,7 @@ def test_every_admitted_item_has_exactly_one_outcome_whatever_happens(steps, max
         for number, outcome in zip(tasks, outcomes, strict=True):
             expected = (DeadlineExceeded, EngineFailed, Overloaded, asyncio.CancelledError)
             assert outcome == 2 * number or isinstance(outcome, expected)
-        assert metrics.waiting._value.get() == metrics.running._value.get() == 0
+        assert value(metrics.waiting) == value(metrics.running) == 0
 
     asyncio.run(scenario())
 
@@ -345,7 +356,7 @@ async def test_models_that_share_a_device_take_turns_and_gather_meanwhile():
     free.set()
     assert await asyncio.gather(*of_a, *of_b) == [0, 1, 2, 3, 4, 100, 101, 102]
     assert seen == [[0, 1], [2, 3], [100, 101], [4], [102]]
-    assert b_metrics.waiting._value.get() == 0
+    assert value(b_metrics.waiting) == 0
     for run in runs:
         run.cancel()
 
@@ -436,11 +447,11 @@ async def test_a_device_takes_a_batch_ahead_if_it_is_full():
     waiting += [asyncio.create_task(submit(batcher, n)) for n in (4, 5, 6, 7)]
     await asyncio.sleep(0.01)
     assert device.batches == [[0], [1, 2, 3]]  # two at a time
-    assert metrics.running._value.get() == 4
+    assert value(metrics.running) == 4
     device.free.set()
     assert await asyncio.gather(*waiting) == [0, 2, 4, 6, 8, 10, 12, 14]
     assert device.batches == [[0], [1, 2, 3], [4, 5, 6], [7]]
-    assert metrics.running._value.get() == 0
+    assert value(metrics.running) == 0
     run.cancel()
 
 
@@ -616,7 +627,7 @@ async def test_only_the_item_that_makes_its_batch_fail_fails():
     )
     for n, answer in enumerate(answers, 1):
         assert isinstance(answer, EngineFailed) if n % 5 == 0 else answer == 2 * n
-    assert metrics.running._value.get() == metrics.waiting._value.get() == 0
+    assert value(metrics.running) == value(metrics.waiting) == 0
     run.cancel()
 
 
@@ -673,7 +684,7 @@ async def test_a_lost_device_fails_its_batch_and_what_waits_and_what_comes():
     with pytest.raises(EngineUnavailable):
         batcher.admit(1)
     assert metrics.rejected["engine_unavailable"]._value.get() == 1
-    assert metrics.running._value.get() == metrics.waiting._value.get() == 0
+    assert value(metrics.running) == value(metrics.waiting) == 0
     batcher.begin_drain()
     await run
 

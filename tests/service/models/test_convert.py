@@ -8,9 +8,9 @@ from safetensors import safe_open
 from model import load_model
 from model.checkpoint import CheckpointError, sha256
 from model.detection import DETECTORS, load_detector
+from service.computed_tasks import TASKS
 from service.models import convert as converting
 from service.models import load as loading
-from service.served_tasks import TASKS
 from service.settings import Model, ModelChoice
 from tests import detection_clients
 from tests.clients import JPEG, over_http

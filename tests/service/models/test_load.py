@@ -6,9 +6,9 @@ import torch
 from model import create_model
 from model.checkpoint import CheckpointError, sha256, write
 from model.detection import DETECTORS
+from service.computed_tasks import TASKS
 from service.models import load as loading
 from service.models.card import Label
-from service.served_tasks import TASKS
 from service.settings import Model
 from tests.conftest import official_state
 from tests.model.detection.conftest import detector_state

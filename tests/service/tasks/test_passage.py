@@ -6,14 +6,15 @@ import pytest
 from prometheus_client import Gauge
 
 from service.errors import InvalidImage
+from service.images.decode import Empty
 from service.images.decoders import Decoders
 from service.tasks.passage import RequestPassage
-from tests.service.batching.test_batcher import FAR, opened
+from tests.service.batching.test_batcher import FAR, opened, value
 
 
 @pytest.mark.parametrize("upload", [b"", InvalidImage("corrupt", "it was cut")])
 async def test_an_image_that_cannot_be_decoded_gives_its_place_to_others_at_once(upload):
-    def work(data: bytes) -> None:
+    def work(data: bytes, empty: Empty) -> None:
         raise InvalidImage("corrupt", "it has no pixels")
 
     batcher, metrics = opened(lambda items: items)
@@ -28,5 +29,5 @@ async def test_an_image_that_cannot_be_decoded_gives_its_place_to_others_at_once
             async with request.image(upload, 1) as passage:
                 await passage.decode(work)
         # The other image of the request keeps its own.
-        assert metrics.waiting._value.get() == 1
-    assert metrics.waiting._value.get() == 0
+        assert value(metrics.waiting) == 1
+    assert value(metrics.waiting) == 0

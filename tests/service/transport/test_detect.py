@@ -23,7 +23,8 @@ from model.detection.transforms import Resizing, to_model_pixels
 from service.engine.device import Device
 from service.metrics import Metrics
 from service.models.lineup import ModelEntry
-from service.open_model import Shared, open_decoders, open_model
+from service.open_core import open_core, open_decoders
+from service.open_model import Shared, open_model
 from service.pb import dat_pb2, dat_pb2_grpc
 from service.settings import Settings
 from service.tasks.detection import DetectOptions
@@ -291,15 +292,16 @@ async def test_letterboxed_images_share_batches_whatever_their_sizes(server):
 
 def test_letterboxed_inputs_have_one_size():
     device = Device("cpu", threads=1)
-    with open_decoders(Settings().limits, Metrics(CollectorRegistry())) as decoders:
-        shared = Shared(Settings(), [device], decoders, Metrics(CollectorRegistry()))
-        core = open_model(ModelEntry(name="mask_rcnn_dat_nano"), shared).core
+    shared = Shared(Settings(), [device], Metrics(CollectorRegistry()))
+    opened, limits = open_model(ModelEntry(name="mask_rcnn_dat_nano"), shared), Settings().limits
+    with open_decoders(limits, shared.metrics) as decoders:
+        core = open_core(opened.facts, opened.batcher, decoders, limits, opened.metrics)
     device.close()
     padded = defaultdict(set)
     for resize_mode in ("official", "letterbox"):
         options = DetectOptions(resize_mode=resize_mode)
         for size in ((96, 96), (96, 128), (160, 96), (700, 500)):
-            prepared = core._prepare(encoded("PNG", size=size), options)
+            prepared = core._prepare(encoded("PNG", size=size), options, np.empty)
             padded[resize_mode].add(prepared.pixels.shape)
     assert padded["letterbox"] == {(256, 256, 3)}
     assert len(padded["official"]) == 4
@@ -310,10 +312,8 @@ async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
         name="mask_rcnn_dat_nano", resize_mode="letterbox", letterbox_size=96, sizes=((64, 96),)
     )
     device = Device("cpu", threads=1)
-    with open_decoders(Settings().limits, Metrics(CollectorRegistry())) as decoders:
-        shared = Shared(Settings(), [device], decoders, Metrics(CollectorRegistry()))
-        opened = open_model(entry, shared)
-        await opened.load()
+    opened = open_model(entry, Shared(Settings(), [device], Metrics(CollectorRegistry())))
+    await opened.load()
     device.close()
     (engine,) = opened.engines
     assert engine._detector._sizes.keys() == {(64, 96), (96, 96)}
