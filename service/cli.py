@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import socket
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -140,8 +141,8 @@ def _serve(_: Namespace) -> int:
     try:
         lines = logs.configure(chosen.log)
         logs.never_wait_for_errors()
-        with open_ports(chosen.server) as ports:
-            return _serve_on(ports, chosen, lineup, lines)
+        with open_ports(chosen.server) as (ports, metrics_port):
+            return _serve_on(ports, metrics_port, chosen, lineup, lines)
     except (ImportError, MemoryError, OSError, RuntimeError, SystemError) as error:
         missing = machine.shortage(error)
         if missing is None:
@@ -150,7 +151,11 @@ def _serve(_: Namespace) -> int:
 
 
 def _serve_on(
-    ports: Ports, chosen: settings.Settings, lineup: Lineup, lines: logs.LineWriter
+    ports: Ports,
+    metrics_port: socket.socket,
+    chosen: settings.Settings,
+    lineup: Lineup,
+    lines: logs.LineWriter,
 ) -> int:
     # Torch is loaded from here on. That takes seconds, so wrong settings and taken ports were found
     # before; and torch reads the environment when it is loaded.
@@ -162,7 +167,7 @@ def _serve_on(
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(serve(chosen, lineup, ports, lines))
+            runner.run(serve(chosen, lineup, ports, metrics_port, lines))
         except ServiceError as error:  # a device was lost before the replica was ready
             return _fail(machine.shortage(error) or str(error))
     return 0

@@ -4,9 +4,10 @@ The only module that sees all others.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +17,8 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from service import process
 from service.computed_tasks import TASKS, ComputedTask
 from service.engine.device import Device, open_devices
+from service.event_loop import measure_lag, open_loop_pool
+from service.http_server import serve_metrics
 from service.images.decoders import Decoders
 from service.leaving import await_threads, end, end_stuck, leave_on_signal
 from service.lifecycle import Lifecycle
@@ -32,21 +35,19 @@ from service.servers import Servers, open_servers
 from service.settings import Settings
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
-from service.threads import need_spare, open_pool
+from service.threads import need_spare
 from service.transport.rpc.watching import Health
 
 log = structlog.get_logger(__name__)
 
-_LAG_PERIOD_S = 0.5
 _CLOSE_S = 2.0  # beyond the grace, to end what is idle
-# Of what the event loop hands over: answers with points, and memory that is given back.
-_LOOP_THREADS = 4
 
 
-async def serve(
+async def serve(  # noqa: PLR0917
     settings: Settings,
     lineup: Lineup,
     ports: Ports,
+    metrics_port: socket.socket,
     lines: LineWriter,
     tasks: Sequence[ComputedTask] = TASKS,
 ) -> None:
@@ -56,6 +57,7 @@ async def serve(
         settings: of all but the models.
         lineup: the models.
         ports: already open.
+        metrics_port: likewise, of the metrics.
         lines: of the log.
         tasks: that are served.
 
@@ -80,7 +82,7 @@ async def serve(
         settings.engine.device, settings.engine.threads, settings.engine.hang_timeout_s
     )
     process.compute_alone()
-    asyncio.get_running_loop().set_default_executor(of_loop := open_pool(_LOOP_THREADS, "loop"))
+    of_loop = open_loop_pool()
     decoders = open_decoders(settings.limits, metrics)
     need_spare(sum(device.threads for device in devices))
     shared = Shared(settings, devices, metrics, tasks)
@@ -91,7 +93,11 @@ async def serve(
         lambda: all(device.healthy for device in devices),
         lambda: shared.dispatch.available and any(model.batcher.trusted for model in models),
     )
-    async with open_servers(served, settings, ports, catalogue, lifecycle, metrics) as servers:
+    async with AsyncExitStack() as serving:
+        serving.enter_context(serve_metrics(metrics_port, settings.server, metrics))
+        servers = await serving.enter_async_context(
+            open_servers(served, settings, ports, catalogue, lifecycle, metrics)
+        )
         async with _watched(devices):
             loaded = await _unless(leave, _load(lineup, shared, models, decoders.pool))
         if loaded:
@@ -101,7 +107,7 @@ async def serve(
             async with asyncio.TaskGroup() as group:
                 background = [group.create_task(model.batcher.run()) for model in models]
                 background += [group.create_task(device.watch()) for device in devices]
-                background.append(group.create_task(_measure_lag(metrics)))
+                background.append(group.create_task(measure_lag(metrics)))
                 background.append(group.create_task(give_back_when_quiet()))
                 process.loaded()
                 for model in models:
@@ -110,6 +116,7 @@ async def serve(
                 log.info(
                     "ready",
                     **servers.ports,
+                    metrics_port=metrics_port.getsockname()[1],
                     models=[core.card.name for core in cores],
                     default=lineup.default or cores[0].card.name,
                     seconds=round(perf_counter() - start, 2),
@@ -219,11 +226,3 @@ async def _stop(servers: Servers, devices: Sequence[Device], grace_s: float) -> 
         await servers.stop(grace_s)
     finally:
         timer.cancel()
-
-
-async def _measure_lag(metrics: Metrics) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        due = loop.time() + _LAG_PERIOD_S
-        await asyncio.sleep(_LAG_PERIOD_S)
-        metrics.event_loop_lag.observe(max(0.0, loop.time() - due))

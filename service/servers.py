@@ -1,32 +1,26 @@
-"""The servers of a replica: HTTP and gRPC on its event loop, metrics on one of their own."""
+"""The servers of a replica: HTTP and gRPC on its event loop."""
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil
-from threading import Thread
-from typing import Any
 
 import grpc
-import uvicorn
-import uvloop
-from prometheus_client import make_asgi_app
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.byte_budget import ByteBudget
 from service.command_errors import StartupError
-from service.errors import InvalidRequest
+from service.http_server import HttpServer
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.ports import Ports
 from service.served_tasks import ServedTask
-from service.settings import Server, Settings
+from service.settings import Settings
 from service.tasks.catalogue import Catalogue
 from service.transport.http.app import create_app
-from service.transport.http.connections import Connection, Connections
+from service.transport.http.connections import Connections
 from service.transport.http.gate import Gate
 from service.transport.rpc.server import create_server
 from service.transport.rpc.v1 import MODEL_SERVICE
@@ -35,9 +29,6 @@ from service.transport.rpc.watching import Health
 # As many connections beyond the limit may ask for the health of the replica.
 _RESERVE = 8
 _ACCEPTED_AT_ONCE = 16
-_METRICS_CONNECTIONS = 16
-_METRICS_RESERVE = 2
-_METRICS_GRACE_S = 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class Servers:
     health: Health
     ports: dict[str, int]
     _rpc_server: grpc.aio.Server
-    _http_server: uvicorn.Server
+    _http_server: HttpServer
     _http_task: asyncio.Task[None]
 
     async def stop(self, grace_s: float) -> None:
@@ -70,7 +61,7 @@ async def open_servers(  # noqa: PLR0917
     lifecycle: Lifecycle,
     metrics: Metrics,
 ) -> AsyncIterator[Servers]:
-    """Serve HTTP, gRPC and metrics; not ready until `health` and `lifecycle` say so.
+    """Serve HTTP and gRPC; not ready until `health` and `lifecycle` say so.
 
     Raises:
         StartupError: the gRPC port is taken.
@@ -81,7 +72,7 @@ async def open_servers(  # noqa: PLR0917
     health = Health([*(task.rpc.service for task in tasks), MODEL_SERVICE])
     await health.show(serving=False)
     budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
-    http_server = _HttpServer(
+    http_server = HttpServer(
         create_app(
             [task.http for task in tasks],
             catalogue,
@@ -110,111 +101,37 @@ async def open_servers(  # noqa: PLR0917
         budget,
         limits=settings.limits,
         server=server,
+        shared=ports.shared,
     )
-    rpc_port = _add_port(rpc_server, server)
-    with _metrics_server(ports.metrics, server, metrics):
-        await rpc_server.start()
-        # libuv takes one connection of a socket in a turn of the event loop, and a busy loop has a
-        # hundred turns a second: behind a crowd of new clients a probe would wait for seconds.
-        listeners = [ports.http, *(ports.http.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))]
-        http_task = asyncio.create_task(http_server.serve(sockets=listeners))
-        numbers = {
-            "http_port": ports.http.getsockname()[1],
-            "grpc_port": rpc_port,
-            "metrics_port": ports.metrics.getsockname()[1],
-        }
-        servers = Servers(health, numbers, rpc_server, http_server, http_task)
-        try:
-            yield servers
-        finally:
-            await servers.stop(0)
+    rpc_port = _add_port(rpc_server, server.host, ports)
+    await rpc_server.start()
+    # libuv takes one connection of a socket in a turn of the event loop, and a busy loop has a
+    # hundred turns a second: behind a crowd of new clients a probe would wait for seconds. Where
+    # other processes listen to the same socket, each takes one at a time, so that all get some.
+    at_once = 1 if ports.shared else _ACCEPTED_AT_ONCE
+    listeners = [ports.http, *(ports.http.dup() for _ in range(at_once - 1))]
+    http_task = asyncio.create_task(http_server.serve(sockets=listeners))
+    numbers = {"http_port": ports.http.getsockname()[1], "grpc_port": rpc_port}
+    servers = Servers(health, numbers, rpc_server, http_server, http_task)
+    try:
+        yield servers
+    finally:
+        await servers.stop(0)
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn with our connections and without its signals: the replica decides when to leave."""
-
-    server_state: Connections
-
-    def __init__(self, app: ASGIApp, connections: Connections, grace_s: int) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=Connection,
-                ws="none",
-                interface="asgi3",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=grace_s,
-            )
-        )
-        self.server_state = connections
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            watch = tasks.create_task(self.server_state.watch())
-            await super().serve(sockets)
-            watch.cancel()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.server_state.draining = True
-        await super().shutdown(sockets)
-
-
-def _add_port(rpc_server: grpc.aio.Server, server: Server) -> int:
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    port = server.grpc_port
+def _add_port(rpc_server: grpc.aio.Server, host: str, ports: Ports) -> int:
+    port = ports.grpc
     with ExitStack() as until_bound:
-        if server.host == "0.0.0.0":  # noqa: S104
+        if host == "0.0.0.0" and not ports.shared:  # noqa: S104
             # gRPC takes this for all addresses of IPv6 too, unless those are taken.
             with suppress(OSError):  # without IPv6 there are none
                 taken = socket.create_server(("::", port), family=socket.AF_INET6)
                 port = until_bound.enter_context(taken).getsockname()[1]
         try:
-            return rpc_server.add_insecure_port(f"{host}:{port}")
+            return rpc_server.add_insecure_port(
+                f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            )
         except RuntimeError as error:
             raise StartupError(
-                f"gRPC cannot use port {server.grpc_port}: {error}; change DAT_SERVER__GRPC_PORT"
+                f"gRPC cannot use port {port}: {error}; change DAT_SERVER__GRPC_PORT"
             ) from error
-
-
-@contextmanager
-def _metrics_server(listener: socket.socket, server: Server, metrics: Metrics) -> Iterator[None]:
-    """Serve metrics from a thread of its own, so that a busy event loop is seen."""
-    most = min(_METRICS_CONNECTIONS, max(1, server.connections // 2))
-    http_server = _HttpServer(
-        _metrics_app(metrics),
-        Connections(server, most=most, reserve=_METRICS_RESERVE, port="metrics", metrics=metrics),
-        _METRICS_GRACE_S,
-    )
-
-    def serve() -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(http_server.serve(sockets=[listener]))
-
-    thread = Thread(target=serve, name="metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        http_server.should_exit = True
-        thread.join()
-
-
-def _metrics_app(metrics: Metrics) -> ASGIApp:
-    app: Any = make_asgi_app(metrics.registry)
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await app(scope, receive, send)
-        # The library fails on a query that is not text, or on a version that is not a number.
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest("the query or the Accept headers cannot be read") from error
-
-    return serve

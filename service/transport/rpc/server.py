@@ -44,9 +44,21 @@ def create_server(
     *,
     limits: Limits,
     server: Server,
+    shared: bool = False,
 ) -> grpc.aio.Server:
-    """The gRPC interface over the cores, with health and reflection."""
-    rpc_server = grpc.aio.server(options=_options(limits, server))
+    """The gRPC interface over the cores, with health and reflection.
+
+    Args:
+        tasks: that are served.
+        catalogue: of the cores.
+        health: what is said of it.
+        metrics: of the replica.
+        budget: of the bytes of requests.
+        limits: of the settings.
+        server: settings of connections.
+        shared: whether other processes of this server listen to the same port.
+    """
+    rpc_server = grpc.aio.server(options=_options(limits, server, shared=shared))
     calls = Calls(metrics)
     timeout_s = server.grpc_message_timeout_s
     small = Reading(_SMALL_MESSAGES, patience_s=_SMALL_PATIENCE_S, timeout_s=timeout_s)
@@ -66,7 +78,7 @@ def create_server(
     return rpc_server
 
 
-def _options(limits: Limits, server: Server) -> list[tuple[str, int]]:
+def _options(limits: Limits, server: Server, *, shared: bool) -> list[tuple[str, int]]:
     def milliseconds(seconds: float) -> int:
         return ceil(seconds * 1e3)
 
@@ -75,7 +87,7 @@ def _options(limits: Limits, server: Server) -> list[tuple[str, int]]:
         # Points of many images outgrow the default of 4 MiB.
         "grpc.max_send_message_length": -1,
         # Two servers on one port would share its connections silently.
-        "grpc.so_reuseport": 0,
+        "grpc.so_reuseport": int(shared),
         "grpc.max_allowed_incoming_connections": min(
             _MOST_CONNECTIONS, max(1, int(open_files() * _CONNECTIONS_OF_FILES))
         ),
