@@ -18,6 +18,7 @@ from service import healthcheck, logs, machine, preconditions, process, settings
 from service.command_errors import CommandError
 from service.models.lineup import Lineup, choose_models, require_files
 from service.ports import Ports, open_ports
+from service.processes import metrics_folder
 
 _SIGNALLED = 130  # what a shell says of a command that was interrupted
 
@@ -37,6 +38,7 @@ def main() -> None:
     _add(commands, "settings", _settings, "print the table of settings")
     _add_evaluate(commands)
     _add_convert(commands)
+    _add_child(commands)
     arguments = parser.parse_args()
     try:
         sys.exit(arguments.run(arguments))
@@ -79,6 +81,14 @@ def _add_healthcheck(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument(
         "--ca", type=Path, metavar="FILE", help="certificates (PEM) that sign the server's"
     )
+
+
+def _add_child(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The processes of a server, which the supervisor starts."""
+    parser = commands.add_parser("child")
+    parser.add_argument("supervisor", type=int)
+    parser.add_argument("birth")
+    parser.set_defaults(run=_child)
 
 
 def _seconds(text: str) -> float:
@@ -157,6 +167,9 @@ def _serve_on(
     lineup: Lineup,
     lines: logs.LineWriter,
 ) -> int:
+    front_ends = chosen.front_ends
+    if front_ends:
+        return _supervise_on(ports, metrics_port, chosen, lineup, lines, front_ends=front_ends)
     # Torch is loaded from here on. That takes seconds, so wrong settings and taken ports were found
     # before; and torch reads the environment when it is loaded.
     process.begin()
@@ -170,6 +183,59 @@ def _serve_on(
             runner.run(serve(chosen, lineup, ports, metrics_port, lines))
         except ServiceError as error:  # a device was lost before the replica was ready
             return _fail(machine.shortage(error) or str(error))
+    return 0
+
+
+def _supervise_on(
+    ports: Ports,
+    metrics_port: socket.socket,
+    chosen: settings.Settings,
+    lineup: Lineup,
+    lines: logs.LineWriter,
+    *,
+    front_ends: int,
+) -> int:
+    folder = metrics_folder.open_folder()
+    try:
+        process.share_metrics(folder)
+        import uvloop  # noqa: PLC0415
+
+        from service.processes.supervisor import ChildFailed, supervise  # noqa: PLC0415
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            supervising = supervise(
+                chosen, lineup, ports, metrics_port, lines, front_ends=front_ends, folder=folder
+            )
+            try:
+                runner.run(supervising)
+            except ChildFailed:  # it has said why
+                return 1
+    finally:
+        metrics_folder.close_folder(folder)
+    return 0
+
+
+def _child(arguments: Namespace) -> int:
+    from service.processes.birth import Birth, end_with_parent  # noqa: PLC0415
+
+    end_with_parent(arguments.supervisor)
+    birth = Birth.read(arguments.birth)
+    chosen = settings.Settings()
+    lineup = choose_models(chosen)
+    lines = logs.configure(chosen.log, process=birth.name)
+    logs.never_wait_for_errors()
+    process.begin()
+    import uvloop  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if birth.kind == "worker":
+            from service.processes.worker import work  # noqa: PLC0415
+
+            runner.run(work(birth, chosen, lineup))
+        else:
+            from service.processes.front_end import answer  # noqa: PLC0415
+
+            runner.run(answer(birth, chosen, lineup, lines))
     return 0
 
 

@@ -20,6 +20,7 @@ ServiceError
 ├── NotReady              this replica is starting; retry elsewhere
 │   └── Draining              this replica is leaving; retry elsewhere
 ├── EngineUnavailable     the device is lost, or the model fails again and again; retry elsewhere
+│   └── WorkerLost            its process ended and is being started again
 ├── EngineFailed          our fault; the cause is in the log, not in the reply
 │   └── OutOfMemory           the image needs more memory than there is
 └── Internal              our fault as well, outside the device
@@ -33,6 +34,7 @@ from http import HTTPStatus
 from typing import ClassVar, Literal
 
 from grpc import StatusCode
+from typing_extensions import override
 
 Outcome = Literal["ok", "client_error", "rejected", "timeout", "cancelled", "server_error"]
 BatchFailure = Literal["out_of_memory", "hung", "lost", "error"]
@@ -261,6 +263,24 @@ class EngineUnavailable(ServiceError):
     def again(self) -> "EngineUnavailable":
         """A copy for another caller: an error keeps the frames that it passed through."""
         return EngineUnavailable(str(self), self.cause, self.retry_after_s)
+
+
+class WorkerLost(EngineUnavailable):
+    """The process that computed the image ended; another one is being started."""
+
+    code = "worker_lost"
+
+    def __init__(self, retry_after_s: float = 1.0) -> None:
+        super().__init__(
+            "the process of the device ended, and is being started again; try again, or ask "
+            "another replica",
+            "lost",
+            retry_after_s,
+        )
+
+    @override
+    def again(self) -> "WorkerLost":
+        return WorkerLost(self.retry_after_s)
 
 
 class EngineFailed(ServiceError):

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from logging.handlers import QueueHandler
 from queue import SimpleQueue
 from threading import Event, RLock, Thread
@@ -165,8 +166,15 @@ class LineWriter:
                 select.select((), (self._descriptor,), ())
 
 
-def configure(settings: Log, stream: TextIO | None = sys.stdout) -> LineWriter:
+def configure(
+    settings: Log, stream: TextIO | None = sys.stdout, process: str | None = None
+) -> LineWriter:
     """Send structlog, the standard library's loggers and warnings to a stream in one form.
+
+    Args:
+        settings: of the log.
+        stream: where lines go.
+        process: that they are of, where several write to the stream.
 
     Returns:
         What writes; at the end of the process it is flushed.
@@ -176,8 +184,9 @@ def configure(settings: Log, stream: TextIO | None = sys.stdout) -> LineWriter:
     render = _json if settings.format == "json" else _console(colors=os.isatty(descriptor))
     writer = LineWriter(descriptor, render)
     level = logging.getLevelNamesMapping()[settings.level.upper()]
+    named = [] if process is None else [partial(_of_process, process)]
     structlog.configure(
-        processors=[add_log_level, _EXCEPTIONS, _plain],
+        processors=[add_log_level, *named, _EXCEPTIONS, _plain],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=True,
@@ -259,6 +268,11 @@ def _plain(_logger: object, _method: str, event: EventDict) -> tuple[tuple[Event
     for key, value in event.items():
         event[key] = _short(value)
     return (event,), {}
+
+
+def _of_process(process: str, _logger: object, _method: str, event: EventDict) -> EventDict:
+    event["process"] = process
+    return event
 
 
 def _short(value: object) -> object:

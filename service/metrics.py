@@ -106,6 +106,7 @@ class Metrics:
             "Requests received and not yet answered.",
             ["protocol"],
             registry=registry,
+            multiprocess_mode="livesum",
         )
         self._in_flight = {p: in_flight.labels(p) for p in get_args(Protocol)}
         body = Histogram(
@@ -120,17 +121,20 @@ class Metrics:
             "dat_request_bytes_in_flight",
             "Bytes of requests that are received and not yet decoded.",
             registry=registry,
+            multiprocess_mode="livesum",
         )
         self.pixels_in_flight = Gauge(
             "dat_image_pixels_in_flight",
             "Pixels of images that are admitted and not yet decoded.",
             registry=registry,
+            multiprocess_mode="livesum",
         )
         connections = Gauge(
             "dat_connections",
             "Open HTTP connections.",
             ["port"],
             registry=registry,
+            multiprocess_mode="livesum",
         )
         self.connections = {port: connections.labels(port) for port in get_args(Port)}
         cut = Counter(
@@ -151,7 +155,10 @@ class Metrics:
         )
         self.decode_errors = {r: decode_errors.labels(r) for r in get_args(DecodeFailure)}
         self.draining = Gauge(
-            "dat_draining", "1 from the signal to leave until the end.", registry=registry
+            "dat_draining",
+            "1 from the signal to leave until the end.",
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self.event_loop_lag = Histogram(
             "dat_event_loop_lag_seconds",
@@ -169,6 +176,7 @@ class Metrics:
             "What this replica is made of; the version of torch names its CUDA.",
             ["version", "torch"],
             registry=registry,
+            multiprocess_mode="livemax",
         ).labels(version("dat-serve"), version("torch")).set(1)
 
     def add_task(self, task: str) -> None:
@@ -316,6 +324,7 @@ class _ModelVectors:
             "1 while the model is out of use because it fails again and again.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.batch_size = Histogram(
             "dat_batch_size",
@@ -342,18 +351,26 @@ class _ModelVectors:
             ["model", "outcome"],
             registry=registry,
         )
-        self.graphs = Gauge("dat_graphs", "CUDA graphs in memory.", ["model"], registry=registry)
+        self.graphs = Gauge(
+            "dat_graphs",
+            "CUDA graphs in memory.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.engine_info = Gauge(
             "dat_model_engine_info",
             "What computes the model on a device, and why not otherwise.",
             ["model", "device", "hardware", "backend", "dtype", "kernels", "tf32"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.memory = Gauge(
             "dat_model_memory_bytes",
             "Memory of the device that holds the parameters of the model, and its CUDA graphs.",
             ["model", "device", "part"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.busy_seconds = Counter(
             "dat_device_busy_seconds",
@@ -373,33 +390,42 @@ class _ModelVectors:
             "Images admitted and not yet on the device.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livesum",
         )
         self.running = Gauge(
-            "dat_requests_running", "Images on the device.", ["model"], registry=registry
+            "dat_requests_running",
+            "Images on the device.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.capacity = Gauge(
             "dat_queue_capacity_requests",
             "Most images admitted and not yet on the device.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.wait_estimate = Gauge(
             "dat_queue_wait_estimate_seconds",
             "Time in which the images that wait now will have reached the device.",
             ["model"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.ready = Gauge(
             "dat_model_ready",
             "1 when warmed up, while a device can run it and it does not fail again and again.",
             ["model", "version"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
         self.load = Gauge(
             "dat_model_load_duration_seconds",
             "Time of each phase of loading.",
             ["model", "phase"],
             registry=registry,
+            multiprocess_mode="livemax",
         )
 
 

@@ -75,6 +75,14 @@ def choose_kernels(enabled: bool, cache: Path | None) -> None:
     kernels.enabled = enabled
 
 
+def share_metrics(folder: Path) -> None:
+    """Have this process and its children keep their metrics in files of a folder.
+
+    To be called before prometheus_client is imported, which reads the variable once.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
 def silence_grpc() -> None:
     """Have gRPC log nothing, as its caller handles its failures; before gRPC is imported."""
     os.environ["GRPC_VERBOSITY"] = "NONE"

@@ -350,6 +350,12 @@ class Server(_Group):
         description="Origins of the web pages whose scripts may use the HTTP interface, as a JSON "
         'list such as `["https://example.com"]`, or `*` for all.',
     )
+    front_ends: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
+        0,
+        description="Processes that receive requests, decode and answer, beside one for each "
+        "device, so that the end of one does not take the others along; 0: one process for all; "
+        "`auto`: by cores and devices.",
+    )
     header_timeout_s: float = Field(
         10.0,
         gt=0,
@@ -432,6 +438,13 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     server: Server = Server()
     log: Log = Log()
+
+    @property
+    def front_ends(self) -> int:
+        """How many processes answer; 0 where one does all."""
+        if self.server.front_ends == "auto":
+            return max(1, cores() - len(self.engine.device.split(",")))
+        return self.server.front_ends
 
     @model_validator(mode="before")
     @classmethod

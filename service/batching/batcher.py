@@ -31,8 +31,12 @@ from service.errors import (
 )
 from service.metrics import ModelMetrics
 
+T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# Where pixels of a shape go.
+Empty = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 log = structlog.get_logger(__name__)
 
@@ -130,8 +134,8 @@ class Entry(Generic[Item, Result]):
 class Turn(Protocol):
     """The turn of one image to be decoded and submitted."""
 
-    def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Where the pixels of the image go; called in any thread."""
+    def fill(self, work: Callable[[Empty], T]) -> T:
+        """Do the work of decoding, in a thread; its argument says where pixels of a shape go."""
 
     def submit(
         self, item: Any, admission: Admission, deadline: float, waited_s: float
@@ -169,9 +173,9 @@ class _LocalTurn:
     def __init__(self, submit: Callable[..., Awaitable[Served[Any]]]) -> None:
         self.submit = submit
 
-    def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Where the pixels of the image go."""
-        return np.empty(shape, np.uint8)
+    def fill(self, work: Callable[[Empty], T]) -> T:
+        """Do the work of decoding."""
+        return work(lambda shape: np.empty(shape, np.uint8))
 
 
 class Batcher(Generic[Item, Result]):

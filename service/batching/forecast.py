@@ -25,19 +25,21 @@ class Forecast:
 
     Args:
         clock: seconds; any start.
-
-    Attributes:
-        seconds_per_item: between two items that leave a busy queue.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self.seconds_per_item = 0.0
+        self._seconds_per_item = 0.0
         self._compute_s: dict[int, float] = {}
         self._decode_s = 0.0
         self._ends: deque[float | None] = deque(maxlen=_CALLERS)  # ages of those that left
         self._patience_s = inf
         self._evidence_at = -inf
+
+    @property
+    def seconds_per_item(self) -> float:
+        """Between two items that leave a busy queue; 0 where nothing was measured yet."""
+        return self._seconds_per_item
 
     def batch_ended(self, size: int, compute_s: float, spacing_s: float) -> None:
         """Learn from a batch.
@@ -47,7 +49,7 @@ class Forecast:
             compute_s: how long it had the device, seconds.
             spacing_s: since the end of the batch before it, while there was work.
         """
-        self.seconds_per_item = _smoothed(self.seconds_per_item, spacing_s / size)
+        self._seconds_per_item = _smoothed(self._seconds_per_item, spacing_s / size)
         self._compute_s[size] = _smoothed(self._compute_s.get(size, 0.0), compute_s)
 
     def decoded(self, seconds: float) -> None:

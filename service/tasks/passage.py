@@ -114,7 +114,7 @@ class ImagePassage:
 
         def timed() -> tuple[T, float]:
             began = perf_counter()
-            return work(upload, turn.empty), perf_counter() - began
+            return turn.fill(lambda empty: work(upload, empty)), perf_counter() - began
 
         try:
             async with asyncio.timeout_at(request.deadline):

@@ -1,0 +1,230 @@
+"""What all processes of a server know of each other, in memory that they share.
+
+Every cell has one writer, and counts upwards where others depend on it, so that nothing needs a
+lock but the admission of a request: that reads what all front ends hold and writes what one of them
+takes (`SharedPlaces`). Nothing stays behind: the memory has no name, and the lock of a process
+that dies is released by the system.
+"""
+
+import fcntl
+import mmap
+import os
+from contextlib import suppress
+from enum import IntEnum
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A process that is stopped in the middle of an admission must not stop the others.
+_TRIES = 200
+
+
+class WorkerState(IntEnum):
+    """What a worker is doing."""
+
+    STARTING = 0
+    READY = 1
+    DOWN = 2
+
+
+class Extent(NamedTuple):
+    """How many there are of each.
+
+    Attributes:
+        rows: places for front ends on the board; each has two, for itself and its successor.
+        workers: one for each device.
+        models: served by each worker.
+    """
+
+    rows: int
+    workers: int
+    models: int
+
+
+class Board:
+    """The shared memory as arrays.
+
+    Args:
+        descriptor: of the memory.
+        extent: of the arrays.
+
+    Attributes:
+        draining: `(1,)`, whether the server leaves; by the supervisor.
+        looping: `(1,)`, whether processes die again and again; by the supervisor.
+        alive: `(rows,)`, whether a front end has the row; by the supervisor.
+        beats: `(rows + workers,)`, counts as long as the event loop of the process turns.
+        state: `(workers,)`, a `WorkerState`; READY by the worker, else by the supervisor.
+        back_at: `(workers,)`, when a worker that is down should be ready again; monotonic seconds.
+        admitted: `(rows, models)`, places that the front end took.
+        returned: `(rows, models)`, places that it gave back itself.
+        taken: `(rows, models, workers)`, places that the worker gave back as the items left
+            for its device.
+        sent: `(rows, workers)`, items that the front end sent to the worker.
+        done: `(rows, workers)`, items that the worker answered.
+        serving: `(workers, models)`, whether the worker can run the model.
+        running: `(workers, models)`, items on the device.
+        seconds_per_item: `(workers, models)`, between two items that leave a busy queue.
+    """
+
+    def __init__(self, descriptor: int, extent: Extent) -> None:
+        self.descriptor = descriptor
+        self.extent = extent
+        rows, workers, models = extent
+        self._memory = mmap.mmap(descriptor, _size(extent))
+        self._end = 0
+        self.draining = self._cells(1)
+        self.looping = self._cells(1)
+        self.alive = self._cells(rows)
+        self.beats = self._cells(rows + workers)
+        self.state = self._cells(workers)
+        self.admitted = self._cells(rows, models)
+        self.returned = self._cells(rows, models)
+        self.taken = self._cells(rows, models, workers)
+        self.sent = self._cells(rows, workers)
+        self.done = self._cells(rows, workers)
+        self.serving = self._cells(workers, models)
+        self.running = self._cells(workers, models)
+        self.back_at: NDArray[np.float64] = self._cells(workers).view(np.float64)
+        self.seconds_per_item: NDArray[np.float64] = self._cells(workers, models).view(np.float64)
+
+    @classmethod
+    def create(cls, extent: Extent) -> "Board":
+        """A board whose cells are all 0."""
+        descriptor = os.memfd_create("dat-serve-board")
+        os.ftruncate(descriptor, _size(extent))
+        return cls(descriptor, extent)
+
+    def _cells(self, *shape: int) -> NDArray[np.int64]:
+        start, self._end = self._end, self._end + 8 * prod(shape)
+        return np.frombuffer(self._memory, np.int64, prod(shape), start).reshape(shape)
+
+    def held(self, model: int) -> int:
+        """Places in the queue of a model that all front ends hold."""
+        places = self.admitted[:, model] - self.returned[:, model]
+        places -= self.taken[:, model].sum(-1)
+        return max(0, int(places @ self.alive))
+
+    def loads(self) -> NDArray[np.int64]:
+        """Items that each worker was sent and did not answer, `(workers,)`."""
+        unanswered: NDArray[np.int64] = self.alive @ (self.sent - self.done)
+        return unanswered
+
+    def able(self, model: int) -> NDArray[np.bool_]:
+        """Which workers can run a model now, `(workers,)`."""
+        able: NDArray[np.bool_] = (self.state == WorkerState.READY) & (self.serving[:, model] != 0)
+        return able
+
+    def rate(self, model: int) -> float:
+        """Seconds between two items of a model that leave the workers together; 0 if unknown."""
+        seconds = self.seconds_per_item[self.able(model), model]
+        seconds = seconds[seconds > 0]
+        return float(1 / (1 / seconds).sum()) if len(seconds) else 0.0
+
+    def enter(self, row: int) -> None:
+        """Give a row to a new front end."""
+        for cells in (self.admitted, self.returned, self.taken, self.sent, self.done):
+            cells[row] = 0
+        self.alive[row] = 1
+
+
+def _size(extent: Extent) -> int:
+    rows, workers, models = extent
+    of_rows = rows * (2 + 2 * models + models * workers + 2 * workers)
+    of_workers = workers * (3 + 3 * models)
+    return 8 * (2 + of_rows + of_workers)
+
+
+class SharedPlaces:
+    """The places in the queue of a model that all front ends share; those of one front end.
+
+    Args:
+        board: of the server.
+        row: of this front end.
+        model: its index.
+        limit: most places that are given out at a time, to all front ends together.
+    """
+
+    def __init__(self, board: Board, row: int, model: int, limit: int) -> None:
+        self.limit = limit
+        self._board = board
+        self._row = row
+        self._model = model
+
+    @property
+    def held(self) -> int:
+        """Places that all front ends hold."""
+        return self._board.held(self._model)
+
+    @property
+    def running(self) -> int:
+        """Items of the model on all devices."""
+        return int(self._board.running[:, self._model].sum())
+
+    def take(self, places: int) -> bool:
+        """Give out places, all or none, and say whether there were so many."""
+        with _Lock(self._board.descriptor, self._model) as locked:
+            if not locked or self.held + places > self.limit:
+                return False
+            self._board.admitted[self._row, self._model] += places
+            return True
+
+    def give_back(self, places: int) -> None:
+        """Take places back."""
+        self._board.returned[self._row, self._model] += places
+
+    def changed_running(self, items: int) -> None:
+        """Nothing: the workers count these."""
+
+
+class WorkerPlaces:
+    """What the queue of a worker counts; its items hold places of the front ends.
+
+    Args:
+        board: of the server.
+        worker: its index.
+        model: its index.
+    """
+
+    limit = 0
+    held = 0
+
+    def __init__(self, board: Board, worker: int, model: int) -> None:
+        self._running = board.running[worker, model : model + 1]
+
+    @property
+    def running(self) -> int:
+        """Items of the model on the device."""
+        return int(self._running[0])
+
+    def take(self, places: int) -> bool:
+        """No place is given out by a worker."""
+        raise NotImplementedError
+
+    def give_back(self, places: int) -> None:
+        """No place is given out by a worker."""
+        raise NotImplementedError
+
+    def changed_running(self, items: int) -> None:
+        """Count items that went to the device, or with a negative number came back."""
+        self._running[0] += items
+
+
+class _Lock:
+    """A lock that the system releases when its process dies (fcntl(2), record locks)."""
+
+    def __init__(self, descriptor: int, index: int) -> None:
+        self._descriptor = descriptor
+        self._index = index
+
+    def __enter__(self) -> bool:
+        for _ in range(_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._index)
+                return True
+            os.sched_yield()
+        return False
+
+    def __exit__(self, *_: Any) -> None:
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, self._index)

@@ -1,0 +1,405 @@
+"""The queues of the workers, as the tasks of a front end see them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from threading import Lock
+from time import monotonic, perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+import structlog
+from typing_extensions import override
+
+from service.batching.admission import Admission, AdmissionControl, Refusal
+from service.batching.batcher import Empty, Served, Turn, too_late
+from service.batching.forecast import Forecast
+from service.errors import DeadlineExceeded, EngineUnavailable, WorkerLost
+from service.metrics import ModelMetrics
+from service.processes.arena import QUEUED, TAKEN, Arena, Slot, Slots
+from service.processes.board import Board, SharedPlaces, WorkerState
+from service.processes.channel import Channel
+from service.processes.messages import Answer, Cancel, Failure, Ready, Submit, Withdrawn
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class _Turn:
+    """The turn of an image, with a slot for its pixels and its result.
+
+    The slot is free again when nobody uses it: the turn is over, no decoder writes into it, and no
+    worker has anything to do with it.
+
+    Args:
+        queue: of the model.
+        slot: for the image.
+    """
+
+    def __init__(self, queue: "RemoteQueue", slot: Slot) -> None:
+        self._queue = queue
+        self._slot = slot
+        self._loop = asyncio.get_running_loop()
+        self._lock = Lock()
+        self._users = 1  # of the slot
+
+    def fill(self, work: Callable[[Empty], T]) -> T:
+        """Do the work of decoding, into the slot."""
+        with self._lock:
+            if not self._users:
+                raise too_late()
+            self._users += 1
+        try:
+            return work(lambda shape: self._queue.arena.array(self._slot, shape))
+        finally:
+            if self._leave():
+                self._loop.call_soon_threadsafe(self._queue.give_back, self._slot)
+
+    async def submit(
+        self, item: Any, admission: Admission, deadline: float, waited_s: float
+    ) -> Served[Any]:
+        """Queue the item of the image and wait for its answer; see `Batcher.submit`."""
+        message = Submit(
+            0,
+            self._queue.model,
+            self._slot,
+            self._queue.arena.pack(item, self._slot),
+            perf_counter() - waited_s,
+            deadline,
+            admission.patient_until,
+            admission.request_id,
+        )
+        pending = Pending(message, self._loop.create_future(), self, admission)
+        with self._lock:
+            self._users += 1
+        workers = self._queue.workers
+        workers.submit(pending)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await pending.future
+        except TimeoutError:
+            raise too_late() from None
+        finally:
+            if not pending.settled:
+                workers.cancel(pending)
+
+    def end(self) -> None:
+        """Note that the turn is over, or that no worker has the item any more."""
+        if self._leave():
+            self._queue.give_back(self._slot)
+
+    def _leave(self) -> bool:
+        """Note that one does not use the slot any more, and say whether it was the last."""
+        with self._lock:
+            self._users -= 1
+            return not self._users
+
+    def give_place_back(self) -> None:
+        """Give back the place of an item whose caller left, and that no worker took."""
+        self._queue.places.give_back(1)
+
+
+@dataclass(eq=False, slots=True)
+class Pending:
+    """An item that was submitted and has no answer yet.
+
+    Attributes:
+        message: that brings it to a worker.
+        future: its answer.
+        turn: of its image.
+        admission: holds a place for it.
+        worker: that has it; `None` while it waits for one.
+        left: whether its caller no longer waits.
+        settled: whether no worker has anything to do with it any more.
+    """
+
+    message: Submit
+    future: asyncio.Future[Served[Any]]
+    turn: _Turn
+    admission: Admission
+    worker: int | None = None
+    left: bool = False
+    settled: bool = False
+
+
+class Workers:
+    """The workers as one front end sees them: who gets an item, and what became of it.
+
+    Args:
+        board: of the server.
+        row: of this front end on the board.
+        arena: of this front end.
+    """
+
+    def __init__(self, board: Board, row: int, arena: Arena) -> None:
+        self._board = board
+        self._row = row
+        self._arena = arena
+        self._channels: dict[int, Channel] = {}
+        self._ready: set[int] = set()
+        self._pending: dict[int, Pending] = {}
+        self._unsent: dict[int, Pending] = {}
+        self._next = 0
+        # Places that each worker gave back on our behalf, as far as it told us.
+        self._known = np.zeros_like(board.taken[row])
+
+    def connect(self, worker: int, channel: Channel) -> None:
+        """Take a new worker, which does not run batches yet."""
+        self._channels[worker] = channel
+
+    def submit(self, pending: Pending) -> None:
+        """Bring an item to the least loaded worker, or keep it until there is one."""
+        self._next += 1
+        pending.message = pending.message._replace(id=self._next)
+        self._send(pending)
+
+    def cancel(self, pending: Pending) -> None:
+        """Note that nobody waits for an item any more; its slot is free once it is settled."""
+        pending.left = True
+        if pending.worker is None:
+            del self._unsent[pending.message.id]
+            pending.admission.give_back()
+            self._settle(pending)
+            return
+        pending.admission.forget()  # whether its place was given back, the worker will tell
+        self._channels[pending.worker].send(Cancel(pending.message.id))
+
+    def receive(self, worker: int, message: Any) -> None:
+        """Take what a worker tells."""
+        if isinstance(message, Ready):
+            self._ready.add(worker)
+            self._send_unsent()
+            return
+        pending = self._pending.pop(message.id)
+        if isinstance(message, Withdrawn):
+            pending.turn.give_place_back()
+        else:
+            self._count_taken(pending, worker)
+            if isinstance(message, Answer):
+                served = self._arena.unpack(message.parcel, copy=True)
+                if not pending.future.done():
+                    pending.future.set_result(served)
+            else:
+                assert isinstance(message, Failure)
+                if not pending.future.done():
+                    pending.future.set_exception(message.error)
+        self._settle(pending)
+
+    def lost(self, worker: int) -> None:
+        """Answer what was on the device of a worker that ended; what waited goes on waiting."""
+        del self._channels[worker]
+        self._ready.discard(worker)
+        board, row = self._board, self._row
+        of_worker = [one for one in self._pending.values() if one.worker == worker]
+        for pending in of_worker:
+            del self._pending[pending.message.id]
+            if self._arena.taken[pending.message.slot.number] == TAKEN:
+                self._count_taken(pending, worker)
+                if not pending.future.done():
+                    pending.future.set_exception(WorkerLost())
+                self._settle(pending)
+            elif pending.left:
+                pending.turn.give_place_back()
+                self._settle(pending)
+            else:
+                pending.worker = None
+                self._unsent[pending.message.id] = pending
+        # Nobody else writes these cells now, and the worker may have ended between two of them.
+        board.taken[row, :, worker] = self._known[:, worker]
+        board.sent[row, worker] = board.done[row, worker]
+        log.warning("worker lost", worker=worker, images=len(of_worker))
+        self._send_unsent()
+
+    def refuse_hopeless(self) -> None:
+        """Answer the items that no worker will come back for in time."""
+        if not self._unsent or self._ready:
+            return
+        back_at = float(self._board.back_at.min())
+        for pending in list(self._unsent.values()):
+            if back_at > pending.message.deadline and not pending.future.done():
+                pending.future.set_exception(WorkerLost(max(1.0, back_at - monotonic())))
+
+    def give_up(self) -> None:
+        """Answer everything: this front end is at the end of its time to drain."""
+        for pending in [*self._pending.values(), *self._unsent.values()]:
+            if not pending.future.done():
+                pending.future.set_exception(
+                    EngineUnavailable("it is not done at the end of the time to drain", "hung")
+                )
+
+    def able(self, model: int) -> bool:
+        """Whether any worker that this front end knows can run a model."""
+        able = self._board.able(model)
+        return any(able[worker] for worker in self._ready)
+
+    def _send(self, pending: Pending) -> None:
+        able, loads = self._board.able(pending.message.model), self._board.loads()
+        worker = min(
+            (one for one in self._ready if able[one]), key=lambda one: loads[one], default=None
+        )
+        if worker is None:
+            self._unsent[pending.message.id] = pending
+            return
+        pending.worker = worker
+        self._pending[pending.message.id] = pending
+        self._arena.taken[pending.message.slot.number] = QUEUED
+        self._board.sent[self._row, worker] += 1
+        self._channels[worker].send(pending.message)
+
+    def _send_unsent(self) -> None:
+        unsent, self._unsent = self._unsent, {}
+        for pending in unsent.values():
+            self._send(pending)
+
+    def _count_taken(self, pending: Pending, worker: int) -> None:
+        self._known[pending.message.model, worker] += 1
+        if not pending.left:
+            pending.admission.forget()
+
+    def _settle(self, pending: Pending) -> None:
+        pending.settled = True
+        pending.turn.end()
+
+
+class SharedForecast(Forecast):
+    """A forecast by the batches of the workers, and the callers of this front end.
+
+    Args:
+        board: of the server.
+        model: its index.
+    """
+
+    def __init__(self, board: Board, model: int) -> None:
+        super().__init__()
+        self._board = board
+        self._model = model
+
+    @property
+    @override
+    def seconds_per_item(self) -> float:
+        return self._board.rate(self._model)
+
+
+class RemoteQueue:
+    """The queue of one model, which the workers serve together; see `batching.batcher.Queue`.
+
+    Args:
+        workers: that have the model.
+        board: of the server.
+        row: of this front end on the board.
+        model: its index.
+        queue_limit: most items admitted and not yet in a batch, of all front ends together.
+        arena: of this front end.
+        slots: of the model.
+        ahead: how many there are: images that may be decoded and not yet answered.
+        metrics: of the model.
+
+    Attributes:
+        workers: as above.
+        model: likewise.
+        arena: likewise.
+        forecast: learns from the images and their callers.
+        places: in the queue.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        board: Board,
+        row: int,
+        model: int,
+        *,
+        queue_limit: int,
+        arena: Arena,
+        slots: Slots,
+        ahead: int,
+        metrics: ModelMetrics,
+    ) -> None:
+        self.workers = workers
+        self._board = board
+        self.model = model
+        self.arena = arena
+        self._slots = slots
+        self._ahead = asyncio.Semaphore(ahead)
+        self.forecast = SharedForecast(board, model)
+        self.places = SharedPlaces(board, row, model, queue_limit)
+        self._admission = AdmissionControl(
+            self.places,
+            self.forecast,
+            metrics,
+            unavailable=self._unavailable,
+            released=lambda: None,
+        )
+
+    @property
+    def usable(self) -> bool:
+        """Whether any worker can run the model."""
+        return self.workers.able(self.model)
+
+    def open(self) -> None:
+        """Begin to admit."""
+        self._admission.open()
+
+    def begin_drain(self) -> None:
+        """Stop admitting."""
+        self._admission.drain()
+
+    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
+        """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
+        return self._admission.refusal(places, timeout_s)
+
+    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+        """Refuse what could not be admitted now; see `AdmissionControl.check_room`.
+
+        Raises:
+            ServiceError: as said there.
+        """
+        self._admission.check_room(places, timeout_s)
+
+    def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
+        """Take places in the queue for a request; see `AdmissionControl.admit`.
+
+        Raises:
+            ServiceError: as said there.
+        """
+        return self._admission.admit(places, timeout_s, request_id)
+
+    @asynccontextmanager
+    async def ahead(self, deadline: float) -> AsyncIterator[Turn]:
+        """Wait for the turn of an image, in which it has a slot; see `Batcher.ahead`.
+
+        Args:
+            deadline: loop time after which the answer is of no use, seconds.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._ahead.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+        turn = _Turn(self, self._slots.take())
+        try:
+            yield turn
+        finally:
+            turn.end()
+
+    def give_back(self, slot: Slot) -> None:
+        """Let the next image have a slot."""
+        self._slots.give_back(slot)
+        self._ahead.release()
+
+    def _unavailable(self) -> EngineUnavailable | None:
+        """Why nothing can be run now, if so."""
+        if self.usable:
+            return None
+        if (self._board.state == WorkerState.READY).any():
+            return EngineUnavailable(
+                "the model fails again and again; ask another replica, or later: this one tries "
+                "the model from time to time",
+                "error",
+            )
+        return WorkerLost(max(1.0, float(self._board.back_at.min()) - monotonic()))
