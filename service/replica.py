@@ -105,10 +105,12 @@ async def serve(  # noqa: PLR0917
             catalogue.fill(cores, lineup.default)
             _let_know(lifecycle, devices, models, servers.health)
             async with asyncio.TaskGroup() as group:
-                background = [group.create_task(model.batcher.run()) for model in models]
-                background += [group.create_task(device.watch()) for device in devices]
-                background.append(group.create_task(measure_lag(metrics)))
-                background.append(group.create_task(give_back_when_quiet()))
+                background = [
+                    *(group.create_task(model.batcher.run()) for model in models),
+                    *(group.create_task(device.watch()) for device in devices),
+                    group.create_task(measure_lag(metrics)),
+                    group.create_task(give_back_when_quiet()),
+                ]
                 process.loaded()
                 for model in models:
                     model.batcher.open()
@@ -122,13 +124,11 @@ async def serve(  # noqa: PLR0917
                     seconds=round(perf_counter() - start, 2),
                 )
                 await leave.wait()
-                await lifecycle.drain()
-                metrics.draining.set(1)
                 log.info("draining")
+                metrics.draining.set(1)
+                await lifecycle.drain()
                 await asyncio.sleep(settings.server.drain_delay_s)
-                for model in models:
-                    model.batcher.begin_drain()
-                await _stop(servers, devices, settings.server.drain_grace_s)
+                await _stop(servers, models, devices, settings.server.drain_grace_s)
                 for task in background:
                     task.cancel()
     if not loaded:
@@ -213,8 +213,12 @@ def _let_know(
         model.batcher.on_change(lifecycle.changed)
 
 
-async def _stop(servers: Servers, devices: Sequence[Device], grace_s: float) -> None:
+async def _stop(
+    servers: Servers, models: Sequence[OpenModel], devices: Sequence[Device], grace_s: float
+) -> None:
     """Wait for what is in flight; shortly before the end of the grace tell the rest to give up."""
+    for model in models:
+        model.batcher.begin_drain()
 
     def give_up() -> None:
         for device in devices:

@@ -47,7 +47,8 @@ ROOMS = {
 ON_TOP = {
     "service", "service.__main__", "service.cli", "service.replica", "service.servers",
     "service.open_model", "service.open_core", "service.computed_tasks", "service.served_tasks",
-    "service.processes", "service.http_server", "service.event_loop", "service.evaluation", "service.pb", "service.transport",
+    "service.processes", "service.http_server", "service.event_loop", "service.evaluation",
+    "service.pb", "service.transport",
 }  # fmt: skip
 WITHOUT_TORCH = (
     "service.transport.http.app", "service.transport.rpc.server", "service.tasks.classification",

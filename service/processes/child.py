@@ -44,6 +44,7 @@ class Child:
         self._began = 0.0
         self._deaths: deque[float] = deque()
         self._reason: str | None = None
+        self._ended: asyncio.Future[int] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -85,7 +86,7 @@ class Child:
             self._process = subprocess.Popen(command, pass_fds=given.descriptors)  # noqa: S603
         self.line = Line(ours, receive, lambda: None)
         loop, process = asyncio.get_running_loop(), self._process
-        ended: asyncio.Future[int] = loop.create_future()
+        self._ended = ended = loop.create_future()
         watched = os.pidfd_open(process.pid)
 
         def reap() -> None:
@@ -116,6 +117,11 @@ class Child:
         if self._process is not None:
             self._reason = reason
             self._process.send_signal(signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Wait until the process that runs now, if any, has ended."""
+        if self._ended is not None:
+            await asyncio.wait([self._ended])
 
     def died(self, code: int) -> str:
         """Remember that the process ended, and say why."""

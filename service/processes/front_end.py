@@ -143,11 +143,11 @@ class _FrontEnd:
         """Wait for the models and a worker, and from then on keep up with the workers."""
         facts: list[ModelFacts] = await self._facts
         size, slots = self._plan(facts)
+        assert self._workers is not None
         catalogue.fill(self._cores, lineup.default)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._connect_workers(size, slots))
-            while not any(queue.usable for queue in self._queues):
-                await asyncio.sleep(_LOOK_PERIOD_S)
+            await self._workers.met.wait()
             process.loaded()
             for queue in self._queues:
                 queue.open()

@@ -131,6 +131,9 @@ class Workers:
         board: of the server.
         row: of this front end on the board.
         arena: of this front end.
+
+    Attributes:
+        met: is set when the first worker runs batches.
     """
 
     def __init__(self, board: Board, row: int, arena: Arena) -> None:
@@ -139,6 +142,7 @@ class Workers:
         self._arena = arena
         self._channels: dict[int, Channel] = {}
         self._ready: set[int] = set()
+        self.met = asyncio.Event()
         self._pending: dict[int, Pending] = {}
         self._unsent: dict[int, Pending] = {}
         self._next = 0
@@ -170,6 +174,7 @@ class Workers:
         """Take what a worker tells."""
         if isinstance(message, Ready):
             self._ready.add(worker)
+            self.met.set()
             self._send_unsent()
             return
         pending = self._pending.pop(message.id)

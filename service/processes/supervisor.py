@@ -336,5 +336,4 @@ async def _ended(children: Sequence[Child], within_s: float) -> None:
     """Wait until processes have ended."""
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
-            while any(child.pid is not None for child in children):
-                await asyncio.sleep(0.02)
+            await asyncio.gather(*(child.end() for child in children))
