@@ -29,6 +29,7 @@ from service.cli import main
 from service.engine.classification import ClassificationEngine
 from service.engine.computing import Computing
 from service.images import decode
+from service.processes import birth
 from service.tasks import classification
 from service.tasks.passage import Computed, ImagePassage
 
@@ -106,5 +107,6 @@ if __name__ == "__main__":
     ClassificationEngine._load = faulty_load  # type: ignore[method-assign]
     classification.prepare = faulty_prepare  # type: ignore[attr-defined, assignment]
     ImagePassage.submit = faulty_submit  # type: ignore[method-assign]
-    sys.argv = ["dat-serve"]
+    birth.COMMAND = (sys.executable, "-m", "tests.faulty_server", str(folder), "child")
+    sys.argv = ["dat-serve", *sys.argv[2:]]
     main()

@@ -11,7 +11,8 @@ from typing import Any
 
 import structlog
 
-from service.processes.birth import COMMAND, Birth
+from service.processes import birth as births
+from service.processes.birth import Birth
 from service.processes.channel import Line, line_pair
 
 log = structlog.get_logger(__name__)
@@ -81,7 +82,7 @@ class Child:
         self._reason, self._began = None, monotonic()
         with theirs:
             given = birth(theirs.fileno())
-            command = [*COMMAND, str(os.getpid()), given.text()]
+            command = [*births.COMMAND, str(os.getpid()), given.text()]
             # What it is to inherit is named; it inherits nothing else.
             self._process = subprocess.Popen(command, pass_fds=given.descriptors)  # noqa: S603
         self.line = Line(ours, receive, lambda: None)
