@@ -14,7 +14,7 @@ from service.processes.board import Board, Extent
 
 Kind = Literal["front-end", "worker"]
 # How a child is started; the id of the supervisor and the text of its birth follow.
-COMMAND = (sys.executable, "-m", "service", "child")
+COMMAND: tuple[str, ...] = (sys.executable, "-m", "service", "child")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
