@@ -131,4 +131,6 @@ class Child:
             return self._reason
         if code == os.EX_UNAVAILABLE:
             return "device_lost"
+        if code == 0:
+            return "left"
         return "killed" if code < 0 else "failed"

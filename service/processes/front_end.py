@@ -6,7 +6,6 @@ import pickle
 import signal
 import socket
 from collections.abc import Sequence
-from functools import partial
 from math import ceil
 from typing import Any
 
@@ -27,7 +26,7 @@ from service.open_core import open_core, open_decoders
 from service.ports import Ports
 from service.processes.arena import Arena, plan
 from service.processes.birth import Birth
-from service.processes.channel import Channel, Line
+from service.processes.channel import Line
 from service.processes.heart import beat
 from service.processes.messages import Leave, Models, NewWorker, Opened, Serving
 from service.processes.remote_queue import RemoteQueue, Workers
@@ -206,15 +205,10 @@ class _FrontEnd:
 
     async def _connect_workers(self, size: int, slots: int) -> None:
         assert self._workers is not None
-        workers = self._workers
         while True:
             worker, descriptor = await self._come.get()
-            channel = await Channel.open(
-                socket.socket(fileno=descriptor),
-                partial(workers.receive, worker),
-                partial(workers.lost, worker),
-            )
-            workers.connect(worker, channel)
+            over = socket.socket(fileno=descriptor)
+            channel = await self._workers.connect(worker, over)
             channel.send(Opened(self._birth.row, size, slots))
 
     async def _keep_up(self) -> None:
@@ -222,7 +216,7 @@ class _FrontEnd:
         assert self._workers is not None
         seen = None
         while True:
-            self._workers.refuse_hopeless()
+            self._workers.look_after_waiting()
             if seen != (now := (self.lifecycle.live, self.lifecycle.ready)):
                 seen = now
                 self.lifecycle.changed()

@@ -1,9 +1,12 @@
 """The queues of the workers, as the tasks of a front end see them."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from threading import Lock
 from time import monotonic, perf_counter
 from typing import Any, TypeVar
@@ -110,7 +113,7 @@ class Pending:
         future: its answer.
         turn: of its image.
         admission: holds a place for it.
-        worker: that has it; `None` while it waits for one.
+        link: to the worker that has it; `None` while it waits for one.
         left: whether its caller no longer waits.
         settled: whether no worker has anything to do with it any more.
     """
@@ -119,9 +122,27 @@ class Pending:
     future: asyncio.Future[Served[Any]]
     turn: _Turn
     admission: Admission
-    worker: int | None = None
+    link: "Link | None" = None
     left: bool = False
     settled: bool = False
+
+
+class Link:
+    """The connection of a front end to one worker process, until that ends.
+
+    Attributes:
+        worker: index of the worker.
+        channel: to it.
+        ready: whether it runs batches.
+        pending: items that it has, by their ids.
+    """
+
+    channel: Channel
+
+    def __init__(self, worker: int) -> None:
+        self.worker = worker
+        self.ready = False
+        self.pending: dict[int, Pending] = {}
 
 
 class Workers:
@@ -140,18 +161,28 @@ class Workers:
         self._board = board
         self._row = row
         self._arena = arena
-        self._channels: dict[int, Channel] = {}
-        self._ready: set[int] = set()
-        self.met = asyncio.Event()
-        self._pending: dict[int, Pending] = {}
+        self._links: dict[int, Link] = {}
         self._unsent: dict[int, Pending] = {}
         self._next = 0
+        self.met = asyncio.Event()
         # Places that each worker gave back on our behalf, as far as it told us.
         self._known = np.zeros_like(board.taken[row])
 
-    def connect(self, worker: int, channel: Channel) -> None:
-        """Take a new worker, which does not run batches yet."""
-        self._channels[worker] = channel
+    async def connect(self, worker: int, over: socket.socket) -> Channel:
+        """Take a new worker process, which does not run batches yet; the one before has ended.
+
+        Args:
+            worker: its index.
+            over: the socket to it.
+        """
+        if (before := self._links.get(worker)) is not None:
+            self._lost(before)
+        link = Link(worker)
+        link.channel = await Channel.open(
+            over, partial(self._receive, link), partial(self._lost, link)
+        )
+        self._links[worker] = link
+        return link.channel
 
     def submit(self, pending: Pending) -> None:
         """Bring an item to the least loaded worker, or keep it until there is one."""
@@ -162,26 +193,53 @@ class Workers:
     def cancel(self, pending: Pending) -> None:
         """Note that nobody waits for an item any more; its slot is free once it is settled."""
         pending.left = True
-        if pending.worker is None:
+        if pending.link is None:
             del self._unsent[pending.message.id]
             pending.admission.give_back()
             self._settle(pending)
             return
         pending.admission.forget()  # whether its place was given back, the worker will tell
-        self._channels[pending.worker].send(Cancel(pending.message.id))
+        pending.link.channel.send(Cancel(pending.message.id))
 
-    def receive(self, worker: int, message: Any) -> None:
+    def look_after_waiting(self) -> None:
+        """Bring the items that wait for a worker to one, or answer them if none comes in time.
+
+        To be called again and again.
+        """
+        self._send_unsent()
+        if not self._unsent or any(link.ready for link in self._links.values()):
+            return
+        back_at = float(self._board.back_at.min())
+        for pending in list(self._unsent.values()):
+            if back_at > pending.message.deadline and not pending.future.done():
+                pending.future.set_exception(WorkerLost(max(1.0, back_at - monotonic())))
+
+    def give_up(self) -> None:
+        """Answer everything: this front end is at the end of its time to drain."""
+        of_workers = (link.pending.values() for link in self._links.values())
+        for pending in [*chain(*of_workers), *self._unsent.values()]:
+            if not pending.future.done():
+                pending.future.set_exception(
+                    EngineUnavailable("it is not done at the end of the time to drain", "hung")
+                )
+
+    def able(self, model: int) -> bool:
+        """Whether any worker that this front end knows can run a model."""
+        able = self._board.able(model)
+        return any(link.ready and able[link.worker] for link in self._links.values())
+
+    def _receive(self, link: Link, message: Any) -> None:
         """Take what a worker tells."""
         if isinstance(message, Ready):
-            self._ready.add(worker)
+            link.ready = True
             self.met.set()
             self._send_unsent()
             return
-        pending = self._pending.pop(message.id)
+        pending = link.pending.pop(message.id)
         if isinstance(message, Withdrawn):
             pending.turn.give_place_back()
         else:
-            self._count_taken(pending, worker)
+            self._count_taken(pending, link)
             if isinstance(message, Answer):
                 served = self._arena.unpack(message.parcel, copy=True)
                 if not pending.future.done():
@@ -192,16 +250,15 @@ class Workers:
                     pending.future.set_exception(message.error)
         self._settle(pending)
 
-    def lost(self, worker: int) -> None:
+    def _lost(self, link: Link) -> None:
         """Answer what was on the device of a worker that ended; what waited goes on waiting."""
-        del self._channels[worker]
-        self._ready.discard(worker)
-        board, row = self._board, self._row
-        of_worker = [one for one in self._pending.values() if one.worker == worker]
-        for pending in of_worker:
-            del self._pending[pending.message.id]
+        if self._links.get(link.worker) is not link:
+            return
+        del self._links[link.worker]
+        log.warning("worker lost", worker=link.worker, images=len(link.pending))
+        for pending in link.pending.values():
             if self._arena.taken[pending.message.slot.number] == TAKEN:
-                self._count_taken(pending, worker)
+                self._count_taken(pending, link)
                 if not pending.future.done():
                     pending.future.set_exception(WorkerLost())
                 self._settle(pending)
@@ -209,57 +266,37 @@ class Workers:
                 pending.turn.give_place_back()
                 self._settle(pending)
             else:
-                pending.worker = None
+                pending.link = None
                 self._unsent[pending.message.id] = pending
         # Nobody else writes these cells now, and the worker may have ended between two of them.
-        board.taken[row, :, worker] = self._known[:, worker]
-        board.sent[row, worker] = board.done[row, worker]
-        log.warning("worker lost", worker=worker, images=len(of_worker))
+        board, row = self._board, self._row
+        board.taken[row, :, link.worker] = self._known[:, link.worker]
+        board.sent[row, link.worker] = board.done[row, link.worker]
         self._send_unsent()
-
-    def refuse_hopeless(self) -> None:
-        """Answer the items that no worker will come back for in time."""
-        if not self._unsent or self._ready:
-            return
-        back_at = float(self._board.back_at.min())
-        for pending in list(self._unsent.values()):
-            if back_at > pending.message.deadline and not pending.future.done():
-                pending.future.set_exception(WorkerLost(max(1.0, back_at - monotonic())))
-
-    def give_up(self) -> None:
-        """Answer everything: this front end is at the end of its time to drain."""
-        for pending in [*self._pending.values(), *self._unsent.values()]:
-            if not pending.future.done():
-                pending.future.set_exception(
-                    EngineUnavailable("it is not done at the end of the time to drain", "hung")
-                )
-
-    def able(self, model: int) -> bool:
-        """Whether any worker that this front end knows can run a model."""
-        able = self._board.able(model)
-        return any(able[worker] for worker in self._ready)
 
     def _send(self, pending: Pending) -> None:
         able, loads = self._board.able(pending.message.model), self._board.loads()
-        worker = min(
-            (one for one in self._ready if able[one]), key=lambda one: loads[one], default=None
+        link = min(
+            (link for link in self._links.values() if link.ready and able[link.worker]),
+            key=lambda link: loads[link.worker],
+            default=None,
         )
-        if worker is None:
+        if link is None:
             self._unsent[pending.message.id] = pending
             return
-        pending.worker = worker
-        self._pending[pending.message.id] = pending
+        pending.link = link
+        link.pending[pending.message.id] = pending
         self._arena.taken[pending.message.slot.number] = QUEUED
-        self._board.sent[self._row, worker] += 1
-        self._channels[worker].send(pending.message)
+        self._board.sent[self._row, link.worker] += 1
+        link.channel.send(pending.message)
 
     def _send_unsent(self) -> None:
         unsent, self._unsent = self._unsent, {}
         for pending in unsent.values():
             self._send(pending)
 
-    def _count_taken(self, pending: Pending, worker: int) -> None:
-        self._known[pending.message.model, worker] += 1
+    def _count_taken(self, pending: Pending, link: Link) -> None:
+        self._known[pending.message.model, link.worker] += 1
         if not pending.left:
             pending.admission.forget()
 
