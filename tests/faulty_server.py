@@ -96,8 +96,9 @@ def faulty_prepare(*arguments: Any) -> Any:
 
 
 async def faulty_submit(self: ImagePassage, item: Any) -> Computed:
+    unshowable = is_colour(item.pixels, UNSHOWABLE)  # the result may take the place of the pixels
     computed = await submit(self, item)
-    if is_colour(item.pixels, UNSHOWABLE):
+    if unshowable:
         raise ValueError("told to fail")
     return computed
 
