@@ -42,6 +42,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=GOLDEN / "det",
         help="golden cases of the official detectors",
     )
+    parser.addoption(
+        "--soak-seconds", type=float, default=60, help="how long `make test-faults` soaks"
+    )
+    parser.addoption(
+        "--crowd-seconds", type=float, default=30, help="how long its crowds ask for too much"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -33,6 +33,7 @@ SERVING, NOT_SERVING = (
     health_pb2.HealthCheckResponse.NOT_SERVING,
 )
 TRANSPORTS = (over_http, over_grpc, over_stream)
+DECODED = "dat_stage_duration_seconds_count,model=dat_nano,stage=decode"
 STATUS = {code: (e.http_status, e.grpc_code) for e in all_errors() for code in [e.code]}
 
 
@@ -192,7 +193,11 @@ async def test_a_batch_that_does_not_fit_runs_in_parts_and_the_size_is_remembere
     with counted_once(server, Counter(ok=16 + 3)):
         before = failures(server).get("out_of_memory", 0)
         with shared.fault("memory-2"):
-            first = await ask(server, [JPEG] * 8)
+            with shared.fault("wait"):  # until all are decoded: what waits leaves together
+                decoded = server.metrics()[DECODED]
+                asking = asyncio.create_task(ask(server, [JPEG] * 8))
+                await eventually(lambda: server.metrics()[DECODED] == decoded + 8)
+            first = await asking
             tried = failures(server)["out_of_memory"]
             second = await ask(server, [JPEG] * 8)
             assert failures(server)["out_of_memory"] == tried <= before + 2
