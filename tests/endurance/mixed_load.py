@@ -11,7 +11,7 @@ import httpx
 from PIL import Image
 
 from service.pb import dat_pb2_grpc
-from tests.clients import JPEG, encoded, message
+from tests.clients import JPEG, encoded, message, own_channel
 from tests.server import RunningServer
 
 CONNECTION_LOST = "connection lost"
@@ -58,10 +58,9 @@ class MixedLoad:
 
     async def _call(self, end: float, *, over_grpc: bool) -> None:
         loop = asyncio.get_running_loop()
-        own = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
         async with (
             httpx.AsyncClient(base_url=self._server.http_url, timeout=100) as client,
-            grpc.aio.insecure_channel(self._server.grpc_target, own) as channel,
+            own_channel(self._server.grpc_target) as channel,
         ):
             stub = dat_pb2_grpc.ClassifierServiceStub(channel)
             while loop.time() < end:

@@ -12,7 +12,7 @@ from tests.clients import JPEG, channel, eventually, message, over_grpc, over_ht
 from tests.faults import faulty
 from tests.processes import everybody, open_files, threads
 from tests.server import RunningServer
-from tests.service.processes.test_deaths import device_rows, in_flight, outcomes
+from tests.tallies import device_rows, in_flight, outcomes
 
 HEAD = (
     b"POST /v1/classify?explain=points HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"

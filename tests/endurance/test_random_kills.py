@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.endurance.mixed_load import CONNECTION_LOST, MixedLoad
 from tests.faults import faulty
 from tests.processes import children, kill
 from tests.server import RunningServer
-from tests.service.processes.test_deaths import (
+from tests.tallies import (
     assert_no_step_back,
     counters,
     in_flight,
@@ -57,7 +58,7 @@ async def test_each_image_is_answered_once_and_counted_once(tmp_path, figures, k
         await loading
         scraping.cancel()
         await eventually(lambda: in_flight(server) == 0, 60)
-        for earlier, later in zip(seen, seen[1:], strict=False):
+        for earlier, later in pairwise(seen):
             assert_no_step_back(earlier, later)
         assert_no_step_back(before, counters(server))
         told, after = load.told, outcomes(server) - counted

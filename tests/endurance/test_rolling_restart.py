@@ -14,9 +14,8 @@ import httpx
 import pytest
 
 from service.pb import dat_pb2_grpc
-from tests.clients import JPEG, message
+from tests.clients import JPEG, message, own_channel
 from tests.server import ROOT, RunningServer, start_server
-from tests.service.processes.test_deaths import own_channel_to
 
 # A replica that leaves answers until the proxy has seen it. What could not be sent to it is sent to
 # the other one; so is, because to classify twice does no harm, what it did not answer.
@@ -91,7 +90,7 @@ def proxy(folder: Path, http: list[int], grpc: list[int]) -> Iterator[tuple[int,
             grpc_port=grpc_port,
         )
     )
-    command = [nginx(), "-e", folder / "error.log", "-p", folder, "-c", config]
+    command = [nginx(), "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(config)]
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:
             yield http_port, grpc_port
@@ -109,17 +108,17 @@ class Replica:
         self._server: RunningServer | None = None
 
     def start(self) -> None:
-        self._server = self._stack.enter_context(
-            start_server(
-                DAT_MODEL__NAME="dat_nano",
-                DAT_ENGINE__THREADS=1,
-                DAT_SERVER__HTTP_PORT=self.http,
-                DAT_SERVER__GRPC_PORT=self.grpc,
-                DAT_SERVER__DRAIN_DELAY_S=DRAIN_DELAY_S,
-                DAT_LIMITS__DEFAULT_TIMEOUT_S=100,
-                **self._settings,
-            )
+        starting = start_server(
+            ("service",),
+            DAT_MODEL__NAME="dat_nano",
+            DAT_ENGINE__THREADS=1,
+            DAT_SERVER__HTTP_PORT=self.http,
+            DAT_SERVER__GRPC_PORT=self.grpc,
+            DAT_SERVER__DRAIN_DELAY_S=DRAIN_DELAY_S,
+            DAT_LIMITS__DEFAULT_TIMEOUT_S=100,
+            **self._settings,
         )
+        self._server = self._stack.enter_context(starting)
 
     def replace(self) -> None:
         assert self._server is not None
@@ -146,7 +145,7 @@ async def test_replicas_are_replaced_one_after_the_other_and_nobody_notices(
                 told[f"http {answer.status_code}"] += 1
 
     async def ask_grpc(port: int) -> None:
-        async with own_channel_to(f"127.0.0.1:{port}") as connection:
+        async with own_channel(f"127.0.0.1:{port}") as connection:
             stub = dat_pb2_grpc.ClassifierServiceStub(connection)
             while not over.is_set():
                 answer = await stub.Classify(message([JPEG]))

@@ -14,7 +14,7 @@ from tests.endurance.mixed_load import CONNECTION_LOST, MixedLoad
 from tests.faults import faulty
 from tests.processes import children, open_files, resident_bytes, threads
 from tests.server import RunningServer
-from tests.service.processes.test_deaths import in_flight, outcomes
+from tests.tallies import in_flight, outcomes
 
 CALLERS = 6
 # Before that, pools and caches grow to the size that the traffic needs.

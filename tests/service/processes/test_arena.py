@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_what_has_no_room_in_the_slot_goes_another_way_and_no_neighbour_is_writt
     begins, ends_at = slots[number].offset, slots[number].offset + slots[number].size
     assert all(begins <= at and at + size <= ends_at for at, size in inside)
     spans = sorted((at, at + size) for at, size in inside if size)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 @pytest.mark.parametrize("shape", [(3,), (8, 9, 3), (SIZE,), (2, SIZE), (0, 4)])
@@ -128,5 +129,5 @@ def test_slots_of_all_models_lie_apart_and_come_back(models):
         taken += own
     assert sorted(slot.number for slot in taken) == list(range(count))
     spans = sorted((slot.offset, slot.offset + slot.size) for slot in taken)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     assert all(count <= start and end <= size for start, end in spans)

@@ -26,10 +26,12 @@ from tests.clients import (
     over_grpc,
     over_http,
     over_stream,
+    own_channel,
 )
 from tests.faults import Faulty, faulty, one_by_one
 from tests.processes import children, everybody, is_alive, kill, open_files, stopped
 from tests.server import RunningServer
+from tests.tallies import assert_no_step_back, counters, device_rows, in_flight, outcomes
 
 TRANSPORTS = (over_http, over_grpc, over_stream)
 MODEL = ",model=dat_nano"
@@ -73,47 +75,6 @@ def restarts(server: RunningServer, process: str) -> float:
     )
 
 
-def counters(server: RunningServer) -> dict[str, float]:
-    """What only ever grows: counters, and histograms by their buckets."""
-    return {
-        name: value
-        for name, value in server.metrics().items()
-        if name.split(",")[0].endswith(("_total", "_bucket", "_count", "_sum"))
-        and not name.startswith(("process_", "python_"))
-    }
-
-
-def assert_no_step_back(before: dict[str, float], after: dict[str, float]) -> None:
-    assert before.keys() <= after.keys()
-    assert {name for name, value in before.items() if after[name] < value} == set()
-
-
-def in_flight(server: RunningServer) -> float:
-    return sum(v for n, v in server.metrics().items() if n.startswith("dat_requests_in_flight"))
-
-
-def device_rows(server: RunningServer) -> float:
-    return server.metrics()[f"dat_batch_images_total,kind=real{MODEL}"]
-
-
-def outcomes(server: RunningServer) -> Counter[str]:
-    counted: Counter[str] = Counter()
-    for name, value in server.metrics().items():
-        if name.startswith("dat_image_outcomes_total"):
-            counted[name.split("code=")[1].split(",")[0]] += int(value)
-    return counted
-
-
-def own_channel(server: RunningServer) -> grpc.aio.Channel:
-    """A connection of its own, which may come to either front end."""
-    return own_channel_to(server.grpc_target)
-
-
-def own_channel_to(target: str) -> grpc.aio.Channel:
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-    return grpc.aio.insecure_channel(target, options)
-
-
 async def the_queue_holds_what_it_should(held: Faulty) -> None:
     """One image on the device, so many in the queue, and not one more, whoever asks.
 
@@ -128,7 +89,7 @@ async def the_queue_holds_what_it_should(held: Faulty) -> None:
         return {200: "ok", 429: "full"}.get(answer.status_code, str(answer.content))
 
     async def over_grpc_alone() -> str:
-        async with own_channel(server) as connection:
+        async with own_channel(server.grpc_target) as connection:
             stub = dat_pb2_grpc.ClassifierServiceStub(connection)
             try:
                 await stub.Classify(message([JPEG]))
@@ -301,7 +262,7 @@ async def test_what_expired_or_was_left_in_the_queue_never_reaches_the_device(he
     with held.fault("wait"):
         first = asyncio.create_task(over_grpc(server, [JPEG]))
         await eventually(lambda: server.metrics()[RUNNING] == 1)
-        async with own_channel(server) as connection:
+        async with own_channel(server.grpc_target) as connection:
             stub = dat_pb2_grpc.ClassifierServiceStub(connection)
             calls: list[Any] = [stub.Classify(message([JPEG])) for _ in range(3)]
             calls += [asyncio.create_task(over_http(server, [JPEG])) for _ in range(3)]
@@ -402,7 +363,7 @@ async def test_a_signal_to_all_processes_drains_as_one_to_the_first(tmp_path, nu
     with one_by_one(tmp_path, **MANY) as running:
         server = running.server
         pids = everybody(server)
-        async with own_channel(server) as connection:
+        async with own_channel(server.grpc_target) as connection:
             stub = dat_pb2_grpc.ClassifierServiceStub(connection)
             with running.fault("wait"):
                 asking: list[Any] = [
