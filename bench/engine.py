@@ -15,12 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from bench.baseline import CONFIGS, create_baseline
-from bench.harness import in_turn, options, publish, ratio
-from bench.machine import describe
+from bench.harness import RATIO, Row, alternate, describe, options, publish, ratio, table
 from bench.memory import ALL_KEPT
 from bench.open_engine import OpenEngine
 from bench.rival import Pixels, Rival, Run, Timed
-from bench.tables import RATIO, Row, table
 from bench.weights import recipe_checkpoint, recipe_state
 from model import VARIANTS, load_model
 from model.cost import flops
@@ -109,8 +107,8 @@ def compare(
         side: partial(rival.time, batch, seconds) for side, rival in rivals.items()
     }
     sides["explained"] = partial(rivals["engine"].time, batch, seconds, explain=True)
-    first, *timed = in_turn(sides, rounds + 1)
-    means = {side: [mean(one[side].durations) for one in timed] for side in sides}
+    timed = alternate(sides, rounds, unmeasured=1)
+    means = {side: [mean(one.durations) for one in of_side] for side, of_side in timed.items()}
     engine, product = means["engine"], means["product"]
     # Of multiply-adds alike.
     work = batch * flops(VARIANTS[name]) / PRODUCT_SIDE**3
@@ -118,7 +116,7 @@ def compare(
     return {
         "batch": batch,
         **{
-            side: _figures([one[side].durations for one in timed], batch)
+            side: _figures([one.durations for one in timed[side]], batch)
             for side in ("baseline", "keeping", "engine")
         },
         **ratio(means["baseline"], engine),
@@ -126,10 +124,13 @@ def compare(
         "product_gflops": 2e-9 * PRODUCT_SIDE**3 / median(product),
         "share_of_product_rate": ratio(of_product, engine)["ratio"],
         "explained_over_plain_time": ratio(means["explained"], engine)["ratio"],
-        "max_abs_difference": float(
-            np.abs(first["baseline"].scores - first["engine"].scores).max()
-        ),
+        "max_abs_difference": largest_difference(timed["baseline"], timed["engine"]),
     }
+
+
+def largest_difference(ones: list[Timed], others: list[Timed]) -> float:
+    """Between the probabilities of two sides."""
+    return float(np.abs(ones[0].scores - others[0].scores).max())
 
 
 def _figures(rounds: list[list[float]], batch: int) -> dict[str, float]:

@@ -21,8 +21,8 @@ from time import monotonic
 from typing import Any
 
 from bench.findings import bound, verdict
+from bench.harness import Row, table
 from bench.steps import ROOT, Outcome, Part, Step
-from bench.tables import Row, table
 
 PART_S = 350.0  # of the six minutes; the rest is for the start
 # A rehearsal may be beside others on a small machine.
@@ -135,7 +135,7 @@ def environment(device: str) -> None:
     import torch  # noqa: PLC0415
     import triton  # noqa: PLC0415
 
-    from bench.machine import describe  # noqa: PLC0415
+    from bench.harness import describe  # noqa: PLC0415
     from service.engine.gpu import kernels_on  # noqa: PLC0415
 
     for command in ("nvidia-smi", "free", "nproc"):

@@ -16,8 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.findings import note
 from bench.graphs import DTYPE, TARGETS, network
-from bench.harness import options
-from bench.machine import RESULTS
+from bench.harness import RESULTS, options
 from bench.rival import make_pixels
 from model import kernels
 

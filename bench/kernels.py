@@ -20,9 +20,7 @@ from torch import Tensor
 
 from bench.findings import Cases, note
 from bench.graphs import Way
-from bench.harness import options, time_calls, write
-from bench.machine import describe
-from bench.tables import Row, table
+from bench.harness import Row, describe, options, table, time_calls, write
 from model import DAT, VARIANTS, DatConfig
 from model.attention import DeformableAttention, sample_features
 from model.dat import Block, BlockPP, ConvMlp, Stage, make_attention

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.findings import verdict
-from bench.machine import RESULTS
+from bench.harness import RESULTS
 from model import DAT, VARIANTS
 from model.cost import cost
 from service.errors import ServiceError, all_errors

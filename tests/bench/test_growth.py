@@ -13,7 +13,7 @@ import pytest
 
 from bench import growth, growth_chart
 from bench.growth import _heap_memory, durations, line_past_the_knee, make_batch, tables
-from bench.machine import RESULTS
+from bench.harness import RESULTS
 from bench.memory import IN_USE_ALONE, in_own_process, peak, reset_peak, resident
 from service.engine.items import ClassificationInput
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from bench import harness
-from bench.harness import in_turn, options, publish, ratio, time_calls
-from bench.tables import LATENCY, RATIO, table
+from bench.harness import LATENCY, RATIO, in_turn, options, publish, ratio, table, time_calls
 
 
 def test_options_have_the_type_of_their_default(monkeypatch: pytest.MonkeyPatch) -> None:
