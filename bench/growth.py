@@ -12,8 +12,6 @@ from itertools import cycle
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from bench.harness import (
     RATIO,
     Row,
@@ -40,7 +38,6 @@ from tests import recipe
 
 SIZES = (224, 288, 384, 448)  # pixels a side
 MODELS = (1, 2, 4, 8)
-KNEE = 1.1  # past it an image costs at most this much of what it costs in the largest batch
 STORMS = 2
 UPLOADS = {"concurrency": 64, "height": 3000, "width": 4000}  # 12 MP each
 STORM_TIMEOUT_S = 300
@@ -77,50 +74,16 @@ def durations(calls: Sequence[Callable[[], object]], *, rounds: int, seconds: fl
     return [{"ms": 1e3 * median(of), **ratio(of, taken[0])} for of in taken.values()]
 
 
-def line_past_the_knee(batches: Sequence[int], costs: Sequence[float]) -> Row:
-    """The straight line through the costs of batches past the knee, and how straight they are.
-
-    It is the line that is closest to the costs in proportion to them: a small batch counts as
-    much as a large one.
-
-    Args:
-        batches: ascending.
-        costs: of each of them, in any unit.
-
-    Returns:
-        The first batch past the knee, what an image costs there and what a batch costs beside
-        its images, in the unit of the costs; R², and the largest distance from the line,
-        relative to it.
-    """
-    x, y = np.array(batches, float), np.array(costs, float)
-    cheap = y / x <= KNEE * y[-1] / x[-1]
-    knee = next(index for index in range(len(x)) if cheap[index:].all())
-    first = min(knee, len(x) - 3)  # two points are always on a line
-    x, y = x[first:], y[first:]
-    slope, fixed = np.polyfit(x, y, 1, w=1 / y)
-    line = fixed + slope * x
-    return {
-        "from_batch": batches[first],
-        "of_an_image": float(slope),
-        "of_a_batch": float(fixed),
-        "r2": float(1 - ((y - line) ** 2).sum() / ((y - y.mean()) ** 2).sum()),
-        "largest_deviation": float(np.abs(y / line - 1).max()),
-    }
-
-
 def grow_batch(name: str, device: Device, memory: list[int], chosen: Namespace) -> Row:
     """Time of batches."""
     engine = load(recipe_checkpoint(name), device, buckets=chosen.batches)
     calls = [partial(engine.run, make_batch(batch)) for batch in chosen.batches]
     timed = durations(calls, rounds=chosen.rounds, seconds=chosen.seconds)
-    rows = [
-        {"batch": batch, "ms": row["ms"], "memory_bytes": taken}
-        for batch, row, taken in zip(chosen.batches, timed, memory, strict=True)
-    ]
     return {
-        "rows": rows,
-        "time_line": line_past_the_knee(chosen.batches, [row["ms"] for row in rows]),
-        "memory_line": line_past_the_knee(chosen.batches, memory),
+        "rows": [
+            {"batch": batch, "ms": row["ms"], "memory_bytes": taken}
+            for batch, row, taken in zip(chosen.batches, timed, memory, strict=True)
+        ]
     }
 
 
@@ -253,12 +216,12 @@ def measure(name: str, chosen: Namespace) -> Row:
 
 def tables(result: Row) -> str:
     """The tables of one `growth-*.json`."""
-    by_batch, by_size, by_models = result["batch"], result["size"], result["models"]
+    memory = "{memory_bytes:/1e6 .1f}"
     batches = {
         "batch": "{batch}",
         "ms": "{ms:.1f}",
         "ms an image": "{ms_each:.1f}",
-        "memory MB": MB,
+        "memory MB": memory,
         "MB an image": "{bytes_each:/1e6 .1f}",
     }
     sizes = {
@@ -267,45 +230,28 @@ def tables(result: Row) -> str:
         "ms": "{ms:.1f}",
         "time / first (range)": RATIO,
         "FLOPs / first": "{flops_ratio:.2f}",
-        "memory MB": MB,
+        "memory MB": memory,
     }
     models = {
         "models": "{models}",
-        "memory MB": MB,
+        "memory MB": memory,
         "MB for each model more": "{bytes_more:/1e6 .1f}",
         "s to load one": "{load_s:.1f}",
         "ms, batch 1, in turn": "{ms:.1f}",
         "time / one model (range)": RATIO,
     }
-    for row in by_batch["rows"]:
-        row["ms_each"] = row["ms"] / row["batch"]
-        row["bytes_each"] = row["memory_bytes"] / row["batch"]
+    by_batch, by_size, by_models = result["batch"]["rows"], result["size"], result["models"]
+    for row in by_batch:
+        row |= {"ms_each": row["ms"] / row["batch"]}
+        row |= {"bytes_each": row["memory_bytes"] / row["batch"]}
     for row in by_size:
-        row["flops_ratio"] = row["flops"] / by_size[0]["flops"]
+        row |= {"flops_ratio": row["flops"] / by_size[0]["flops"]}
     for row in by_models:
         more = row["memory_bytes"] - by_models[0]["memory_bytes"]
-        row["bytes_more"] = more / max(1, row["models"] - 1)
-    return "\n\n".join(
-        (
-            table(batches, by_batch["rows"]),
-            f"Time: {_in_words(by_batch['time_line'], 1, 'ms')}.",
-            f"Memory: {_in_words(by_batch['memory_line'], 1e6, 'MB')}.",
-            table(sizes, by_size),
-            table(models, by_models),
-            table({"server": "{when}", "MB": "{bytes:/1e6 .1f}"}, result["server_memory"]),
-        )
-    )
-
-
-MB = "{memory_bytes:/1e6 .1f}"
-
-
-def _in_words(line: Row, unit: float, name: str) -> str:
-    return (
-        f"from batch {line['from_batch']} on {line['of_an_image'] / unit:.1f} {name} an image and "
-        f"{line['of_a_batch'] / unit:.1f} {name} a batch, at most {line['largest_deviation']:.1%} "
-        f"off that line (R² {line['r2']:.4f})"
-    )
+        row |= {"bytes_more": more / max(1, row["models"] - 1)}
+    in_server = table({"server": "{when}", "MB": "{bytes:/1e6 .1f}"}, result["server_memory"])
+    shown = (table(batches, by_batch), table(sizes, by_size), table(models, by_models), in_server)
+    return "\n\n".join(shown)
 
 
 def main() -> None:

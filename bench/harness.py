@@ -1,4 +1,6 @@
-"""What all measurements share. A script `bench/NAME.py` is written like this:
+"""What all measurements share.
+
+A script `bench/NAME.py` is written like this:
 
     chosen = options("bench.NAME", __doc__, device="cpu", rounds=5)     # its command line
     taken = alternate({"a": call_a, "b": call_b}, chosen.rounds)        # results by side, in turn
