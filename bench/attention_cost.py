@@ -11,6 +11,7 @@ in training. Times alternate in rounds; the ratio to DAT is taken per round.
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -24,7 +25,6 @@ from bench.harness import (
     RATIO,
     Row,
     alternate,
-    describe,
     options,
     publish,
     ratio,
@@ -49,45 +49,31 @@ class Memory(NamedTuple):
     held: int
 
 
-def measure_memory(forward: Callable[[], object], device: torch.device) -> Memory:
-    """Measure a forward pass whose parameters and inputs are there already."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        kept = forward()
-        torch.cuda.synchronize()
-        after, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
-        del kept
-        return Memory(most - before, after - before)
+def measure_memory(forward: Callable[[], object]) -> Memory:
+    """Measure a forward pass on the CPU whose parameters and inputs are there already."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         kept = forward()
     del kept
-    total = peak = 0
-    for change in _allocations(profiled):
-        total += change
-        peak = max(peak, total)
-    return Memory(peak, total)
-
-
-def _allocations(profiled: profile) -> list[int]:
-    """Bytes that the allocator of the CPU handed out (or, negative, took back), in order."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(path))
         trace = json.loads(path.read_text())
     events = [event for event in trace["traceEvents"] if event["name"] == "[memory]"]
-    return [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
+    events.sort(key=lambda event: event["ts"])
+    # What the allocator handed out or, negative, took back.
+    totals = list(accumulate(event["args"]["Bytes"] for event in events))
+    return Memory(max(totals), totals[-1])
 
 
-def measure_both(module: nn.Module, images: Tensor) -> tuple[Memory, Memory]:
+def measure_both(network: nn.Module, images: Tensor) -> tuple[Memory, Memory]:
     """Memory of a forward pass in inference, and of one that autograd records."""
-    forward = partial(module, images)
-    module.train()
+    forward = partial(network, images)
+    network.train()
     forward()  # what only a first call allocates
-    training = measure_memory(forward, images.device)
-    module.eval()
+    training = measure_memory(forward)
+    network.eval()
     with torch.inference_mode():
-        inference = measure_memory(forward, images.device)
+        inference = measure_memory(forward)
     return inference, training
 
 
@@ -98,13 +84,8 @@ def compare(
     memory = {name: measure_both(network, images) for name, network in networks.items()}
 
     def time_passes(network: nn.Module) -> float:
-        def compute() -> None:
-            network(images)
-            if images.is_cuda:
-                torch.cuda.synchronize()
-
         with torch.inference_mode():
-            return mean(time_calls(compute, seconds))
+            return mean(time_calls(partial(network, images), seconds))
 
     sides = {name: partial(time_passes, network) for name, network in networks.items()}
     taken = alternate(sides, rounds, unmeasured=1)
@@ -123,7 +104,7 @@ def compare(
 
 
 def tables(result: Row) -> str:
-    """The table of one `attention_cost-*.json`."""
+    """The table of `attention_cost-cpu.json`."""
     columns = {
         "model": "{name}",
         "million parameters": "{parameters:/1e6 .2f}",
@@ -139,27 +120,14 @@ def tables(result: Row) -> str:
 
 def main() -> None:
     """Compare the models."""
-    chosen = options(
-        "bench.attention_cost",
-        __doc__,
-        rounds=7,
-        seconds=0.1,
-        threads=None,
-        device="cpu",
-    )
+    chosen = options("bench.attention_cost", __doc__, rounds=7, seconds=0.1, threads=None)
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
-    networks = {name: create_model(name).to(chosen.device) for name in MODELS}
-    images = torch.randn(1, 3, 224, 224, device=chosen.device)
+    networks = {name: create_model(name) for name in MODELS}
+    images = torch.randn(1, 3, 224, 224)
     rows = compare(networks, images, rounds=chosen.rounds, seconds=chosen.seconds)
-    result = {
-        "device": chosen.device,
-        "batch": 1,
-        "machine": describe("bench.attention_cost", chosen.device),
-        "rounds": chosen.rounds,
-        "models": [row | vars(cost(networks[row["name"]])) for row in rows],
-    }
-    publish(f"attention_cost-{chosen.device}", tables, result)
+    models = [row | vars(cost(networks[row["name"]])) for row in rows]
+    publish("attention_cost-cpu", tables, chosen, models=models)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.harness import RATIO, Row, alternate, describe, options, publish, ratio, table
+from bench.harness import RATIO, Row, alternate, options, publish, ratio, table
 from model import VARIANTS
 from model.transforms import Preprocessing
 from service import process
@@ -129,7 +130,10 @@ def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[Row]:
         list(each(lambda file: way(file, preprocessing), files))
         return (time.perf_counter() - began) / len(files)
 
-    settings = {"one_thread": (map, uploads), "all_cores": (workers.map, uploads * cores)}
+    settings: dict[str, tuple[Any, list[bytes]]] = {
+        "one_thread": (map, uploads),
+        "all_cores": (workers.map, uploads * cores),
+    }
     sides = {
         (setting, name): partial(seconds_each, way, *how)
         for name, way in WAYS.items()
@@ -165,16 +169,13 @@ def tables(result: Row) -> str:
 
 def main() -> None:
     """Measure all cases, write the result file and print its table."""
-    rounds = options("bench.decode", __doc__, rounds=7).rounds
+    chosen = options("bench.decode", __doc__, rounds=7)
     process.compute_alone()
     cv2.setNumThreads(1)
     with open_workers(os.cpu_count() or 1) as workers:
-        cases = [
-            {"picture": case.name, "variant": case.variant, "rows": measure(case, workers, rounds)}
-            for case in CASES
-        ]
-    machine = describe("bench.decode", "cpu")
-    publish("decode-cpu", tables, {"machine": machine, "rounds": rounds, "cases": cases})
+        measured = [(case, measure(case, workers, chosen.rounds)) for case in CASES]
+    cases = [{"picture": c.name, "variant": c.variant, "rows": rows} for c, rows in measured]
+    publish("decode-cpu", tables, chosen, cases=cases)
 
 
 if __name__ == "__main__":

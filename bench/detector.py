@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from bench.closed_loop import COLUMNS, measure_closed_loop, over_all_rounds
-from bench.harness import Row, describe, options, publish, table
+from bench.harness import Row, options, publish, table
 from bench.load import PICTURES, make_jpeg
 from bench.open_engine import OpenEngine
 from bench.running_server import running_server
@@ -190,15 +190,8 @@ def main() -> None:
         sizes = [case.size for case in cases]
         opened = OpenEngine(make_detector(name), device, chosen.dtype, sizes=sizes)
         keep_freed()
-        result = {
-            "model": name,
-            "device": chosen.device,
-            "dtype": chosen.dtype,
-            "machine": describe("bench.detector", chosen.device, chosen.threads),
-            "settings": vars(chosen),
-            "cases": [measure_case(name, case, opened, chosen) for case in cases],
-        }
-        publish(f"detector-{name}-{chosen.device}-{chosen.dtype}", tables, result)
+        measured = [measure_case(name, case, opened, chosen) for case in cases]
+        publish(f"detector-{name}-{chosen.device}-{chosen.dtype}", tables, chosen, cases=measured)
 
 
 if __name__ == "__main__":

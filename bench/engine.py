@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.baseline import CONFIGS, create_baseline
-from bench.harness import RATIO, Row, alternate, describe, options, publish, ratio, table
+from bench.harness import RATIO, Row, alternate, options, publish, ratio, table
 from bench.memory import ALL_KEPT
 from bench.open_engine import OpenEngine
 from bench.rival import Pixels, Rival, Run, Timed
@@ -116,7 +116,7 @@ def compare(
     return {
         "batch": batch,
         **{
-            side: _figures([one.durations for one in timed[side]], batch)
+            side: {"images_per_s": median(batch / seconds for seconds in means[side])}
             for side in ("baseline", "keeping", "engine")
         },
         **ratio(means["baseline"], engine),
@@ -133,16 +133,6 @@ def largest_difference(ones: list[Timed], others: list[Timed]) -> float:
     return float(np.abs(ones[0].scores - others[0].scores).max())
 
 
-def _figures(rounds: list[list[float]], batch: int) -> dict[str, float]:
-    calls = [duration for durations in rounds for duration in durations]
-    return {
-        "images_per_s": median(batch / mean(durations) for durations in rounds),
-        "p50_ms": 1e3 * float(np.percentile(calls, 50)),
-        "p99_ms": 1e3 * float(np.percentile(calls, 99)),
-        "calls": len(calls),
-    }
-
-
 def tables(result: Row) -> str:
     """The table of one `engine-*.json`."""
     columns = {
@@ -152,8 +142,6 @@ def tables(result: Row) -> str:
         "engine / baseline (range)": RATIO,
         "engine / baseline that keeps its memory": "{ratio_to_keeping:.2f}",
         "share of a matrix product's rate": "{share_of_product_rate:.0%}",
-        "baseline p50 / p99 ms": "{baseline[p50_ms]:.1f} / {baseline[p99_ms]:.1f}",
-        "engine p50 / p99 ms": "{engine[p50_ms]:.1f} / {engine[p99_ms]:.1f}",
         "time with points / without": "{explained_over_plain_time:.3f}",
     }
     return table(columns, result["batches"])
@@ -176,20 +164,13 @@ def main() -> None:
     device, threads, dtype = chosen.device, chosen.threads, chosen.dtype
     for name in chosen.models:
         rivals = open_rivals(name, device, threads, dtype=dtype, max_batch=max(chosen.batches))
-        result = {
-            "model": name,
-            "device": device,
-            "dtype": dtype,
-            "machine": describe("bench.engine", device, threads),
-            "rounds": chosen.rounds,
-            "batches": [
-                compare(name, rivals, batch, rounds=chosen.rounds, seconds=chosen.seconds)
-                for batch in chosen.batches
-            ],
-        }
+        rows = [
+            compare(name, rivals, batch, rounds=chosen.rounds, seconds=chosen.seconds)
+            for batch in chosen.batches
+        ]
         for rival in rivals.values():
             rival.close()
-        publish(f"engine-{name}-{device}-{dtype}", tables, result)
+        publish(f"engine-{name}-{device}-{dtype}", tables, chosen, batches=rows)
 
 
 if __name__ == "__main__":

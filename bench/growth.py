@@ -16,7 +16,6 @@ from bench.harness import (
     RATIO,
     Row,
     alternate,
-    describe,
     options,
     publish,
     ratio,
@@ -203,11 +202,6 @@ def measure(name: str, chosen: Namespace) -> Row:
     # Its threads, even idle, would slow down the next model.
     device.close()
     return {
-        "model": name,
-        "device": "cpu",
-        "dtype": "float32",
-        "machine": describe("bench.growth", "cpu", threads),
-        "rounds": chosen.rounds,
         **timed,
         "models": in_own_process({}, grow_models, name, chosen),
         "server_memory": return_after_storms(name, threads),
@@ -267,7 +261,7 @@ def main() -> None:
         threads=None,
     )
     for name in chosen.models:
-        publish(f"growth-{name}-cpu-float32", tables, measure(name, chosen))
+        publish(f"growth-{name}-cpu-float32", tables, chosen, **measure(name, chosen))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 A script `bench/NAME.py` is written like this:
 
-    chosen = options("bench.NAME", __doc__, device="cpu", rounds=5)     # its command line
-    taken = alternate({"a": call_a, "b": call_b}, chosen.rounds)        # results by side, in turn
+    chosen = options("bench.NAME", __doc__, device="cpu", rounds=5)  # its command line
+    taken = alternate({"a": call_a, "b": call_b}, chosen.rounds)  # results by side, in turn
     rows = [{"side": side, **ratio(taken[side], taken["a"])} for side in taken]
-    publish("NAME-cpu", tables, {"machine": describe("bench.NAME", "cpu"), "rows": rows})
+    publish("NAME-cpu", tables, chosen, rows=rows)  # a result file, with machine and options
 
 Its function `tables(result)` shows a result file as Markdown, made by `table(columns, rows)`;
 `bench.report` asks the module that a file is named after. `time_calls` times one side in a round.
@@ -147,19 +147,19 @@ def in_short(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
 
 
-def write(name: str, result: Row) -> None:
-    """Write a result file.
+def publish(name: str, tables: Callable[[Row], str], chosen: Namespace, **measured: object) -> None:
+    """Write a result file, with the machine and the options, and print its tables.
 
     Args:
         name: of the file; up to its first hyphen that of the module in `bench`.
-        result: what was measured, with the machine.
+        tables: of that module.
+        chosen: what the command line said.
+        **measured: what was measured.
     """
+    module, settings = f"bench.{name.partition('-')[0]}", vars(chosen)
+    machine = describe(module, settings.get("device", "cpu"), settings.get("threads"))
+    result = {"machine": machine, "settings": settings, **measured}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-
-
-def publish(name: str, tables: Callable[[Row], str], result: Row) -> None:
-    """Write a result file and print its tables, made by the function of its module."""
-    write(name, result)
     print(f"{name}\n\n{tables(result)}\n")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.findings import Cases, note
 from bench.graphs import Way
-from bench.harness import Row, describe, options, table, time_calls, write
+from bench.harness import Row, options, publish, table, time_calls
 from model import DAT, VARIANTS, DatConfig
 from model.attention import DeformableAttention, sample_features
 from model.dat import Block, BlockPP, ConvMlp, Stage, make_attention
@@ -318,15 +318,8 @@ def main() -> None:
                     with cases.case(where["model"], step.name):
                         rows.append(where | compare(step, rates))
                         note(**rows[-1])
-    result = {
-        "device": device,
-        "dtype": chosen.dtype,
-        "machine": describe("bench.kernels", device),
-        "copied_bytes_per_s": rates.bytes,
-        "flops_per_s": rates.flops,
-        "steps": rows,
-    }
-    write(f"kernels-{device}-{chosen.dtype}", result)
+    facts = {"copied_bytes_per_s": rates.bytes, "flops_per_s": rates.flops}
+    publish(f"kernels-{device}-{chosen.dtype}", tables, chosen, **facts, steps=rows)
     cases.end()
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import product
 from statistics import median
 
-from bench.harness import Row, alternate, describe, options, publish, ratio, table
+from bench.harness import Row, alternate, options, publish, ratio, table
 from bench.running_server import RunningServer, running_server
 from bench.weights import recipe_state
 from service.machine import cores
@@ -87,13 +87,8 @@ def main() -> None:
         rounds=3,
         seconds=4.0,
     )
-    result = {
-        "machine": describe("bench.neighbour", "cpu", cores()),
-        "rows": [
-            row for name in chosen.models for row in rows(name, chosen.rounds, chosen.seconds)
-        ],
-    }
-    publish("neighbour-cpu", tables, result)
+    found = [row for name in chosen.models for row in rows(name, chosen.rounds, chosen.seconds)]
+    publish("neighbour-cpu", tables, chosen, rows=found)
 
 
 if __name__ == "__main__":

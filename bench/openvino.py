@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bench.baseline import CONFIGS
 from bench.engine import largest_difference, open_engine
-from bench.harness import RATIO, Row, alternate, describe, options, publish, ratio, table
+from bench.harness import RATIO, Row, alternate, options, publish, ratio, table
 from bench.rival import Pixels, Rival, Run
 from bench.weights import recipe_state
 from model import create_model
@@ -93,13 +93,7 @@ def main() -> None:
             for rival in rivals.values():
                 rival.close()
         models.append({"model": name, "batches": rows})
-    result = {
-        "machine": describe("bench.openvino", "cpu", chosen.threads),
-        "openvino": version("openvino"),
-        "rounds": chosen.rounds,
-        "models": models,
-    }
-    publish("openvino-cpu", tables, result)
+    publish("openvino-cpu", tables, chosen, openvino=version("openvino"), models=models)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from statistics import median
 
 import httpx
 
-from bench.harness import RATIO, Row, describe, in_short, options, publish, ratio, table
+from bench.harness import RATIO, Row, in_short, options, publish, ratio, table
 from bench.running_server import RunningServer, running_server
 from service.machine import cores
 
@@ -140,13 +140,8 @@ def main() -> None:
             storm(server, 3 * capacity, chosen.seconds, path)
             for path in ("/v1/classify", f"/v1/classify?timeout={PATIENCE_S}")
         ]
-    result = {
-        "machine": describe("bench.overload", "cpu", cores()),
-        "overload": found,
-        "storms": storms,
-        "storm_seconds": chosen.seconds,
-    }
-    publish("overload-cpu", tables, result)
+    seconds = chosen.seconds
+    publish("overload-cpu", tables, chosen, overload=found, storms=storms, storm_seconds=seconds)
 
 
 if __name__ == "__main__":

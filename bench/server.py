@@ -8,7 +8,7 @@ from functools import partial
 
 from bench.closed_loop import COLUMNS, measure_closed_loop, over_all_rounds
 from bench.engine import open_engine
-from bench.harness import Row, describe, options, publish, table
+from bench.harness import Row, options, publish, table
 from bench.load import CLIENTS
 from bench.rival import make_pixels
 from bench.running_server import running_server
@@ -65,14 +65,7 @@ def main() -> None:
             for protocol in chosen.protocols
             for concurrency in chosen.concurrency
         ]
-    result = {
-        "model": name,
-        "device": chosen.device,
-        "machine": describe("bench.server", chosen.device, chosen.threads),
-        "settings": vars(chosen),
-        "closed_loop": rows,
-    }
-    publish(f"server-{name}-{chosen.device}", tables, result)
+    publish(f"server-{name}-{chosen.device}", tables, chosen, closed_loop=rows)
 
 
 if __name__ == "__main__":

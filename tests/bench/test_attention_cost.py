@@ -1,41 +1,34 @@
 """What the comparison of attentions measures, and what it compares with."""
 
-import pytest
 import torch
 
 from bench.attention_cost import MODELS, compare, measure_memory, tables
 from model import create_model
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 MIB = 1 << 20
 LARGE = 16 * MIB  # of which no allocator leaves a part in a block that is too large
 
 
-@pytest.mark.parametrize("name", DEVICES)
-def test_memory_is_the_most_at_one_time_and_what_is_held_at_the_end(name: str) -> None:
-    device = torch.device(name)
-
+def test_memory_is_the_most_at_one_time_and_what_is_held_at_the_end() -> None:
     def forward() -> torch.Tensor:
-        first = torch.empty(4 * LARGE, dtype=torch.uint8, device=device)
-        second = torch.empty(2 * LARGE, dtype=torch.uint8, device=device)
+        first = torch.empty(4 * LARGE, dtype=torch.uint8)
+        second = torch.empty(2 * LARGE, dtype=torch.uint8)
         del first
-        third = torch.empty(3 * LARGE, dtype=torch.uint8, device=device)
+        third = torch.empty(3 * LARGE, dtype=torch.uint8)
         del second
         return third
 
-    memory = measure_memory(forward, device)
+    memory = measure_memory(forward)
 
     assert (memory.peak, memory.held) == (6 * LARGE, 3 * LARGE)
 
 
-@pytest.mark.parametrize("name", DEVICES)
-def test_what_autograd_keeps_is_held(name: str) -> None:
-    device = torch.device(name)
-    ones = torch.ones(MIB // 4, device=device, requires_grad=True)
+def test_what_autograd_keeps_is_held() -> None:
+    ones = torch.ones(MIB // 4, requires_grad=True)
 
-    recorded = measure_memory(lambda: ones.exp().sin().cos(), device)
+    recorded = measure_memory(lambda: ones.exp().sin().cos())
     with torch.inference_mode():
-        forgotten = measure_memory(lambda: ones.exp().sin().cos(), device)
+        forgotten = measure_memory(lambda: ones.exp().sin().cos())
 
     assert (recorded.peak, recorded.held) == (3 * MIB, 3 * MIB)
     assert (forgotten.peak, forgotten.held) == (2 * MIB, MIB)

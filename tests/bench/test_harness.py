@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def test_what_is_published_is_in_a_file_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    publish("x-cpu", lambda result: f"table of {result['rows']}", {"rows": [1]})
-    assert json.loads((tmp_path / "x-cpu.json").read_text()) == {"rows": [1]}
+    publish("x-cpu", lambda result: f"table of {result['rows']}", Namespace(rounds=2), rows=[1])
+    result = json.loads((tmp_path / "x-cpu.json").read_text())
+    assert (result["rows"], result["settings"]) == ([1], {"rounds": 2})
+    assert result["machine"]["command"].startswith("python -m bench.x")
     assert "table of [1]" in capsys.readouterr().out
