@@ -177,9 +177,9 @@ def return_after_storms(name: str, threads: int) -> list[Row]:
         for number in range(1, STORMS + 1):
             reset_peak(server.pid)
             # So short that nobody asks twice.
-            once = {"seconds": 0.01, "warmup": 0, "leave_after": STORM_TIMEOUT_S}
+            once = {"seconds": 0.05, "warmup": 0, "leave_after": STORM_TIMEOUT_S}
             statuses = server.load("http", **UPLOADS, **once)["statuses"]
-            if statuses != {"200": UPLOADS["concurrency"]}:
+            if set(statuses) != {"200"}:
                 raise RuntimeError(f"the server answered {statuses}")
             rows.append({"when": f"peak of storm {number}", "bytes": peak(server.pid)})
             note(f"end of storm {number}")
