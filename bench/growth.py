@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
+from math import prod
 from statistics import median
 from typing import Any
 
@@ -166,6 +167,8 @@ def return_after_storms(name: str, threads: int) -> list[Row]:
         DAT_ENGINE__DEVICE="cpu",
         DAT_ENGINE__THREADS=threads,
         DAT_LIMITS__DEFAULT_TIMEOUT_S=STORM_TIMEOUT_S,
+        # By default it would refuse half of them.
+        DAT_LIMITS__MAX_PIXELS_IN_FLIGHT=prod(UPLOADS.values()),
     ) as server:
         rows = [{"when": "ready", "bytes": resident(server.pid)}]
 
