@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import signal
 import socket
 import sys
 from argparse import Namespace
@@ -219,6 +220,8 @@ def _child(arguments: Namespace) -> int:
     from service.processes.birth import Birth, end_with_parent  # noqa: PLC0415
 
     end_with_parent(arguments.supervisor)
+    for number in (signal.SIGTERM, signal.SIGINT):  # may come to all processes; one tells the rest
+        signal.signal(number, signal.SIG_IGN)
     birth = Birth.read(arguments.birth)
     chosen = settings.Settings()
     lineup = choose_models(chosen)
