@@ -38,6 +38,8 @@ MODEL = ",model=dat_nano"
 WAITING, RUNNING = f"dat_requests_waiting{MODEL}", f"dat_requests_running{MODEL}"
 RETRYABLE = {503, "UNAVAILABLE", grpc.StatusCode.UNAVAILABLE.value[0]}
 PLACES = 8
+# Processes are started anew again and again, which takes long where others want the cores.
+pytestmark = pytest.mark.timeout(400)
 MANY = {"DAT_SERVER__FRONT_ENDS": 2, "DAT_LIMITS__DEFAULT_TIMEOUT_S": 100}
 
 
@@ -158,11 +160,11 @@ async def test_a_worker_that_is_killed_in_a_batch_loses_that_batch_alone(held):
         assert lost.error == "worker_lost"
         assert lost.status in RETRYABLE
         assert server.metrics()[WAITING] == 5
-        with httpx.Client(base_url=server.http_url, timeout=30) as client:
-            refused = client.post("/v1/classify", content=JPEG)
+        async with httpx.AsyncClient(base_url=server.http_url, timeout=30) as client:
+            refused = await client.post("/v1/classify", content=JPEG)
             assert refused.status_code == 503
             assert int(refused.headers["retry-after"]) >= 1
-            assert client.get("/health/live").status_code == 200
+        assert probe(server, "live") == 200
         async with channel(server) as connection:
             stub = dat_pb2_grpc.ClassifierServiceStub(connection)
             with pytest.raises(grpc.aio.AioRpcError) as failure:
@@ -309,7 +311,6 @@ async def test_faults_of_the_device_end_its_process_and_another_one_answers(tmp_
 
 async def test_a_worker_that_dies_again_and_again_takes_liveness(tmp_path):
     """Also while it warms up, in which it is killed here."""
-    (tmp_path / "ready").touch()
     with faulty(tmp_path, **MANY) as running:
         server = running.server
         # Warming up takes until the fault goes away.
@@ -327,9 +328,8 @@ async def test_a_worker_that_dies_again_and_again_takes_liveness(tmp_path):
             await eventually(lambda: restarts(server, "worker-0") == 5)
             lost = await waiting
             assert (lost.error, lost.status) == ("worker_lost", 503)
-            status = [httpx.get(f"{server.http_url}/health/{p}").status_code for p in ("ready",)]
-            assert status == [503]
-            await eventually(lambda: httpx.get(f"{server.http_url}/health/live").status_code == 503)
+            assert probe(server, "ready") == 503
+            await eventually(lambda: probe(server, "live") == 503)
         # It is tried all the same, and answers if nobody restarts the whole before.
         await all_ready(server)
         assert (await over_http(server, [JPEG])).error is None
