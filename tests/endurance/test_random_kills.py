@@ -67,13 +67,13 @@ async def test_each_image_is_answered_once_and_counted_once(tmp_path, figures, k
         assert load.sent == sum(told.values()) + load.left
         lost = told.pop(CONNECTION_LOST, 0)
         unknown = load.left + lost
-        # Whoever left may have been answered as well; whose front end was killed, perhaps not.
+        # Whoever left may have been answered as well, or have left before anybody saw the request;
+        # whose front end was killed may have been counted as answered, or not at all.
         for code in told.keys() | after.keys():
             assert told[code] <= after[code] <= told[code] + unknown, code
         assert sum(told.values()) <= sum(after.values()) <= load.sent
         if kind == "worker":
             assert lost == 0
-            assert sum(after.values()) == load.sent
             assert set(told) <= {"ok", "invalid_image", "worker_lost", "overloaded"}
         waiting = Counter({n: v for n, v in server.metrics().items() if "_waiting," in n})
         assert waiting.total() == 0

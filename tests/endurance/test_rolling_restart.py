@@ -1,6 +1,7 @@
 """Two replicas behind a proxy are replaced one after the other, and nobody notices."""
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -10,13 +11,30 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 
 from service.pb import dat_pb2_grpc
-from tests.clients import JPEG, message, own_channel
+from tests.clients import JPEG, message
 from tests.server import ROOT, RunningServer, start_server
 
+# A replica that starts answers UNAVAILABLE, which the proxy passes on: it looks at codes of HTTP.
+# So callers over gRPC try again, as A6 of the proposals of gRPC has them do.
+RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
 # A replica that leaves answers until the proxy has seen it. What could not be sent to it is sent to
 # the other one; so is, because to classify twice does no harm, what it did not answer.
 CONFIG = """
@@ -73,7 +91,7 @@ def nginx() -> str:
 
 
 @contextmanager
-def proxy(folder: Path, http: list[int], grpc: list[int]) -> Iterator[tuple[int, int]]:
+def proxy(folder: Path, http: list[int], rpc: list[int]) -> Iterator[tuple[int, int]]:
     """nginx before replicas, and its ports."""
     http_port, grpc_port = free_ports(2)
 
@@ -85,7 +103,7 @@ def proxy(folder: Path, http: list[int], grpc: list[int]) -> Iterator[tuple[int,
         CONFIG.format(
             folder=folder,
             http=servers(http),
-            grpc=servers(grpc),
+            grpc=servers(rpc),
             http_port=http_port,
             grpc_port=grpc_port,
         )
@@ -145,7 +163,8 @@ async def test_replicas_are_replaced_one_after_the_other_and_nobody_notices(
                 told[f"http {answer.status_code}"] += 1
 
     async def ask_grpc(port: int) -> None:
-        async with own_channel(f"127.0.0.1:{port}") as connection:
+        options = [("grpc.service_config", json.dumps(RETRIES))]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as connection:
             stub = dat_pb2_grpc.ClassifierServiceStub(connection)
             while not over.is_set():
                 answer = await stub.Classify(message([JPEG]))

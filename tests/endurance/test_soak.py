@@ -86,7 +86,7 @@ async def test_memory_stays_under_mixed_traffic(tmp_path, shape, figures, reques
         assert max(slopes.values()) < ALLOWED
         assert load.told[CONNECTION_LOST] == 0
         assert set(load.told) <= {"ok", "invalid_image", "overloaded", "deadline_exceeded"}
-        assert sum(after.values()) == load.sent
+        assert sum(load.told.values()) <= sum(after.values()) <= load.sent
         again = await over_http(server, [JPEG])
         assert again.results[0].predictions == golden.results[0].predictions
 
