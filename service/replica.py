@@ -23,6 +23,7 @@ from service.metrics import Metrics
 from service.models.lineup import Lineup
 from service.open_model import OpenModel, Shared, open_decoders, open_model
 from service.ports import Ports
+from service.security.security import open_security
 from service.served_tasks import TASKS, ServedTask
 from service.servers import Servers, open_servers
 from service.settings import Settings
@@ -58,7 +59,7 @@ async def serve(
         ModelUnusable: the weights or the class names of a model cannot be used.
         ModelFileError: sizes are given for a model that has a fixed one.
         DeviceUnavailable: the device is not there.
-        StartupError: the gRPC port was taken meanwhile.
+        StartupError: the gRPC port was taken, or keys and certificates were changed, meanwhile.
         RuntimeError: a device cannot be used, or the system gives no more threads.
     """
     leave = leave_on_signal(
@@ -86,7 +87,10 @@ async def serve(
         lambda: all(device.healthy for device in devices),
         lambda: shared.dispatch.available and any(model.batcher.trusted for model in models),
     )
-    async with open_servers(tasks, settings, ports, catalogue, lifecycle, metrics) as servers:
+    async with (
+        open_security(settings.security, metrics) as security,
+        open_servers(tasks, settings, ports, catalogue, lifecycle, metrics, security) as servers,
+    ):
         async with _watched(devices):
             loaded = await _unless(leave, _load(lineup, shared, models))
         if loaded:

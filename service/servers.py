@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,12 +22,15 @@ from service.errors import InvalidRequest
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.ports import Ports
+from service.security.security import Security, Tls
 from service.served_tasks import ServedTask
 from service.settings import Server, Settings
 from service.tasks.catalogue import Catalogue
 from service.transport.http.app import create_app
 from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
+from service.transport.http.secure_connections import over_tls
+from service.transport.rpc.credentials import server_credentials
 from service.transport.rpc.server import create_server
 from service.transport.rpc.v1 import MODEL_SERVICE
 from service.transport.rpc.watching import Health
@@ -69,6 +72,7 @@ async def open_servers(  # noqa: PLR0917
     catalogue: Catalogue,
     lifecycle: Lifecycle,
     metrics: Metrics,
+    security: Security,
 ) -> AsyncIterator[Servers]:
     """Serve HTTP, gRPC and metrics; not ready until `health` and `lifecycle` say so.
 
@@ -89,6 +93,7 @@ async def open_servers(  # noqa: PLR0917
             settings.limits,
             metrics,
             budget=budget,
+            access=security.access,
             version=version("dat-serve"),
             origins=server.cors_origins,
         ),
@@ -98,9 +103,16 @@ async def open_servers(  # noqa: PLR0917
             reserve=_RESERVE,
             port="http",
             metrics=metrics,
-            gate=Gate(catalogue, [task.name for task in tasks], metrics),
+            gate=Gate(
+                catalogue,
+                [task.name for task in tasks],
+                metrics,
+                security.access,
+                cross_origin=bool(server.cors_origins),
+            ),
         ),
         ceil(server.drain_grace_s),
+        Connection if security.tls is None else over_tls(security.tls),
     )
     rpc_server = create_server(
         [task.rpc for task in tasks],
@@ -108,10 +120,11 @@ async def open_servers(  # noqa: PLR0917
         health,
         metrics,
         budget,
+        access=security.access,
         limits=settings.limits,
         server=server,
     )
-    rpc_port = _add_port(rpc_server, server)
+    rpc_port = _add_port(rpc_server, server, security.tls)
     with _metrics_server(ports.metrics, server, metrics):
         await rpc_server.start()
         # libuv takes one connection of a socket in a turn of the event loop, and a busy loop has a
@@ -135,11 +148,17 @@ class _HttpServer(uvicorn.Server):
 
     server_state: Connections
 
-    def __init__(self, app: ASGIApp, connections: Connections, grace_s: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        connections: Connections,
+        grace_s: int,
+        connection: Callable[..., Connection] = Connection,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=connection,  # type: ignore[arg-type]
                 ws="none",
                 interface="asgi3",
                 lifespan="off",
@@ -167,7 +186,7 @@ class _HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _add_port(rpc_server: grpc.aio.Server, server: Server) -> int:
+def _add_port(rpc_server: grpc.aio.Server, server: Server, tls: Tls | None) -> int:
     host = f"[{server.host}]" if ":" in server.host else server.host
     port = server.grpc_port
     with ExitStack() as until_bound:
@@ -177,7 +196,9 @@ def _add_port(rpc_server: grpc.aio.Server, server: Server) -> int:
                 taken = socket.create_server(("::", port), family=socket.AF_INET6)
                 port = until_bound.enter_context(taken).getsockname()[1]
         try:
-            return rpc_server.add_insecure_port(f"{host}:{port}")
+            if tls is None:
+                return rpc_server.add_insecure_port(f"{host}:{port}")
+            return rpc_server.add_secure_port(f"{host}:{port}", server_credentials(tls))
         except RuntimeError as error:
             raise StartupError(
                 f"gRPC cannot use port {server.grpc_port}: {error}; change DAT_SERVER__GRPC_PORT"

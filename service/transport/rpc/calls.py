@@ -12,6 +12,7 @@ import structlog
 
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.security.access import CREDENTIALS, Access, Caller
 from service.transport import request_id
 from service.transport.rpc.reading import Context
 
@@ -105,14 +106,48 @@ def uncounted(answer: Answer) -> Answer:
     return serve
 
 
-class Calls:
-    """What calls have in common: what became of them, told to the caller and counted."""
+def admitted(access: Access, answer: Answer) -> Answer:
+    """Answer a call if its caller may ask; nothing that it sends is read before."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    async def serve(context: Context) -> Any:
+        caller = access.admit(_headers(context))
+        if isinstance(caller, ServiceError):
+            raise caller
+        return await answer(context)
+
+    return serve
+
+
+def caller_of(access: Access, context: Context) -> Caller:
+    """Who asks; a stream may go on when its key is known no more.
+
+    Raises:
+        Unauthenticated: the key is not known.
+    """
+    caller = access.identify(_headers(context))
+    if isinstance(caller, ServiceError):
+        raise caller
+    return caller
+
+
+def _headers(context: Context) -> list[tuple[bytes, bytes]]:
+    return [
+        (name.encode(), value.encode() if isinstance(value, str) else value)
+        for name, value in context.invocation_metadata() or ()
+        if name in CREDENTIALS
+    ]
+
+
+class Calls:
+    """What calls have in common: who may ask, and what became of them, told and counted."""
+
+    def __init__(self, metrics: Metrics, access: Access) -> None:
         self._responses = metrics.responses
+        self._access = access
 
     def counted(self, method: str, answer: Answer) -> Answer:
-        """Answer a call, show the caller what became of it, and count that."""
+        """Answer a call if its caller may ask, show what became of it, and count that."""
+        answer = admitted(self._access, answer)
 
         async def serve(context: Context) -> Any:
             identity, start = _choose_identity(context), perf_counter()

@@ -9,6 +9,7 @@ import grpc
 from service.byte_budget import ByteBudget
 from service.machine import open_files
 from service.metrics import Metrics
+from service.security.access import Access
 from service.settings import Limits, Server
 from service.tasks.catalogue import Catalogue
 from service.transport.rpc.calls import Calls, heard_out, many_answers, one_answer
@@ -42,18 +43,21 @@ def create_server(
     metrics: Metrics,
     budget: ByteBudget,
     *,
+    access: Access,
     limits: Limits,
     server: Server,
 ) -> grpc.aio.Server:
     """The gRPC interface over the cores, with health and reflection."""
     rpc_server = grpc.aio.server(options=_options(limits, server))
-    calls = Calls(metrics)
+    calls = Calls(metrics, access)
     timeout_s = server.grpc_message_timeout_s
     small = Reading(_SMALL_MESSAGES, patience_s=_SMALL_PATIENCE_S, timeout_s=timeout_s)
     places = max(1, budget.limit // (_RECEIVED * limits.max_body_bytes))
     large = Reading(places, patience_s=_PATIENCE_S, timeout_s=timeout_s)
     for task in tasks:
-        requests = TaskCalls(task, catalogue, metrics, budget, limits=limits, reading=large)
+        requests = TaskCalls(
+            task, catalogue, metrics, budget, access=access, limits=limits, reading=large
+        )
         stream = f"{task.method}Stream"
         methods = {
             task.method: one_answer(calls.counted(task.method, requests.one)),
@@ -62,7 +66,7 @@ def create_server(
         rpc_server.add_registered_method_handlers(task.service, methods)
     add_models(rpc_server, catalogue, calls, small)
     add_health(rpc_server, health, small)
-    add_reflection(rpc_server, health.services, small)
+    add_reflection(rpc_server, health.services, small, access)
     return rpc_server
 
 
