@@ -153,7 +153,7 @@ class _HttpServer(uvicorn.Server):
         app: ASGIApp,
         connections: Connections,
         grace_s: int,
-        connection: Callable[..., Connection] = Connection,
+        connection: Callable[..., asyncio.Protocol] = Connection,
     ) -> None:
         super().__init__(
             uvicorn.Config(
