@@ -276,7 +276,7 @@ def _variable(place: tuple[int | str, ...]) -> str:
 
 def _option(place: tuple[int | str, ...]) -> str:
     """The option of the command line, from the field that it sets."""
-    return f"--{place[0]}".replace("_", "-")
+    return f"--{place[0]}".replace("_", "-") if place else ""
 
 
 def _fail(*messages: str) -> int:
@@ -309,7 +309,9 @@ def _key(arguments: Namespace) -> int:
     try:
         key = add_key(path, arguments.name, arguments.images_per_s, arguments.burst)
     except ValidationError as error:
-        return _fail(*_faults(error, _option))
+        return _fail(
+            *_faults(error, lambda place: "NAME" if place == ("name",) else _option(place))
+        )
     print(key)  # noqa: T201
     return 0
 

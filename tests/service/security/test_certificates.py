@@ -69,7 +69,7 @@ def test_old_versions_and_ciphers_are_not_spoken(made):
     for version, spoken in [(ssl.TLSVersion.TLSv1_1, False), (ssl.TLSVersion.TLSv1_2, True)]:
         client = ssl.create_default_context(cafile=made.authority.certificate)
         client.set_ciphers("DEFAULT:@SECLEVEL=0")
-        with nullcontext() if spoken else pytest.warns(DeprecationWarning):
+        with nullcontext() if spoken else pytest.warns(DeprecationWarning, match="TLSv1_1"):
             client.minimum_version = client.maximum_version = version
         if spoken:
             assert shake_hands(certificates.context, client).version() == "TLSv1.2"
@@ -96,7 +96,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def faulty(fault, made, folder):
+def faulty(fault, made, folder):  # noqa: PLR0911, PLR0912
     """Settings with a fault, the file at fault, and a word of the message."""
     server, empty, extra = made.server, folder / "empty.pem", folder / "extra.pem"
     empty.write_text("nothing here\n")
