@@ -51,24 +51,29 @@ class SecureConnection(Connection):
 
     def shake_hands(self, accepted: socket.socket) -> None:
         """Find a place for the connection, and wait for the handshake."""
-        super().connection_made(_Handshake(self.loop.create_task(self._shake_hands(accepted))))
-
-    async def _shake_hands(self, accepted: socket.socket) -> None:
-        try:
-            await self.loop.connect_accepted_socket(
+        shaking = self.loop.create_task(
+            self.loop.connect_accepted_socket(
                 lambda: self,
                 accepted,
                 ssl=self._tls.certificates.context,
-                ssl_handshake_timeout=self._limits.header_timeout_s,
+                # Later than `check`, which counts those that it cuts.
+                ssl_handshake_timeout=2 * self._limits.header_timeout_s,
                 ssl_shutdown_timeout=_CLOSE_S,
             )
-        except ssl.SSLError as error:
+        )
+        shaking.add_done_callback(partial(self._shaken, accepted))
+        super().connection_made(_Handshake(shaking))
+
+    def _shaken(self, accepted: socket.socket, shaking: "asyncio.Task[Any]") -> None:
+        failure = ConnectionAbortedError() if shaking.cancelled() else shaking.exception()
+        if failure is None:
+            return
+        if isinstance(failure, ssl.SSLError):
             self.server_state.count_cut("handshake")
-            self.connection_lost(error)
-        except OSError as error:  # the client left, or its time was over
-            self.connection_lost(error)
-        except asyncio.CancelledError:
-            self.connection_lost(ConnectionAbortedError())
+        accepted.close()
+        self.connection_lost(failure if isinstance(failure, Exception) else None)
+        if not isinstance(failure, OSError):
+            raise failure
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Go on with the head of the first request; the time for it has begun before."""
@@ -87,7 +92,7 @@ class SecureConnection(Connection):
 class _Handshake(asyncio.Transport):
     """Stands for the transport until the handshake is over."""
 
-    def __init__(self, shaking: "asyncio.Task[None]") -> None:
+    def __init__(self, shaking: "asyncio.Task[Any]") -> None:
         super().__init__()
         self._shaking = shaking
 

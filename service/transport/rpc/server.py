@@ -12,7 +12,7 @@ from service.metrics import Metrics
 from service.security.access import Access
 from service.settings import Limits, Server
 from service.tasks.catalogue import Catalogue
-from service.transport.rpc.calls import Calls, heard_out, many_answers, one_answer
+from service.transport.rpc.calls import Calls, many_answers, one_answer
 from service.transport.rpc.reading import Reading
 from service.transport.rpc.task import RpcTask
 from service.transport.rpc.v1 import UNREAD_BYTES, TaskCalls, add_models
@@ -61,7 +61,7 @@ def create_server(
         stream = f"{task.method}Stream"
         methods = {
             task.method: one_answer(calls.counted(task.method, requests.one)),
-            stream: many_answers(calls.counted(stream, heard_out(requests.many))),
+            stream: many_answers(calls.counted(stream, requests.many, stream=True)),
         }
         rpc_server.add_registered_method_handlers(task.service, methods)
     add_models(rpc_server, catalogue, calls, small)

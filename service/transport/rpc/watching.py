@@ -76,7 +76,7 @@ def add_reflection(
     serializer = reflection_pb2.ServerReflectionResponse.SerializeToString
     methods = {
         "ServerReflectionInfo": many_answers(
-            uncounted(admitted(access, heard_out(reflect))), serializer
+            uncounted(heard_out(admitted(access, reflect))), serializer
         )
     }
     server.add_registered_method_handlers(reflection.SERVICE_NAME, methods)
