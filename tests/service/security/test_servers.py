@@ -255,7 +255,7 @@ async def test_keys_come_and_go_while_requests_are_in_flight(keyed):
         stub = dat_pb2_grpc.ClassifierServiceStub(channel)
         asking = [asyncio.create_task(ask_on(good)) for _ in range(4)]
 
-        async def status() -> int:
+        async def status():
             answer = await other.get("/v1/models")
             return answer.status_code
 
