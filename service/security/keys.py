@@ -113,7 +113,7 @@ def read_keys(path: Path, named: str = "") -> tuple[Key, ...]:
         return _parse(read_text(path))
     except OSError as fault:
         raise KeyFileError(f"{named}{path}: {fault.strerror}") from fault
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise KeyFileError(f"{named}{path}: {fault}") from None
 
 
@@ -163,6 +163,6 @@ def add_key(
             file.write(f"{between}[[key]]\n{table}".encode())
     except OSError as fault:
         raise KeyFileError(f"{path}: {fault.strerror}") from fault
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise KeyFileError(f"{path}: {fault}") from None
     return secret

@@ -7,7 +7,6 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from service.command_errors import CommandError
 from service.metrics import Metrics, Reloaded
 
 T = TypeVar("T")
@@ -27,7 +26,7 @@ class Reloading(Generic[T]):
     Args:
         kind: what they hold, in the log and in the metrics.
         paths: of the files.
-        read: what the files hold; raises a `CommandError` that says why it cannot be used.
+        read: what the files hold; raises an error that says why it cannot be used.
         changed: is told of new content, on the event loop.
         metrics: count how often that was.
 
@@ -35,7 +34,7 @@ class Reloading(Generic[T]):
         value: what is in use.
 
     Raises:
-        CommandError: of `read`.
+        Exception: that of `read`.
     """
 
     def __init__(
@@ -69,9 +68,14 @@ class Reloading(Generic[T]):
         files = list(map(str, self._paths))
         try:
             self.value = await asyncio.to_thread(self._read)
-        except CommandError as error:
+        except Exception as error:  # nothing that is in a file may end the watch
             self._reloads["failed"].inc()
-            log.error("reload failed", kind=self._kind, files=files, reason=str(error))  # noqa: TRY400
+            log.error(  # noqa: TRY400
+                "reload failed",
+                kind=self._kind,
+                files=files,
+                reason=str(error) or type(error).__name__,
+            )
             return
         self._changed(self.value)
         self._reloads["ok"].inc()

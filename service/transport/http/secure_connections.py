@@ -35,9 +35,13 @@ class _Accepted(asyncio.Protocol):
         self._of_uvicorn = of_uvicorn
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        accepted = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        try:
+            accepted = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except OSError:  # no descriptor is left for it
+            return
+        finally:
+            transport.abort()  # closes its own descriptor, and the connection with the last one
         accepted.setblocking(False)
-        transport.abort()  # its descriptor, not the connection
         SecureConnection(self._tls, **self._of_uvicorn).shake_hands(accepted)
 
 

@@ -87,6 +87,7 @@ GOOD = f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\n'
     ("text", "word"),
     [
         (b"[[key]", "line 1"),
+        (b"a = " + b"[" * 5000, "recursion"),
         (b"\xff\xfe[\0[\0", "UTF-16"),
         (b"\x80", "not in UTF-8"),
         (b"[[keys]]\n", "keys: Extra inputs"),

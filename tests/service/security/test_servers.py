@@ -26,6 +26,7 @@ from tests.server import ROOT, RunningServer, start_server
 from tests.service.commands import run_all
 
 RAW = {"content-type": "image/jpeg"}
+PAGE = "https://a.example"
 SHORT_S = 1.0
 MOST = 16
 CLASSIFY = "/v1/classify?top_k=1"
@@ -100,7 +101,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Keyed, M
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         keyed = pool.submit(
             lambda: stack.enter_context(
-                start_server(DAT_MODEL__NAME="dat_nano", DAT_SECURITY__API_KEYS=file)
+                start_server(
+                    DAT_MODEL__NAME="dat_nano",
+                    DAT_SECURITY__API_KEYS=file,
+                    DAT_SERVER__CORS_ORIGINS=PAGE,
+                )
             )
         )
         mutual = pool.submit(lambda: stack.enter_context(start_mutual(authority, shown)))
@@ -176,13 +181,29 @@ async def test_the_body_of_a_stranger_is_not_read(keyed):
         return answer
 
     held = "dat_request_bytes_in_flight"
-    for lines in ((), ("Expect: 100-continue",), ("Origin: https://a.example",)):
+    for lines in ((), ("Expect: 100-continue",), (f"Origin: {PAGE}",)):
         assert (await stranger(*lines)).startswith(b"HTTP/1.1 401 ")
         assert keyed.server.metrics()[held] == 0
     assert (
         await stranger("Expect: 100-continue", f"X-Api-Key: {keyed.good}")
     ).startswith(b"HTTP/1.1 100 ")  # fmt: skip
     await eventually(lambda: keyed.server.metrics()[held] == 0)
+
+
+async def test_a_page_of_another_origin_may_ask_whether_it_may_and_reads_why_not(keyed):
+    asked = {
+        "origin": PAGE,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,x-api-key",
+    }
+    async with httpx.AsyncClient(base_url=keyed.server.http_url, timeout=60) as client:
+        preflight = await client.options("/v1/classify", headers=asked)
+        assert preflight.status_code == 200
+        assert "x-api-key" in preflight.headers["access-control-allow-headers"]
+        answer = await client.post("/v1/classify", content=JPEG, headers=RAW | {"origin": PAGE})
+        assert answer.status_code == 401
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert answer.headers["www-authenticate"].startswith("Bearer ")
 
 
 def test_curl_shows_a_key(keyed):
@@ -356,7 +377,7 @@ async def test_a_flood_of_wrong_keys_fails_nobody_else(keyed):
 async def test_no_key_is_in_the_log(keyed):
     async with keyed.client() as good, keyed.client("k" * 43) as wrong:
         await good.post(CLASSIFY, content=JPEG, headers=RAW)
-        await wrong.post(CLASSIFY, content=JPEG, headers=RAW | {"origin": "https://a.example"})
+        await wrong.post(CLASSIFY, content=JPEG, headers=RAW | {"origin": PAGE})
     await asyncio.to_thread(keyed.server.wait_for_event, "requests without a known key")
     lines = []
     while not keyed.server.log.empty():
