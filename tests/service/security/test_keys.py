@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -40,6 +40,7 @@ def test_what_somebody_thought_up_is_no_key():
         assert Keyring([key("weak", secret)]).name(secret) is None
 
 
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(NAMES, st.none() | st.floats(0.001, 1e9), st.none() | st.integers(1, 10**6)),
