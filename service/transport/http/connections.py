@@ -508,8 +508,10 @@ class Connection(HttpToolsProtocol):
         self._wait(_Phase.LINGER, self.loop.time())
         if not self.transport.is_closing():
             self.flow.resume_reading()
-            if self.transport.can_write_eof():  # TLS cannot say that and read on
+            if self.transport.can_write_eof():
                 self.transport.write_eof()
+            else:  # TLS throws away by itself what still comes
+                self.transport.close()
 
     # Time
 
@@ -551,7 +553,7 @@ class Connection(HttpToolsProtocol):
 
     def _is_stuck(self, now: float) -> bool:
         """Whether the client has taken nothing of its answers for too long."""
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self._pending()
         if not unsent or not self._unsent or unsent < self._unsent:
             self._taken_at = now
         self._unsent = unsent
@@ -559,6 +561,10 @@ class Connection(HttpToolsProtocol):
         if self.server_state.draining:
             limit = min(limit, _DRAINING_WRITE_TIMEOUT_S)
         return now - self._taken_at >= limit
+
+    def _pending(self) -> int:
+        """0 if the client has taken all answers, else a number that falls when it takes some."""
+        return self.transport.get_write_buffer_size()
 
     def _check_body(self, now: float) -> None:
         if self.cycle.response_complete:  # what comes is thrown away, but not for ever

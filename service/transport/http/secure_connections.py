@@ -9,8 +9,11 @@ import asyncio
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Callable
+from fcntl import ioctl
 from functools import partial
+from termios import TIOCOUTQ
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,7 +22,12 @@ from service.errors import CertificateRequired
 from service.security.security import Tls
 from service.transport.http.connections import PROBES, Connection
 
-_CLOSE_S = 2.0  # for the client to say that it has seen the end
+_DRAINING_CLOSE_S = 2.0
+_BYTES_ACKED = slice(120, 128)  # of Linux's struct tcp_info
+_MORE_THAN_ANY = 2**64
+_LATE_S = (
+    3600.0  # of asyncio's own timeouts: `check` cuts before, and knows what a client still reads
+)
 
 
 def over_tls(tls: Tls) -> Callable[..., asyncio.Protocol]:
@@ -52,29 +60,31 @@ class SecureConnection(Connection):
         super().__init__(**of_uvicorn)
         self._tls = tls
         self._only_probes = False
+        self._accepted: socket.socket
+        self._closed_at: float | None = None  # when all was sent, loop time
 
     def shake_hands(self, accepted: socket.socket) -> None:
         """Find a place for the connection, and wait for the handshake."""
+        self._accepted = accepted
         shaking = self.loop.create_task(
             self.loop.connect_accepted_socket(
                 lambda: self,
                 accepted,
                 ssl=self._tls.certificates.context,
-                # Later than `check`, which counts those that it cuts.
-                ssl_handshake_timeout=2 * self._limits.header_timeout_s,
-                ssl_shutdown_timeout=_CLOSE_S,
+                ssl_handshake_timeout=_LATE_S,
+                ssl_shutdown_timeout=_LATE_S,
             )
         )
-        shaking.add_done_callback(partial(self._shaken, accepted))
+        shaking.add_done_callback(self._shaken)
         super().connection_made(_Handshake(shaking))
 
-    def _shaken(self, accepted: socket.socket, shaking: "asyncio.Task[Any]") -> None:
+    def _shaken(self, shaking: "asyncio.Task[Any]") -> None:
         failure = ConnectionAbortedError() if shaking.cancelled() else shaking.exception()
         if failure is None:
             return
         if isinstance(failure, ssl.SSLError):
             self.server_state.count_cut("handshake")
-        accepted.close()
+        self._accepted.close()
         self.connection_lost(failure if isinstance(failure, Exception) else None)
         if not isinstance(failure, OSError):
             raise failure
@@ -84,6 +94,34 @@ class SecureConnection(Connection):
         HttpToolsProtocol.connection_made(self, transport)
         self._answer_over(transport)
         self._only_probes = self._tls.needs_client and not transport.get_extra_info("peercert")
+
+    def check(self, now: float) -> None:
+        """As for any connection; a client that does not say that it saw the end is not waited for.
+
+        Args:
+            now: loop time, seconds.
+        """
+        if not self.transport.is_closing() or self._pending():
+            super().check(now)
+            return
+        if self._closed_at is None:
+            self._closed_at = now
+        limit = self._limits.write_timeout_s
+        if self.server_state.draining:
+            limit = min(limit, _DRAINING_CLOSE_S)
+        if now - self._closed_at >= limit:
+            self.transport.abort()
+
+    def _pending(self) -> int:
+        # asyncio does not say what waits below TLS. While something does, the kernel has more to
+        # send, and it knows how many bytes the client has taken since the connection began.
+        descriptor = self._accepted.fileno()
+        if descriptor < 0:  # closed just now
+            return 0
+        if not int.from_bytes(ioctl(descriptor, TIOCOUTQ, bytes(4)), sys.byteorder):
+            return 0
+        told = self._accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+        return _MORE_THAN_ANY - int.from_bytes(told[_BYTES_ACKED], sys.byteorder)
 
     def _check_head(self) -> None:
         super()._check_head()
