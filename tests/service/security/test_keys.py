@@ -21,6 +21,7 @@ def key(name, presented):
     return Key(name=name, sha256=sha256(presented).hexdigest())
 
 
+@settings(deadline=None)
 @given(st.lists(LONG, unique=True, max_size=8), st.binary(max_size=300), st.data())
 def test_a_key_belongs_to_whoever_has_it_and_to_nobody_else(secrets, other, data):
     keyring = Keyring([key(f"k{n}", secret) for n, secret in enumerate(secrets)])
@@ -40,7 +41,7 @@ def test_what_somebody_thought_up_is_no_key():
         assert Keyring([key("weak", secret)]).name(secret) is None
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.tuples(NAMES, st.none() | st.floats(0.001, 1e9), st.none() | st.integers(1, 10**6)),

@@ -1,7 +1,7 @@
 """The law of the bucket, whatever is asked of it and when."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.security.rate import TokenBucket
@@ -21,6 +21,7 @@ class Clock:
         return self.now
 
 
+@settings(deadline=None)
 @given(RATES, BURSTS, STEPS)
 def test_in_any_time_no_more_is_taken_than_the_burst_and_the_rate(rate, burst, steps):
     clock = Clock()
@@ -43,6 +44,7 @@ def test_in_any_time_no_more_is_taken_than_the_burst_and_the_rate(rate, burst, s
             assert asked <= burst + rate * seconds + largest + 1e-6 * (1 + rate * 1e3)
 
 
+@settings(deadline=None)
 @given(RATES, BURSTS, STEPS)
 def test_after_the_time_that_is_told_it_can_be_taken_and_not_long_before(rate, burst, steps):
     clock = Clock()
