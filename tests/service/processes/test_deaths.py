@@ -253,6 +253,28 @@ async def test_a_process_that_stops_for_a_while_goes_on(held, name):
     assert children(server) | {"supervisor": server.process.pid} == processes
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["worker-0", "front-end-1"])
+async def test_a_process_that_stops_for_ever_is_replaced(held, name):
+    server = held.server
+    await all_ready(server)
+    before = restarts(server, name)
+    with stopped(children(server)[name]):
+        asking = [asyncio.create_task(over_http(server, [JPEG])) for _ in range(6)]
+        await eventually(lambda: restarts(server, name) == before + 1, 90)
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    # The images had not reached the device: they waited for the worker that followed. Callers who
+    # were with the front end are disconnected.
+    told = {one.error if isinstance(one, Answer) else type(one) for one in answers}
+    disconnected = {httpx.RemoteProtocolError, httpx.ReadError}
+    assert told <= ({None} if name == "worker-0" else {None} | disconnected)
+    assert None in told
+    hung = f"dat_process_restarts_total,process={name},reason=hung"
+    assert server.metrics()[hung] == 1
+    await all_ready(server)
+    await the_queue_holds_what_it_should(held)
+
+
 async def expired(server: RunningServer) -> Answer:
     return await over_http(server, [JPEG], timeout=0.3)
 
@@ -292,7 +314,7 @@ async def test_faults_of_the_device_end_its_process_and_another_one_answers(tmp_
     with faulty(tmp_path, **MANY) as running:
         server = running.server
         answer = await over_http(server, [JPEG])
-        for number, fault in enumerate(("exit", "hang"), 1):
+        for number, fault in enumerate(("exit", "lost", "hang"), 1):
             with running.fault(fault):
                 lost = await asyncio.gather(*(ask(server, [JPEG]) for ask in TRANSPORTS))
             for one in lost:
