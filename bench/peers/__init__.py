@@ -17,6 +17,7 @@ def tables(result: Row) -> str:
         "requests/s": "{requests_per_s:rate}",
         "requests/s / ours (range)": RATIO,
         "p50 / p90 / p99 ms": LATENCY,
+        "server CPU ms / request": "{cpu_ms:.2f}",
         "server CPUs": "{server_cpus:.2f}",
         "client CPUs": "{client_cpus:.2f}",
         "answers": "{answers}",

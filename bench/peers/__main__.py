@@ -27,7 +27,10 @@ from bench.weights import recipe_state
 from service.machine import cores
 from service.models.load import BUNDLED
 
-FIGURES = ("requests_per_s", "p50_ms", "p90_ms", "p99_ms", "server_cpus", "client_cpus")
+FIGURES = (
+    *("requests_per_s", "p50_ms", "p90_ms", "p99_ms"),
+    *("cpu_ms", "server_cpus", "client_cpus"),
+)
 TRIED = (8, 32)  # requests in flight, when the setting is chosen
 
 

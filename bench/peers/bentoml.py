@@ -15,45 +15,47 @@ from bench.peers.classifier import Classifier
 from bench.peers.setting import Setting
 
 SETTING = Setting.read()
-BATCHES = SETTING.batch > 1
+Jpeg = Annotated[Path, ContentType("image/jpeg")]
 
+if SETTING.batch > 1:
 
-@bentoml.service(workers=SETTING.workers, traffic={"timeout": 60})
-class Batches:
-    """Processes with an engine each."""
+    @bentoml.service(workers=SETTING.workers, traffic={"timeout": 60})
+    class Batches:
+        """Processes with an engine each."""
 
-    def __init__(self) -> None:
-        self._classifier = Classifier(SETTING.threads, SETTING.batch)
+        def __init__(self) -> None:
+            self._classifier = Classifier(SETTING.threads, SETTING.batch)
 
-    @bentoml.api(batchable=True, max_batch_size=SETTING.batch, max_latency_ms=60_000)
-    def answer(self, jpegs: list[bytes]) -> list[Any]:
-        """A batch."""
-        return self._classifier.answer(jpegs)
+        @bentoml.api(batchable=True, max_batch_size=SETTING.batch, max_latency_ms=60_000)
+        def answer(self, jpegs: list[bytes]) -> list[Any]:
+            """A batch."""
+            return self._classifier.answer(jpegs)
 
+    @bentoml.service(workers=SETTING.front_ends, traffic={"timeout": 60})
+    class InFront:
+        """Processes that speak HTTP."""
 
-@bentoml.service(workers=SETTING.front_ends, traffic={"timeout": 60})
-class InFront:
-    """Processes that speak HTTP."""
+        batches = bentoml.depends(Batches)
 
-    batches = bentoml.depends(Batches)
+        @bentoml.api(route="/classify")
+        async def classify(self, jpeg: Jpeg, /) -> Any:
+            """The body is the JPEG."""
+            return (await self.batches.to_async.answer([jpeg.read_bytes()]))[0]
 
-    @bentoml.api(route="/classify")
-    async def classify(self, jpeg: Annotated[Path, ContentType("image/jpeg")], /) -> Any:
-        """The body is the JPEG."""
-        return (await self.batches.to_async.answer([jpeg.read_bytes()]))[0]
+    Classify: Any = InFront
 
+else:
 
-@bentoml.service(workers=SETTING.workers, traffic={"timeout": 60})
-class Alone:
-    """Processes that speak HTTP and compute, an image at a time."""
+    @bentoml.service(workers=SETTING.workers, traffic={"timeout": 60})
+    class Alone:
+        """Processes that speak HTTP and compute, an image at a time."""
 
-    def __init__(self) -> None:
-        self._classifier = Classifier(SETTING.threads, 1)
+        def __init__(self) -> None:
+            self._classifier = Classifier(SETTING.threads, 1)
 
-    @bentoml.api(route="/classify")
-    async def classify(self, jpeg: Annotated[Path, ContentType("image/jpeg")], /) -> Any:
-        """The body is the JPEG."""
-        return (await asyncio.to_thread(self._classifier.answer, [jpeg.read_bytes()]))[0]
+        @bentoml.api(route="/classify")
+        async def classify(self, jpeg: Jpeg, /) -> Any:
+            """The body is the JPEG."""
+            return (await asyncio.to_thread(self._classifier.answer, [jpeg.read_bytes()]))[0]
 
-
-Classify = InFront if BATCHES else Alone
+    Classify = Alone

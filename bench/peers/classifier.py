@@ -13,6 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from model import DAT
 from model.transforms import Preprocessing
 from service import process
 from service.engine.classification import ClassificationEngine
@@ -40,6 +41,7 @@ class Classifier:
         process.begin()
         settings = Settings()
         loaded = load(choose_models(settings).find(None), [CLASSIFICATION])
+        assert isinstance(loaded.network, DAT)
         self._labels = loaded.labels
         self._limits = settings.limits
         self._preprocessing = Preprocessing.of(loaded.config)

@@ -31,7 +31,7 @@ def python_of(name: str) -> Path:
         print(f"{name}: installing into {folder}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", pins],
+            [python, "-m", "pip", "install", "-qq", "--no-deps", "--requirement", pins],
             check=True,
         )
         made_of.write_text(wanted)

@@ -6,30 +6,35 @@ a batch.
 """
 
 import asyncio
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import kserve
 
-from bench.peers.classifier import Classifier
 from bench.peers.setting import Setting
+
+if TYPE_CHECKING:
+    from bench.peers.classifier import Classifier
 
 SETTING = Setting.read()
 
 
 class Classify(kserve.Model):
-    """A predictor with an engine."""
+    """A predictor with an engine.
 
-    def __init__(self) -> None:
+    KServe pickles the one of its first process for its workers, and kills a worker that cannot say
+    within five seconds that it lives, so torch and the engine are loaded in another thread.
+    """
+
+    def __init__(self, *, loaded: bool = True) -> None:
         super().__init__("classify")
         self._waiting: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._computing: asyncio.Task[None] | None = None
-        self.load()
-
-    def load(self) -> bool:
-        """Load the engine."""
-        self._classifier = Classifier(SETTING.threads, SETTING.batch)
         self.ready = True
-        return self.ready
+        self._classifier = ThreadPoolExecutor(1).submit(_load) if loaded else None
+
+    def __reduce__(self) -> Any:
+        return Classify, ()
 
     async def predict(self, payload: bytes, *_: object) -> Any:
         """The payload is the JPEG."""
@@ -40,13 +45,24 @@ class Classify(kserve.Model):
         return await answered
 
     async def _compute(self) -> None:
-        await asyncio.sleep(SETTING.wait_ms / 1e3)
+        if SETTING.batch > 1:
+            await asyncio.sleep(SETTING.wait_ms / 1e3)
         while batch := self._waiting[: SETTING.batch]:
             del self._waiting[: len(batch)]
-            answers = await asyncio.to_thread(self._classifier.answer, [jpeg for jpeg, _ in batch])
+            answers = await asyncio.to_thread(self._answer, [jpeg for jpeg, _ in batch])
             for (_, answered), answer in zip(batch, answers, strict=True):
                 answered.set_result(answer)
         self._computing = None
+
+    def _answer(self, jpegs: list[bytes]) -> Any:
+        assert self._classifier is not None
+        return self._classifier.result().answer(jpegs)
+
+
+def _load() -> "Classifier":
+    from bench.peers.classifier import Classifier  # noqa: PLC0415  # so that a worker begins soon
+
+    return Classifier(SETTING.threads, SETTING.batch)
 
 
 if __name__ == "__main__":
@@ -55,4 +71,4 @@ if __name__ == "__main__":
         workers=SETTING.workers,
         enable_grpc=False,
         enable_latency_logging=False,
-    ).start([Classify()])
+    ).start([Classify(loaded=SETTING.workers == 1)])

@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import uvloop
@@ -24,6 +25,8 @@ HOST = "127.0.0.1"
 SIZE = (256, 256)
 QUALITY = 90
 LONGEST_S = 60.0
+_ENDLESS = 1 << 60
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 def make_request(path: str, header: str, jpeg: bytes) -> bytes:
@@ -85,13 +88,17 @@ class Caller(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a part of an answer."""
         self._received += data
-        if not self._needed:
-            end = self._received.find(b"\r\n\r\n") + 4
-            if end < 4:
-                return
-            _, _, length = bytes(self._received[:end]).lower().partition(b"\r\ncontent-length:")
-            self._needed = end + int(length.split(b"\r\n", 1)[0])
-        if len(self._received) >= self._needed:
+        if not self._needed and (end := self._received.find(b"\r\n\r\n") + 4) >= 4:
+            head = bytes(self._received[:end]).lower()
+            _, _, length = head.partition(b"\r\ncontent-length:")
+            # Else it comes in chunks.
+            self._needed = end + int(length.split(b"\r\n", 1)[0]) if length else _ENDLESS
+        complete = (
+            self._received.endswith(_LAST_CHUNK)
+            if self._needed == _ENDLESS
+            else 0 < self._needed <= len(self._received)
+        )
+        if complete:
             self._answered(self._received[9:12].decode())
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -136,16 +143,16 @@ def summarize(answers: list[Answer], start: float, end: float) -> dict[str, Any]
 
 async def run(chosen: Namespace) -> dict[str, Any]:
     """Send the load that the options describe and return its figures."""
-    requests = itertools.cycle(
-        [make_request(chosen.path, chosen.header, jpeg) for jpeg in jpegs()]
-    )
+    requests = itertools.cycle([make_request(chosen.path, chosen.header, jpeg) for jpeg in jpegs()])
     answers: list[Answer] = []
     loop, pids = asyncio.get_running_loop(), marked(chosen.mark)
     start = time.perf_counter() + chosen.warmup
     end = start + chosen.seconds
-    callers = [Caller(requests, answers, end) for _ in range(chosen.concurrency)]
-    for caller in callers:
-        await loop.create_connection(lambda caller=caller: caller, HOST, chosen.port)
+    caller = partial(Caller, requests, answers, end)
+    callers = [
+        (await loop.create_connection(caller, HOST, chosen.port))[1]
+        for _ in range(chosen.concurrency)
+    ]
     cpu = []
     for moment in (start, end):
         await asyncio.sleep(moment - time.perf_counter())

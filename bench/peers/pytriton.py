@@ -39,7 +39,7 @@ if __name__ == "__main__":
         log_verbose=0,
     )
     engines = [Classifier(SETTING.threads, SETTING.batch) for _ in range(SETTING.workers)]
-    with Triton(config=config, workspace=os.environ["TMPDIR"]) as triton:
+    with Triton(config=config, workspace=os.environ["TMPDIR"] + "/triton") as triton:
         triton.bind(
             model_name="classify",
             infer_func=[classify(engine) for engine in engines],

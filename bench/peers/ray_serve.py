@@ -45,6 +45,7 @@ if __name__ == "__main__":
         http_options={"host": "127.0.0.1", "port": SETTING.port},
         logging_config={"enable_access_log": False},
     )
-    serve.run(Classify.bind())
+    deployment: Any = Classify
+    serve.run(deployment.bind())
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     ray.shutdown()

@@ -20,12 +20,13 @@ from bench.peers import processes
 from bench.peers.environments import python_of
 from bench.peers.load import HOST, jpegs
 from bench.peers.sides import Predictions, Side
-from bench.running_server import START_TIMEOUT_S
 from service.process import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5  # of a probability
-_END_S = 10.0
+_START_S, _END_S = 120.0, 10.0
+_SETTLE_S, _LOOK_S = 20.0, 0.5
+_RESTING = 0.2  # of a core
 
 
 class WrongAnswer(Exception):
@@ -55,10 +56,14 @@ class Running:
         url = f"http://{HOST}:{self.port}{self.side.path}"
         request = urllib.request.Request(url, jpeg, headers)
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return self.side.predictions(json.load(answer))
+            return self.side.predictions(answer.read())
 
     def load(self, concurrency: int, seconds: float, warmup: float) -> Any:
-        """Run the load generator in its own process and return its figures, with the memory."""
+        """Run the load generator in its own process and return its figures, with the memory.
+
+        Raises:
+            RuntimeError: not one request was answered.
+        """
         command = [sys.executable, "-m", "bench.peers.load"]
         own = {"port": self.port, "path": self.side.path, "mark": self.mark}
         window = {"concurrency": concurrency, "seconds": seconds, "warmup": warmup}
@@ -67,7 +72,13 @@ class Running:
         if self.side.header:
             command += ["--header", self.side.header]
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout
-        return json.loads(answer) | {"memory": processes.memory(processes.marked(self.mark))}
+        figures = json.loads(answer)
+        if "200" not in figures["statuses"]:
+            raise RuntimeError(f"{self.side.name} answers nothing: {figures['statuses']}")
+        return figures | {
+            "cpu_ms": 1e3 * figures["server_cpus"] / figures["requests_per_s"],
+            "memory": processes.memory(processes.marked(self.mark)),
+        }
 
 
 @contextmanager
@@ -108,11 +119,13 @@ def running(side: Side, setting: Mapping[str, str], model: Mapping[str, str]) ->
                     waiting.predictions(first)
                     break
                 except (urllib.error.URLError, OSError):
-                    if server.poll() is not None or waiting.start_s > START_TIMEOUT_S:
+                    if server.poll() is not None or waiting.start_s > _START_S:
                         text = log.read_text(errors="replace")
                         raise RuntimeError(f"{side.name} does not answer:\n{text}") from None
                     time.sleep(0.05)
-            yield Running(side, port, mark, time.perf_counter() - began)
+            answered = Running(side, port, mark, time.perf_counter() - began)
+            _settle(mark)
+            yield answered
         finally:
             server.terminate()
             processes.end(mark, _END_S)
@@ -131,6 +144,17 @@ def check(found: Predictions, expected: Predictions) -> None:
     )
     if not same:
         raise WrongAnswer(f"{found} instead of {expected}")
+
+
+def _settle(mark: str) -> None:
+    """Wait until a server rests: one of its processes may still load when another answers."""
+    until = time.monotonic() + _SETTLE_S
+    while time.monotonic() < until:
+        pids = processes.marked(mark)
+        before = processes.cpu_s(pids)
+        time.sleep(_LOOK_S)
+        if processes.cpu_s(pids) - before < _RESTING * _LOOK_S:
+            return
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@ Of several settings of a server the best is found before the rounds (`bench.peer
 """
 
 import json
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ class Side:
         header: that a request has beside the usual ones.
         variables: of its environment in any setting; `{port}` is that of HTTP, `{folder}` one for
             whatever it writes.
-        predictions: from its JSON.
+        predictions: from the body of its answer.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Side:
     path: str = "/"
     header: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
-    predictions: Callable[[Any], Predictions] = lambda body: body["predictions"]
+    predictions: Callable[[bytes], Predictions] = lambda body: json.loads(body)["predictions"]
 
 
 def ours(name: str, **variables: str) -> Side:
@@ -54,7 +55,7 @@ def ours(name: str, **variables: str) -> Side:
             "DAT_SERVER__GRPC_PORT": "0",
             "DAT_SERVER__METRICS_PORT": "0",
         },
-        predictions=lambda body: body["results"][0]["predictions"],
+        predictions=lambda body: json.loads(body)["results"][0]["predictions"],
     )
 
 
@@ -70,6 +71,16 @@ def _peer(name: str, module: str, *settings: Setting, **more: Any) -> Side:
     )
 
 
+def _in_a_tensor(body: bytes) -> Predictions:
+    """From an answer of Triton to raw bytes: JSON, the length of the text in four bytes, the text.
+
+    What is not ASCII would be two characters here, and in the text of a JSON there is none.
+    """
+    _, end = json.JSONDecoder().raw_decode(body.decode("latin-1"))
+    predictions: Predictions = json.loads(body[end + 4 :])["predictions"]
+    return predictions
+
+
 ALONE = Setting(workers=2, threads=1, batch=1)
 SHARED = Setting(workers=1, threads=2, batch=8)
 
@@ -81,9 +92,7 @@ OURS = (
 FRONT_ENDS = ours("ours, 2 front ends", DAT_SERVER__FRONT_ENDS="2")
 
 PEERS = (
-    _peer(
-        "mosec", "mosec", ALONE, SHARED, path="/inference", variables={"MOSEC_PORT": "{port}"}
-    ),
+    _peer("mosec", "mosec", ALONE, SHARED, path="/inference", variables={"MOSEC_PORT": "{port}"}),
     _peer("LitServe", "litserve", ALONE, SHARED, path="/predict"),
     _peer(
         "PyTriton",
@@ -92,7 +101,9 @@ PEERS = (
         Setting(workers=2, threads=1, batch=8),
         path="/v2/models/classify/infer",
         header="Inference-Header-Content-Length: 0",
-        predictions=lambda body: json.loads(body["outputs"][0]["data"][0])["predictions"],
+        # Triton embeds a Python, which has to be the one whose standard library it finds.
+        variables={"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
+        predictions=_in_a_tensor,
     ),
     _peer(
         "Ray Serve",
