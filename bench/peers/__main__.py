@@ -1,9 +1,9 @@
 """Compare our server with its peers, all with our engine and our pre-processing.
 
-Only one server lives at a time. First each peer that can be set up in several ways is tried in
-each, and goes on with the best. Then every round begins each server anew, with another one first:
-it has to answer as ours does, and answers 1, 8 and 32 requests in flight over keep-alive
-connections. The ratio is to ours in the same round; ours is there twice.
+Only one server lives at a time. Every round begins each server anew, with another one first: it
+has to answer as ours does, and answers 1, 8 and 32 requests in flight over keep-alive connections.
+A peer that can be set up in two ways is tried in both before its first round, and goes on with the
+better one. The ratio is to ours in the same round; ours is there twice.
 """
 
 import tempfile
@@ -93,20 +93,25 @@ class Comparison:
 def compare(
     comparison: Comparison, compared: Sequence[Side], in_flight: Sequence[int], rounds: int
 ) -> Row:
-    """All rounds; what fails in one is left out of the others and of the result."""
-    # The first one says what the others should answer.
-    assert comparison.visit(compared[0], comparison.choose(compared[0]) or "", ()) is not None
-    chosen = {side: comparison.choose(side) for side in compared}
-    visits: dict[Side, list[Visit]] = {side: [] for side in compared if chosen[side] is not None}
+    """All rounds; what fails in one is left out of the others and of the result.
+
+    The first server says what the others should answer, and the ratios are to it.
+    """
+    chosen: dict[Side, str | None] = {}
+    visits: dict[Side, list[Visit]] = {side: [] for side in compared}
     for number in range(rounds):
-        first = number * len(visits) // rounds
-        turn = [*visits][first:] + [*visits][:first]
-        for side in turn:
-            visit = comparison.visit(side, chosen[side] or "", in_flight)
+        left = [*visits]
+        first = number * len(left) // rounds
+        for side in left[first:] + left[:first]:
+            if side not in chosen:
+                chosen[side] = comparison.choose(side)
+            setting = chosen[side]
+            visit = None if setting is None else comparison.visit(side, setting, in_flight)
             if visit is None:
                 del visits[side]
             else:
                 visits[side].append(visit)
+    assert compared[0] in visits, f"{compared[0].name} does not answer"
     return {
         "servers": [
             {

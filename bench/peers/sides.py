@@ -92,7 +92,14 @@ OURS = (
 FRONT_ENDS = ours("ours, 2 front ends", DAT_SERVER__FRONT_ENDS="2")
 
 PEERS = (
-    _peer("mosec", "mosec", ALONE, SHARED, path="/inference", variables={"MOSEC_PORT": "{port}"}),
+    _peer(
+        "mosec",
+        "mosec",
+        ALONE,
+        SHARED,
+        path="/inference",
+        variables={"MOSEC_PORT": "{port}", "MOSEC_TIMEOUT": "60000"},
+    ),
     _peer("LitServe", "litserve", ALONE, SHARED, path="/predict"),
     _peer(
         "PyTriton",
