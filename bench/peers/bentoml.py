@@ -15,11 +15,12 @@ from bench.peers.classifier import Classifier
 from bench.peers.setting import Setting
 
 SETTING = Setting.read()
+COMMON: Any = {"traffic": {"timeout": 60}, "logging": {"access": {"enabled": False}}}
 Jpeg = Annotated[Path, ContentType("image/jpeg")]
 
 if SETTING.batch > 1:
 
-    @bentoml.service(workers=SETTING.workers, traffic={"timeout": 60})
+    @bentoml.service(workers=SETTING.workers, **COMMON)
     class Batches:
         """Processes with an engine each."""
 
@@ -31,7 +32,7 @@ if SETTING.batch > 1:
             """A batch."""
             return self._classifier.answer(jpegs)
 
-    @bentoml.service(workers=SETTING.front_ends, traffic={"timeout": 60})
+    @bentoml.service(workers=SETTING.front_ends, **COMMON)
     class InFront:
         """Processes that speak HTTP."""
 
@@ -46,7 +47,7 @@ if SETTING.batch > 1:
 
 else:
 
-    @bentoml.service(workers=SETTING.workers, traffic={"timeout": 60})
+    @bentoml.service(workers=SETTING.workers, **COMMON)
     class Alone:
         """Processes that speak HTTP and compute, an image at a time."""
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import kserve
+from kserve.logging import KSERVE_LOG_CONFIG
 
 from bench.peers.setting import Setting
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from bench.peers.classifier import Classifier
 
 SETTING = Setting.read()
+KSERVE_LOG_CONFIG["loggers"]["uvicorn.access"]["level"] = "WARNING"
 
 
 class Classify(kserve.Model):
