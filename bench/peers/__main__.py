@@ -6,6 +6,8 @@ A peer that can be set up in two ways is tried in both before its first round, a
 better one. The ratio is to ours in the same round; ours is there twice.
 """
 
+import signal
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,7 @@ from bench.harness import options, publish, ratio
 from bench.machine import describe
 from bench.peers import tables
 from bench.peers.load import jpegs
-from bench.peers.running import WrongAnswer, check, running
+from bench.peers.running import check, running
 from bench.peers.sides import OURS, Predictions, Side, sides
 from bench.tables import Row
 from bench.weights import recipe_state
@@ -68,7 +70,7 @@ class Comparison:
                 for found, expected in zip(answers, self._expected, strict=True):
                     check(found, expected)
                 loads = {n: server.load(n, *self._window) for n in in_flight}
-        except (RuntimeError, WrongAnswer, OSError) as failure:
+        except Exception as failure:  # whatever one does, the others are measured
             why = f"{type(failure).__name__}: {str(failure)[-2000:]}"
             print(f"{side.name} ({setting}) failed: {why}", flush=True)
             self.failed.append({"side": side.name, "setting": setting, "why": why})
@@ -161,6 +163,7 @@ def main() -> None:
         seconds=4.0,
         warmup=1.0,
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and nothing of a server is left
     compared = [known[name] for name in dict.fromkeys([OURS[0].name, *chosen.servers])]
     for name in chosen.models:
         with tempfile.TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ def _peer(name: str, module: str, *settings: Setting, **more: Any) -> Side:
     )
 
 
-def _in_a_tensor(body: bytes) -> Predictions:
+def in_a_tensor(body: bytes) -> Predictions:
     """From an answer of Triton to raw bytes: JSON, the length of the text in four bytes, the text.
 
     What is not ASCII would be two characters here, and in the text of a JSON there is none.
@@ -110,7 +110,7 @@ PEERS = (
         header="Inference-Header-Content-Length: 0",
         # Triton embeds a Python, which has to be the one whose standard library it finds.
         variables={"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
-        predictions=_in_a_tensor,
+        predictions=in_a_tensor,
     ),
     _peer(
         "Ray Serve",

@@ -14,7 +14,7 @@ from bench.peers import environments, processes, tables
 from bench.peers.load import Answer, summarize
 from bench.peers.running import WrongAnswer, check
 from bench.peers.setting import Setting
-from bench.peers.sides import PEERS, Side, _in_a_tensor, ours, sides
+from bench.peers.sides import PEERS, Side, in_a_tensor, ours, sides
 from service.settings import Server
 
 FOLDER = Path(peers.__file__).parent
@@ -119,10 +119,10 @@ def test_a_setting_reaches_the_app_of_a_peer(monkeypatch: pytest.MonkeyPatch) ->
     assert Setting.read() == Setting(workers=2, threads=1, batch=4, wait_ms=3, port=8123)
 
 
-def test_an_answer_in_a_tensor_is_read() -> None:
+def test_an_answerin_a_tensor_is_read() -> None:
     text = b'{"predictions": [{"label": "star", "score": 0.5}]}'
     body = b'{"outputs": [{"name": "answer"}]}' + len(text).to_bytes(4, "little") + text
-    assert _in_a_tensor(body) == [{"label": "star", "score": 0.5}]
+    assert in_a_tensor(body) == [{"label": "star", "score": 0.5}]
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
