@@ -32,9 +32,9 @@ if SETTING.batch > 1:
             """A batch."""
             return self._classifier.answer(jpegs)
 
-    @bentoml.service(workers=SETTING.front_ends, **COMMON)
+    @bentoml.service(**COMMON)
     class InFront:
-        """Processes that speak HTTP."""
+        """A process that speaks HTTP."""
 
         batches = bentoml.depends(Batches)
 

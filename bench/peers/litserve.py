@@ -1,4 +1,7 @@
-"""LitServe: workers with batches; HTTP processes of their own, joined by ZeroMQ (`fast_queue`)."""
+"""LitServe: workers with batches behind a process for HTTP, joined by ZeroMQ (`fast_queue`).
+
+By default it has as many processes for HTTP as workers; two cores are few for four processes.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -50,7 +53,7 @@ if __name__ == "__main__":
     server.run(
         host="127.0.0.1",
         port=SETTING.port,
-        num_api_servers=SETTING.front_ends,
+        num_api_servers=1,
         generate_client_file=False,
         log_level="warning",
         access_log=False,

@@ -16,7 +16,6 @@ class Setting:
         threads: of each engine, which decode as well.
         batch: most images that are computed together; 1 batches nothing.
         wait_ms: longest that an image waits for others, milliseconds.
-        front_ends: processes that speak HTTP, where a peer has them apart from its workers.
         port: of HTTP.
     """
 
@@ -24,7 +23,6 @@ class Setting:
     threads: int = 2
     batch: int = 8
     wait_ms: int = 1
-    front_ends: int = 1
     port: int = 0
 
     @classmethod
@@ -43,5 +41,4 @@ class Setting:
     def __str__(self) -> str:
         """In words, as the table shows it."""
         batch = f"batch {self.batch}, {self.wait_ms} ms" if self.batch > 1 else "no batches"
-        ends = f", {self.front_ends} front ends" if self.front_ends > 1 else ""
-        return f"{self.workers} x {self.threads} threads, {batch}{ends}"
+        return f"{self.workers} x {self.threads} threads, {batch}"
