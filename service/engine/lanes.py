@@ -31,26 +31,30 @@ class Share:
     threads: int
 
 
-def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
+def plan(images: int, threads: int, *, team: bool, dealt: bool) -> list[list[Share]]:
     """Rounds of shares that lanes take one after the other, each when it is done with the last.
-
-    The end of a round is single images, so that a lane whose core has another process on it as well
-    takes fewer of them: half of the round, or of a small model, whose images take little longer
-    than to be handed out, one for each lane.
 
     Args:
         images: of the batch.
         threads: of all lanes.
         team: whether several threads compute an image faster than one. Those left over when every
             lane has as many are then a round of their own, with more threads for each.
+        dealt: whether half of a round is single images, so that a lane whose core has another
+            process on it as well takes fewer of them. That is worth while for images that take
+            long. A pass of a small model takes as long for one image as for two: its lanes have
+            one share each.
     """
     rounds, start = [], 0
     while start < images:
         lanes = min(images - start, threads)
         each = (images - start) // lanes
         count = lanes * each if team else images - start
-        large = (each // 2 if team else each - 1) if each > _FEW else each
-        sizes = [large] * lanes + [1] * (count - lanes * large)
+        over = count - lanes * each
+        if dealt:
+            large = each // 2 if each > _FEW else each
+            sizes = [large] * lanes + [1] * (count - lanes * large)
+        else:
+            sizes = [each + 1] * over + [each] * (lanes - over)
         ends = accumulate(sizes, initial=start)
         rounds.append(
             [
@@ -112,7 +116,7 @@ class Lanes:
 
     def share_sizes(self, images: int, *, team: bool) -> set[int]:
         """Numbers of rows that `map` may give at a time."""
-        plans = [plan(images, self._threads, team=one) for one in {team, False}]
+        plans = [plan(images, self._threads, team=one, dealt=team) for one in {team, False}]
         shares = chain.from_iterable(chain.from_iterable(plans))
         return {share.rows.stop - share.rows.start for share in shares}
 
@@ -138,7 +142,8 @@ class Lanes:
             return result
 
         results: list[T] = []
-        for shares in plan(images, self._threads, team=team and self._crowd.team_pays):
+        pays = team and self._crowd.team_pays
+        for shares in plan(images, self._threads, team=pays, dealt=team):
             if len(shares) == 1:
                 results.append(compute(shares[0]))
             else:

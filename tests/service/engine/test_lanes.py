@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from service.engine.lanes import Crowd, Lanes, plan
 
 
-@given(st.integers(1, 100), st.integers(1, 64), st.booleans())
-def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, threads, team):
-    rounds = plan(images, threads, team=team)
+@given(st.integers(1, 100), st.integers(1, 64), st.booleans(), st.booleans())
+def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, threads, team, dealt):
+    rounds = plan(images, threads, team=team, dealt=dealt)
     rows = [row for shares in rounds for share in shares for row in range(100)[share.rows]]
     assert rows == list(range(images))
     for shares in rounds:
@@ -19,24 +19,34 @@ def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, thr
         assert all(share.threads for share in shares)
 
 
-def shares(images, threads, *, team):
+def shares(images, threads, *, team, dealt):
     return [
         [(share.rows.stop - share.rows.start, share.threads) for share in one]
-        for one in plan(images, threads, team=team)
+        for one in plan(images, threads, team=team, dealt=dealt)
     ]
 
 
 def test_a_lane_that_is_done_takes_single_images():
-    assert shares(8, 2, team=True) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]]
-    assert shares(4, 2, team=True) == [[(2, 1), (2, 1)]]
+    assert shares(8, 2, team=True, dealt=True) == [
+        [(2, 1), (2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]
+    ]
+    assert shares(4, 2, team=True, dealt=True) == [[(2, 1), (2, 1)]]
+    # While others want the cores.
+    assert shares(7, 2, team=False, dealt=True) == [[(1, 1)] * 7]
 
 
 def test_what_is_left_over_has_all_threads_where_these_are_faster_together():
-    assert shares(7, 2, team=True) == [[(1, 1)] * 6, [(1, 2)]]
-    assert shares(7, 2, team=False) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1)]]
-    assert shares(8, 2, team=False) == [[(3, 1), (3, 1), (1, 1), (1, 1)]]
-    assert shares(1, 2, team=True) == [[(1, 2)]]
-    assert shares(1, 2, team=False) == [[(1, 1)]]
+    assert shares(7, 2, team=True, dealt=True) == [[(1, 1)] * 6, [(1, 2)]]
+    assert shares(1, 2, team=True, dealt=True) == [[(1, 2)]]
+
+
+@given(st.integers(1, 100), st.integers(1, 64))
+def test_each_lane_has_one_share_of_a_small_model_and_all_are_as_large(images, threads):
+    (one_round,) = shares(images, threads, team=False, dealt=False)
+    assert len(one_round) == min(images, threads)
+    sizes = [size for size, _ in one_round]
+    assert max(sizes) - min(sizes) <= 1
+    assert {of_share for _, of_share in one_round} == {1}
 
 
 @given(st.integers(1, 100), st.integers(1, 8), st.booleans())
