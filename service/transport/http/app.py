@@ -15,6 +15,7 @@ from service.metrics import Metrics
 from service.settings import Limits
 from service.tasks.catalogue import Catalogue
 from service.transport.http.context import EXPOSED_HEADERS, RequestContext
+from service.transport.http.endpoints import Endpoints
 from service.transport.http.failures import show_failures
 from service.transport.http.openapi import HEALTH
 from service.transport.http.schema import HealthAnswer
@@ -55,16 +56,18 @@ def create_app(
         redirect_slashes=False,  # to whatever Host the request names
     )
     show_failures(app)
-    for task in tasks:
-        add_task(app, task, catalogue, limits, metrics, budget=budget)
+    endpoints = {
+        f"/v1/{task.name}": add_task(app, task, catalogue, limits, metrics, budget=budget)
+        for task in tasks
+    }
     add_models(app, catalogue)
     _add_health(app, lifecycle)
 
     # Around everything, so that the answer to a bug has its headers too.
-    around: ASGIApp = app
+    around: ASGIApp = Endpoints(app, endpoints)
     if origins:
         around = CORSMiddleware(
-            app,
+            around,
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
