@@ -16,7 +16,7 @@ from service.engine.worker import T
 from service.memory import reach_heap
 from service.threads import open_pool
 
-# Of the time of a team's first thread, from when on its cores are wanted by others, or by nobody.
+# Of the time of a share's first thread, from when on its cores are wanted by others, or by nobody.
 _CROWDED, _QUIET = 0.8, 0.9
 _SMOOTHING = 0.3
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
@@ -67,11 +67,13 @@ def plan(images: int, threads: int, *, team: bool, dealt: bool) -> list[list[Sha
 
 
 class Crowd:
-    """Whether others want the cores too, so that a team of threads does not pay.
+    """Whether others want the cores too, so that many threads for a batch do not pay.
 
     The threads of a team wait for each other after every operation. Where one of them has to share
-    its core they all sleep, and several compute an image no faster than one does. That is told by
-    how little of its time the first of them computes; a while later it is tried again.
+    its core they all sleep, and several compute an image no faster than one does. The lanes of a
+    small model wait for each other at the end of a batch, and what a pass takes beside its images
+    they all take. That is told by how little of its time a thread computes; a while later it is
+    tried again.
 
     Args:
         clock: seconds; any start.
@@ -84,12 +86,12 @@ class Crowd:
         self._pause_s = _SHORTEST_PAUSE_S
 
     @property
-    def team_pays(self) -> bool:
-        """Whether several threads should compute an image."""
+    def quiet(self) -> bool:
+        """Whether the cores are ours, as far as is known."""
         return self._clock() >= self._alone_until
 
     def computed(self, cpu_s: float, wall_s: float) -> None:
-        """Learn from an image of a team: what its first thread computed, and how long it took."""
+        """Learn from a share: what its first thread computed, and how long it took; seconds."""
         self._computing += _SMOOTHING * (cpu_s / wall_s - self._computing)
         if self._computing < _CROWDED:
             self._computing = 1.0
@@ -116,7 +118,7 @@ class Lanes:
 
     def share_sizes(self, images: int, *, team: bool) -> set[int]:
         """Numbers of rows that `map` may give at a time."""
-        plans = [plan(images, self._threads, team=one, dealt=team) for one in {team, False}]
+        plans = [self._plan(images, team=team, quiet=quiet) for quiet in (True, False)]
         shares = chain.from_iterable(chain.from_iterable(plans))
         return {share.rows.stop - share.rows.start for share in shares}
 
@@ -131,24 +133,31 @@ class Lanes:
             team: whether several threads compute an image faster than one, in quiet.
         """
 
+        quiet = self._crowd.quiet
+
         def compute(share: Share) -> T:
             # A setting of the calling thread, like the mode.
             torch.set_num_threads(share.threads)
             began, computed = perf_counter(), thread_time()
             with torch.inference_mode():
                 result = work(share.rows)
-            if share.threads > 1:
+            if quiet and (share.threads > 1 or not team):
                 self._crowd.computed(thread_time() - computed, perf_counter() - began)
             return result
 
         results: list[T] = []
-        pays = team and self._crowd.team_pays
-        for shares in plan(images, self._threads, team=pays, dealt=team):
+        for shares in self._plan(images, team=team, quiet=quiet):
             if len(shares) == 1:
                 results.append(compute(shares[0]))
             else:
                 results += self._pool.map(compute, shares)
         return results
+
+    def _plan(self, images: int, *, team: bool, quiet: bool) -> list[list[Share]]:
+        if team:
+            return plan(images, self._threads, team=quiet, dealt=True)
+        lanes = self._threads if quiet else max(1, self._threads // 2)
+        return plan(images, lanes, team=False, dealt=False)
 
     def shutdown(self, *, wait: bool = True) -> None:
         """End the threads.
