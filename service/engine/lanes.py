@@ -132,7 +132,6 @@ class Lanes:
             images: of the batch.
             team: whether several threads compute an image faster than one, in quiet.
         """
-
         quiet = self._crowd.quiet
 
         def compute(share: Share) -> T:

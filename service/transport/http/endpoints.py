@@ -36,9 +36,8 @@ class Endpoints:
         try:
             response = await endpoint(request)
         except ServiceError as error:
-            response = await service_error(request, error)
-        except Exception as bug:
-            response = await internal_error(request, bug)
-            await response(scope, receive, send)
+            response = service_error(request, error)
+        except Exception:
+            await internal_error(request)(scope, receive, send)
             raise  # uvicorn logs it
         await response(scope, receive, send)

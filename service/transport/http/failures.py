@@ -15,14 +15,18 @@ from service.transport.http.schema import ErrorAnswer, ErrorBody, error_body
 
 def show_failures(app: FastAPI) -> None:
     """Give every failure its status and its JSON."""
-    app.add_exception_handler(ServiceError, service_error)
+    app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, internal_error)
+    app.add_exception_handler(Exception, _internal_error)
 
 
-async def service_error(request: Request, error: Exception) -> Response:
-    """The answer to a request that is refused or failed."""
+async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
+    return service_error(request, error)
+
+
+def service_error(request: Request, error: ServiceError) -> Response:
+    """The answer to a request that failed."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
@@ -44,7 +48,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return JSONResponse(ErrorAnswer(error=body).model_dump(), error.status_code, headers)
 
 
-async def internal_error(request: Request, _: Exception) -> Response:
+async def _internal_error(request: Request, _: Exception) -> Response:
+    return internal_error(request)
+
+
+def internal_error(request: Request) -> Response:
     """The answer to a request that met a bug, of which it says nothing."""
     body = ErrorBody(code="internal", message="internal error", request_id=request_id(request))
     return JSONResponse(ErrorAnswer(error=body).model_dump(), 500)

@@ -28,9 +28,7 @@ def shares(images, threads, *, team, dealt):
 
 
 def test_a_lane_that_is_done_takes_single_images():
-    assert shares(8, 2, team=True, dealt=True) == [
-        [(2, 1), (2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]
-    ]
+    assert shares(8, 2, team=True, dealt=True) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]]
     assert shares(4, 2, team=True, dealt=True) == [[(2, 1), (2, 1)]]
     # While others want the cores.
     assert shares(7, 2, team=False, dealt=True) == [[(1, 1)] * 7]
@@ -87,9 +85,11 @@ def test_a_failure_in_a_lane_is_that_of_the_batch():
 def test_a_small_model_takes_half_of_the_lanes_while_others_want_the_cores():
     lanes = Lanes(4)
 
-    def wait(rows: slice) -> int:
+    rows = range(8)
+
+    def wait(share: slice) -> int:
         sleep(0.005)
-        return rows.stop - rows.start
+        return len(rows[share])
 
     assert lanes.map(wait, 8, team=False) == [2, 2, 2, 2]
     assert [4, 4] in [lanes.map(wait, 8, team=False) for _ in range(20)]
