@@ -25,6 +25,7 @@ from service.ports import Ports
 from service.served_tasks import ServedTask
 from service.settings import Server, Settings
 from service.tasks.catalogue import Catalogue
+from service.threads import show_name
 from service.transport.http.app import create_app
 from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
@@ -195,6 +196,7 @@ def _metrics_server(listener: socket.socket, server: Server, metrics: Metrics) -
     )
 
     def serve() -> None:
+        show_name()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(http_server.serve(sockets=[listener]))
 
