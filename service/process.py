@@ -24,10 +24,9 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType({"GOMP_SPINCOUNT": "2000"})
 # on a CPU gives it up and wants it back at each of its hundreds of operations.
 _SWITCH_INTERVAL_S = 0.0001
 
-# When garbage is looked for, see `gc.set_threshold`. A request leaves none that only the collector
-# finds, but makes hundreds of objects that wait for the device with it, which by default had the
-# collector look at those of all requests several times each.
-_GARBAGE = 10_000, 20, 20
+# After so many new objects the garbage collector looks at them, by default 700. A request makes
+# hundreds that wait for the device with it, and leaves none that only the collector finds.
+_NEW_OBJECTS = 10_000
 
 
 def begin() -> None:
@@ -95,4 +94,4 @@ def loaded() -> None:
     memory.keep_freed()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_GARBAGE)
+    gc.set_threshold(_NEW_OBJECTS)

@@ -16,7 +16,7 @@ class Endpoints:
     """Gives the requests of tasks to what answers them, and all others to the application.
 
     FastAPI documents the tasks, and would look for their route, for its dependencies, for limits
-    and for telemetry that they do not have: a quarter of what the event loop does for a request.
+    and for telemetry that they do not have: a sixth of what the event loop does for a request.
 
     Args:
         app: has the same endpoints.
