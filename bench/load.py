@@ -15,6 +15,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -237,9 +238,14 @@ async def probe(port: int, every_s: float, end: float) -> list[Answer]:
 
 
 def process_cpu_s(pid: int) -> float:
-    """CPU seconds used so far by a process and its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU seconds used so far by a process, its threads, and the processes that it started."""
+    ticks = 0
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = file.read_text().rsplit(")", 1)[1].split()
+            if pid in (int(file.parent.name), int(fields[1])):
+                ticks += sum(map(int, fields[11:15]))  # and of those that have ended
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def summarize(answers: list[Answer], start: float, end: float) -> Row:

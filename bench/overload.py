@@ -3,7 +3,8 @@
 The server answers the demo model. Its capacity is what it answers with 32 requests in flight, asked
 by the same clients on the same cores; then requests come at a multiple of that rate, whether or not
 the ones before were answered (`bench.load`). Then there are storms of callers that leave after
-50 ms and ask again at once, and do or do not say so beforehand.
+50 ms and ask again at once, and do or do not say so beforehand. With `--front-ends`
+the server has many processes.
 """
 
 from statistics import median
@@ -123,12 +124,15 @@ def _latency(rounds: list[Row], key: str) -> str:
 
 def main() -> None:
     """Measure, write the result file and print its tables."""
-    chosen = options("bench.overload", __doc__, times=[2.0, 4.0, 10.0], rounds=3, seconds=30.0)
+    chosen = options(
+        "bench.overload", __doc__, times=[2.0, 4.0, 10.0], rounds=3, seconds=30.0, front_ends=0
+    )
     places: dict[str, dict[str, object]] = {
         "a core of their own": {"core": cores() - 1},
         "any core": {},
     }
-    with running_server(None, DAT_MODEL__NAME=MODEL) as server:
+    shape = {"DAT_SERVER__FRONT_ENDS": chosen.front_ends}
+    with running_server(None, DAT_MODEL__NAME=MODEL, **shape) as server:
         found = [
             {"clients": where, **overload(server, times, chosen.seconds, **crowd)}
             for _ in range(chosen.rounds)
@@ -141,7 +145,8 @@ def main() -> None:
             for path in ("/v1/classify", f"/v1/classify?timeout={PATIENCE_S}")
         ]
     seconds = chosen.seconds
-    publish("overload-cpu", tables, chosen, overload=found, storms=storms, storm_seconds=seconds)
+    name = "overload-many-cpu" if chosen.front_ends else "overload-cpu"
+    publish(name, tables, chosen, overload=found, storms=storms, storm_seconds=seconds)
 
 
 if __name__ == "__main__":

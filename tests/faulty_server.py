@@ -40,7 +40,7 @@ launch, load = ClassificationEngine.launch, ClassificationEngine._load
 prepare, submit = decode.prepare, ImagePassage.submit
 COLOURS = {"hang": (0, 255, 0), "error": (255, 0, 0), "memory": (0, 0, 255)}
 UNSHOWABLE = (255, 255, 255)
-LEAK_BYTES = 1 << 14  # of an image
+LEAK_BYTES = 1 << 16  # of an image
 leaked: list[bytes] = []
 
 

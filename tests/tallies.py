@@ -38,3 +38,10 @@ def outcomes(server: RunningServer) -> Counter[str]:
         if name.startswith("dat_image_outcomes_total"):
             counted[name.split("code=")[1].split(",")[0]] += int(value)
     return counted
+
+
+def seen(server: RunningServer) -> float:
+    """Requests that the server knows of, whether or not they are over."""
+    metrics = server.metrics()
+    counted = ("dat_requests_total", "dat_requests_in_flight")
+    return sum(value for name, value in metrics.items() if name.startswith(counted))

@@ -12,7 +12,7 @@ from tests.clients import JPEG, channel, eventually, message, over_grpc, over_ht
 from tests.faults import faulty
 from tests.processes import everybody, open_files, threads
 from tests.server import RunningServer
-from tests.tallies import device_rows, in_flight, outcomes
+from tests.tallies import device_rows, in_flight, outcomes, seen
 
 HEAD = (
     b"POST /v1/classify?explain=points HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
@@ -46,13 +46,6 @@ def kept(server: RunningServer) -> Counter[str]:
     """Descriptors and threads of all processes."""
     pids = everybody(server)
     return Counter(files=sum(map(open_files, pids)), threads=sum(map(threads, pids)))
-
-
-def seen(server: RunningServer) -> float:
-    """Requests that the server knows of, whether or not they are over."""
-    metrics = server.metrics()
-    counted = ("dat_requests_total", "dat_requests_in_flight")
-    return sum(value for name, value in metrics.items() if name.startswith(counted))
 
 
 @pytest.mark.timeout(600)

@@ -31,7 +31,7 @@ from tests.clients import (
 from tests.faults import Faulty, faulty, one_by_one
 from tests.processes import children, everybody, is_alive, kill, open_files, stopped
 from tests.server import RunningServer
-from tests.tallies import assert_no_step_back, counters, device_rows, in_flight, outcomes
+from tests.tallies import assert_no_step_back, counters, device_rows, in_flight, outcomes, seen
 
 TRANSPORTS = (over_http, over_grpc, over_stream)
 MODEL = ",model=dat_nano"
@@ -201,30 +201,29 @@ async def test_a_front_end_that_is_killed_takes_only_its_own_callers_along(held)
     before, rows = counters(server), device_rows(server)
     files = open_files(children(server)["worker-0"])
     with held.fault("wait"):
-        connections = []
+        known, connections = seen(server), []
         for sent in (JPEG,) * (PLACES - 1) + (JPEG[:100],) * 6:
             reader, writer = await post(server)
             writer.write(sent)
-            connections.append((len(sent) == len(JPEG), reader, writer))
+            reading = asyncio.create_task(reader.read(1))
+            connections.append((len(sent) == len(JPEG), reading, writer))
         await eventually(lambda: server.metrics()[WAITING] == PLACES - 2)
-        await eventually(lambda: in_flight(server) == len(connections))
+        await eventually(lambda: seen(server) == known + len(connections))
+        assert not any(reading.done() for _, reading, _ in connections)
         pid = kill(server, "front-end-0")
         await eventually(lambda: restarts(server, "front-end-0") == 1, 90)
-        lost = 0
-        reading = [asyncio.create_task(reader.read(1)) for _, reader, _ in connections]
         await asyncio.sleep(0.5)
-        kept = [one for one, read in zip(connections, reading, strict=True) if not read.done()]
-        whole = [one for one in kept if one[0]]
-        lost = len(connections) - len(kept)
+        kept = [one for one in connections if not one[1].done()]
         # Its places are free although the worker had its images.
-        waits = server.metrics()[WAITING]
-        assert len(whole) - 1 <= waits <= len(whole)
+        whole = sum(complete for complete, *_ in kept)
+        assert whole - 1 <= server.metrics()[WAITING] <= whole
     for complete, _, writer in kept:
         if not complete:
             writer.write(JPEG[100:])
-    heads = await asyncio.gather(*reading, return_exceptions=True)
+    heads = await asyncio.gather(
+        *(reading for _, reading, _ in connections), return_exceptions=True
+    )
     assert sum(head == b"H" for head in heads) == len(kept)
-    assert len(connections) == len(kept) + lost
     for _, _, writer in connections:
         writer.close()
     assert device_rows(server) - rows <= len(kept) + 1
@@ -234,6 +233,23 @@ async def test_a_front_end_that_is_killed_takes_only_its_own_callers_along(held)
     assert_no_step_back(before, counters(server))
     # The memory of the one that was killed is given back.
     await eventually(lambda: open_files(children(server)["worker-0"]) == files)
+
+
+async def test_while_a_front_end_starts_the_other_one_gets_the_connections(held):
+    server = held.server
+    await all_ready(server)
+    pid = kill(server, "front-end-1")
+    await eventually(lambda: not is_alive(pid))
+    while not server.log.empty():
+        server.log.get()
+    async with asyncio.timeout(90):
+        answering: set[str] = set()
+        while "front-end-1" not in answering:
+            answer = await over_http(server, [JPEG])
+            assert answer.error is None
+            line = await asyncio.to_thread(server.wait_for_event, "request")
+            answering.add(line["process"])
+    assert children(server)["front-end-1"] != pid
 
 
 @pytest.mark.parametrize("name", ["front-end-0", "worker-0", "supervisor"])
