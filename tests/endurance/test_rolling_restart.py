@@ -46,6 +46,8 @@ events {{}}
 http {{
     access_log off;
     client_max_body_size 32m;
+    client_body_buffer_size 1m;
+    proxy_max_temp_file_size 0;
     client_body_temp_path {folder};
     proxy_temp_path {folder};
     fastcgi_temp_path {folder};

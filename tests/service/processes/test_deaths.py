@@ -209,7 +209,7 @@ async def test_a_front_end_that_is_killed_takes_only_its_own_callers_along(held)
             connections.append((len(sent) == len(JPEG), reading, writer))
         await eventually(lambda: server.metrics()[WAITING] == PLACES - 2)
         await eventually(lambda: seen(server) == known + len(connections))
-        assert not any(reading.done() for _, reading, _ in connections)
+        assert [reading for _, reading, _ in connections if reading.done()] == []
         pid = kill(server, "front-end-0")
         await eventually(lambda: restarts(server, "front-end-0") == 1, 90)
         await asyncio.sleep(0.5)
