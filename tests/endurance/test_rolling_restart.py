@@ -55,8 +55,8 @@ http {{
     scgi_temp_path {folder};
     upstream http_replicas {{ {http} keepalive 16; }}
     upstream grpc_replicas {{ {grpc} keepalive 16; }}
-    proxy_next_upstream error timeout http_503 non_idempotent;
-    grpc_next_upstream error timeout http_503 non_idempotent;
+    proxy_next_upstream error timeout http_503 http_429 non_idempotent;
+    grpc_next_upstream error timeout http_503 http_429 non_idempotent;
     server {{
         listen 127.0.0.1:{http_port};
         location / {{
