@@ -50,11 +50,13 @@ class Samples:
         }  # fmt: skip
 
 
-async def soak(server: RunningServer, load: MixedLoad, seconds: float) -> Samples:
+async def soak(
+    server: RunningServer, load: MixedLoad, seconds: float, warm_s: float = WARM_S
+) -> Samples:
     """Send mixed traffic and take samples of memory, once it is warm."""
     samples = Samples()
-    loading = asyncio.create_task(load.run(CALLERS, WARM_S + seconds))
-    await asyncio.sleep(WARM_S)
+    loading = asyncio.create_task(load.run(CALLERS, warm_s + seconds))
+    await asyncio.sleep(warm_s)
     while not loading.done():
         await asyncio.to_thread(samples.take, server, load.sent)
         await asyncio.sleep(SAMPLE_S)
@@ -96,7 +98,8 @@ async def test_a_process_that_leaks_is_found(tmp_path, shape, figures):
     """What shows nothing here would show nothing above either."""
     with faulty(tmp_path, DAT_ENGINE__HANG_TIMEOUT_S=100, **shape) as running:
         with running.fault("leak"):
-            samples = await soak(running.server, MixedLoad(running.server, seed=3), 15)
+            load = MixedLoad(running.server, seed=3)
+            samples = await soak(running.server, load, seconds=12, warm_s=5)
         slopes = samples.slopes()
         figures(bytes_in_a_thousand_requests=slopes)
         leaking = {name for name, slope in slopes.items() if slope >= ALLOWED}
