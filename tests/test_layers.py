@@ -14,7 +14,7 @@ from tests.server import ROOT
 LEAVES = {
     "service.errors", "service.settings", "service.metrics", "service.machine", "service.logs",
     "service.threads", "service.text_file", "service.byte_budget", "service.lifecycle",
-    "service.ports", "service.command_errors",
+    "service.ports", "service.command_errors", "service.priority",
 }  # fmt: skip
 # The model without torch: what follows from a configuration, and pixels.
 TORCH_FREE = {

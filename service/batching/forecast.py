@@ -9,10 +9,6 @@ from math import inf
 from time import monotonic
 
 _SMOOTHING = 0.2  # share of the newest measurement
-# A forecast that is too short costs the work of a caller that leaves; one that is too long turns
-# away a caller that would have got its answer.
-_MARGIN = 1.2
-
 _CALLERS = 64  # whose end is remembered
 _IMPATIENT = 0.1  # share of callers that left, from which on they tell what the next ones will do
 _EARLY = 0.2  # quantile of the times after which they left
@@ -25,41 +21,59 @@ class Forecast:
 
     Args:
         clock: seconds; any start.
-
-    Attributes:
-        seconds_per_item: between two items that leave a busy queue.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self.seconds_per_item = 0.0
         self._compute_s: dict[int, float] = {}
-        self._decode_s = 0.0
+        self._usual = 0.0  # items in a batch
+        self._stretch = 0.0  # between the ends of two batches, of the time that one takes
         self._ends: deque[float | None] = deque(maxlen=_CALLERS)  # ages of those that left
         self._patience_s = inf
         self._evidence_at = -inf
 
-    def batch_ended(self, size: int, compute_s: float, spacing_s: float) -> None:
+    def batch_ended(self, size: int, compute_s: float, spacing_s: float, *, queued: bool) -> None:
         """Learn from a batch.
 
         Args:
             size: its items.
             compute_s: how long it had the device, seconds.
             spacing_s: since the end of the batch before it, while there was work.
+            queued: whether it waited while that one was computed.
         """
-        self.seconds_per_item = _smoothed(self.seconds_per_item, spacing_s / size)
         self._compute_s[size] = _smoothed(self._compute_s.get(size, 0.0), compute_s)
+        self._usual = _smoothed(self._usual, size)
+        # Of several devices one alone may have been at work, which says nothing of all of them.
+        if queued or self._stretch >= 1.0 or not self._stretch:
+            self._stretch = _smoothed(self._stretch, spacing_s / max(compute_s, 1e-9))
 
-    def decoded(self, seconds: float) -> None:
-        """Learn from an image that was decoded."""
-        self._decode_s = _smoothed(self._decode_s, seconds)
-
-    def answer_s(self, items: int) -> float:
-        """Time until `items`, those ahead and those that come now, have their answers, seconds.
+    def expected_s(self, waiting: int, running: int, decode_s: float = 0.0) -> float:
+        """Time until all that wait have their answers, seconds.
 
         0 where nothing was measured yet.
+
+        Args:
+            waiting: items, those ahead and those that come now.
+            running: items on the devices.
+            decode_s: until those that come now are decoded, seconds.
         """
-        return _MARGIN * (items * self.seconds_per_item + self._decode_s)
+        if not self._compute_s:
+            return 0.0
+        largest = max(self._compute_s)
+        ahead_s = self._on_device_s(running, largest)
+        if not waiting:
+            return self._stretch * ahead_s
+        before, last = divmod(waiting - 1, largest)
+        # Others will join the last batch as they join any.
+        own_s = self.compute_s(max(last + 1, min(largest, round(self._usual))))
+        ahead_s += before * self.compute_s(largest)
+        return max(self._stretch * ahead_s, decode_s) + max(self._stretch, 1.0) * own_s
+
+    def _on_device_s(self, running: int, largest: int) -> float:
+        if not running:
+            return 0.0
+        batches, rest = divmod(running, largest)
+        return batches * self.compute_s(largest) + (self.compute_s(rest) if rest else 0.0)
 
     def compute_s(self, size: int) -> float:
         """Time on the device of a batch of that size; 0 where nothing was measured yet."""

@@ -19,7 +19,7 @@ LARGE, SMALL, TINY = 50_000_000, 300_000, 3_000
 
 def opened(threads=1, max_pixels=10 * LARGE):
     gauge = Metrics(CollectorRegistry()).pixels_in_flight
-    return Decoders(ThreadPoolExecutor(threads), max_pixels, gauge), gauge
+    return Decoders(ThreadPoolExecutor(threads), threads, max_pixels, gauge), gauge
 
 
 class Held:
