@@ -23,12 +23,14 @@ TORCH_FREE = {
 }  # fmt: skip
 # What each room may know beside itself and the leaves, from the top of the house down.
 ROOMS = {
-    "service.transport.request_id": set(),
+    "service.transport.request_id": set(), "service.transport.priority": set(),
     "service.transport.http": {
-        "service.transport.request_id", "service.tasks", "service.models.card",
+        "service.transport.request_id", "service.transport.priority", "service.tasks",
+        "service.models.card",
     },
     "service.transport.rpc": {
-        "service.transport.request_id", "service.tasks", "service.models.card", "service.pb",
+        "service.transport.request_id", "service.transport.priority", "service.tasks",
+        "service.models.card", "service.pb",
     },
     "service.tasks": TORCH_FREE | {
         "service.batching", "service.images", "service.engine.items", "service.models.card",
