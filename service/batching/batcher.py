@@ -267,6 +267,7 @@ class Batcher(Generic[Item, Result]):
         self._ahead = Turns(ahead * max_batch, kept=-(-max_batch // 2))
         self._turn = _LocalTurn(self.submit)
         self._served_at = 0.0  # end of the newest batch, perf_counter
+        self._crowded = False  # whether a whole batch, decoded or not, waited then
 
     @property
     def wait_estimate_s(self) -> float:
@@ -599,6 +600,7 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         size = len(part)
         self._places.changed_running(size)
+        self.forecast.batch_began()
         try:
             results = await runner.run_batch([entry.item for entry in part])
             answers = list(zip(part, results, strict=True))
@@ -620,12 +622,12 @@ class Batcher(Generic[Item, Result]):
         self._metrics.stage["compute"].observe(compute_s)
         self._metrics.busy_seconds[device].inc(compute_s)
         # Under load the time between the ends of two batches, on whichever devices they were,
-        # and with the time in which other models had those.
+        # and with the time in which other models had those, or images were still to be decoded.
         now = perf_counter()
-        queued = asked < self._served_at
-        since = self._served_at if queued else asked
-        self.forecast.batch_ended(size, compute_s, now - since, queued=queued)
+        since = self._served_at if self._crowded else max(asked, self._served_at)
+        self.forecast.batch_ended(size, compute_s, now - since, crowded=self._crowded)
         self._served_at = now
+        self._crowded = self._places.held >= self._max_batch
 
 
 def too_late() -> DeadlineExceeded:

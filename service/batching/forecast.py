@@ -31,20 +31,25 @@ class Forecast:
         self._ends: deque[float | None] = deque(maxlen=_CALLERS)  # ages of those that left
         self._patience_s = inf
         self._evidence_at = -inf
+        self._began_at = -inf  # the newest batch
 
-    def batch_ended(self, size: int, compute_s: float, spacing_s: float, *, queued: bool) -> None:
+    def batch_began(self) -> None:
+        """Note that a device turned to a batch."""
+        self._began_at = self._clock()
+
+    def batch_ended(self, size: int, compute_s: float, spacing_s: float, *, crowded: bool) -> None:
         """Learn from a batch.
 
         Args:
             size: its items.
             compute_s: how long it had the device, seconds.
             spacing_s: since the end of the batch before it, while there was work.
-            queued: whether it waited while that one was computed.
+            crowded: whether a whole batch waited all that time.
         """
         self._compute_s[size] = _smoothed(self._compute_s.get(size, 0.0), compute_s)
         self._usual = _smoothed(self._usual, size)
         # Of several devices one alone may have been at work, which says nothing of all of them.
-        if queued or self._stretch >= 1.0 or not self._stretch:
+        if crowded or self._stretch >= 1.0 or not self._stretch:
             self._stretch = _smoothed(self._stretch, spacing_s / max(compute_s, 1e-9))
 
     def expected_s(self, waiting: int, running: int, decode_s: float = 0.0) -> float:
@@ -73,16 +78,25 @@ class Forecast:
         if not running:
             return 0.0
         batches, rest = divmod(running, largest)
-        return batches * self.compute_s(largest) + (self.compute_s(rest) if rest else 0.0)
+        all_s = batches * self.compute_s(largest) + (self.compute_s(rest) if rest else 0.0)
+        # One of them is on its way already, by how much is known of the newest.
+        newest_s = self.compute_s(min(running, largest))
+        return all_s - min(self._clock() - self._began_at, newest_s)
 
     def compute_s(self, size: int) -> float:
-        """Time on the device of a batch of that size; 0 where nothing was measured yet."""
-        if size in self._compute_s:
-            return self._compute_s[size]
-        if not self._compute_s:
-            return 0.0
-        nearest = min(self._compute_s, key=lambda known: abs(known - size))
-        return self._compute_s[nearest] * max(1.0, size / nearest)
+        """Time on the device of a batch of that size; 0 where nothing was measured yet.
+
+        Between two sizes that were measured it grows evenly, beyond all of them with the size.
+        """
+        if size in self._compute_s or not self._compute_s:
+            return self._compute_s.get(size, 0.0)
+        smaller = max((known for known in self._compute_s if known < size), default=None)
+        larger = min((known for known in self._compute_s if known > size), default=None)
+        if smaller is None or larger is None:
+            nearest = smaller or larger or size
+            return self._compute_s[nearest] * max(1.0, size / nearest)
+        low_s, high_s = self._compute_s[smaller], self._compute_s[larger]
+        return low_s + (high_s - low_s) * (size - smaller) / (larger - smaller)
 
     def caller_left(self, age_s: float) -> None:
         """Learn from a caller that left before its answer, `age_s` seconds after it came."""
