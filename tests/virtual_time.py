@@ -28,20 +28,45 @@ class _Jumping(selectors.DefaultSelector):
 
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
-        self.selector = _Jumping()
-        super().__init__(self.selector)
+        self.jumping = _Jumping()
+        super().__init__(self.jumping)
 
     def time(self) -> float:
-        return self.selector.now
+        return self.jumping.now
 
 
-def run(scenario: Coroutine[Any, Any, T]) -> T:
-    """Run a scenario of batchers, all clocks of which are virtual; no threads may take part."""
-    loop = _Loop()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        asyncio.Runner(loop_factory=lambda: loop) as runner,
-    ):
+class VirtualTime:
+    """Runs batchers, all clocks of which are virtual; no threads may take part.
+
+    Attributes:
+        loop: in which they run.
+    """
+
+    def __init__(self) -> None:
+        self.loop = _Loop()
+        self._runner = asyncio.Runner(loop_factory=lambda: self.loop)
+        self._patch = pytest.MonkeyPatch()
         for module in (batcher, dispatch):
-            patch.setattr(module, "perf_counter", loop.time)
-        return runner.run(scenario)
+            self._patch.setattr(module, "perf_counter", self.loop.time)
+
+    def now(self) -> float:
+        """The time of the loop, seconds."""
+        return self.loop.time()
+
+    def run(self, scenario: Coroutine[Any, Any, T]) -> T:
+        """Run until the end of a scenario; what else it began stands still then."""
+        return self._runner.run(scenario)
+
+    def close(self) -> None:
+        """End everything."""
+        self._runner.close()
+        self._patch.undo()
+
+
+def in_virtual_time(scenario: Coroutine[Any, Any, T]) -> T:
+    """Run a scenario that begins at 0 seconds."""
+    time = VirtualTime()
+    try:
+        return time.run(scenario)
+    finally:
+        time.close()
