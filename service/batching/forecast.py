@@ -31,7 +31,7 @@ class Forecast:
         self._ends: deque[float | None] = deque(maxlen=_CALLERS)  # ages of those that left
         self._patience_s = inf
         self._evidence_at = -inf
-        self._began_at = -inf  # the newest batch
+        self._began_at = inf  # the newest batch
 
     def batch_began(self) -> None:
         """Note that a device turned to a batch."""
@@ -81,7 +81,7 @@ class Forecast:
         all_s = batches * self.compute_s(largest) + (self.compute_s(rest) if rest else 0.0)
         # One of them is on its way already, by how much is known of the newest.
         newest_s = self.compute_s(min(running, largest))
-        return all_s - min(self._clock() - self._began_at, newest_s)
+        return all_s - min(max(0.0, self._clock() - self._began_at), newest_s)
 
     def compute_s(self, size: int) -> float:
         """Time on the device of a batch of that size; 0 where nothing was measured yet.

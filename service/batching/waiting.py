@@ -51,9 +51,9 @@ class Waiting(Generic[T]):
             return iter(self._low)
         return (one for one, _ in merge(self._high.items(), self._low.items(), key=itemgetter(1)))
 
-    def first(self, priority: Priority) -> T | None:
-        """Who came first of a class, if anybody of it waits."""
-        return next(iter(self._high if priority == "high" else self._low), None)
+    def holds(self, priority: Priority) -> bool:
+        """Whether anybody of a class waits."""
+        return bool(self._high if priority == "high" else self._low)
 
 
 class Turns:
@@ -61,8 +61,8 @@ class Turns:
 
     Args:
         turns: that are given out at a time.
-        kept: that are given out beyond that, to the upper class alone: however many of the lower
-            class came first, the upper one does not wait until one of them is done.
+        kept: that are given out beyond that while any of the upper class waits: however many of
+            the lower class came first, the upper one does not wait until one of them is done.
     """
 
     def __init__(self, turns: int, kept: int) -> None:
@@ -99,6 +99,7 @@ class Turns:
 
     def _next(self) -> asyncio.Future[None] | None:
         """Who gets a turn now, if anybody can."""
-        if self._taken < self._turns:
-            return next(iter(self._waiting), None)
-        return self._waiting.first("high") if self._taken < self._turns + self._kept else None
+        # Whoever of the lower class is before one of the upper class counts as such.
+        upper = self._waiting.holds("high")
+        free = self._taken < self._turns + self._kept * upper
+        return next(iter(self._waiting), None) if free else None
