@@ -8,14 +8,14 @@ from typing import NamedTuple, Protocol, Self
 
 from prometheus_client import Histogram
 
-from service.batching.forecast import Forecast
+from service.batching.forecast import UNKNOWN, Expected, Forecast
 from service.errors import Draining, EngineUnavailable, NotReady, Overloaded, ServiceError
 from service.metrics import ModelMetrics, Rejection
 from service.priority import Priority, fits
 
 # A forecast that is too short costs the work of a caller that leaves; one that is too long turns
 # away a caller that would have got its answer.
-MARGIN = 1.2
+_MARGIN = 1.2
 # A request of the lower class counts as one of the upper class when it has waited so many times as
 # long as all that came before it would have taken, and at least so many seconds: while nothing but
 # the lower class comes, none of it gets in the way of the upper one.
@@ -112,16 +112,17 @@ class Admission:
         since: float,
         request_id: str = "",
         priority: Priority = "high",
-        expected_s: float = 0.0,
+        expected: Expected = UNKNOWN,
     ) -> None:
         self.since = since
         self.request_id = request_id
         self.priority = priority
-        self.due = since if priority == "high" else since + max(_AGES_S, _AGES * expected_s)
+        ages_s = 0.0 if priority == "high" else max(_AGES_S, _AGES * expected.seconds)
+        self.due = since + ages_s
         self._places = places
         self._release = release
         self._forecast = forecast
-        self._expected_s = expected_s
+        self._expected = expected
 
     def __enter__(self) -> Self:
         return self
@@ -149,9 +150,10 @@ class Admission:
         Args:
             ratio: of the time that took to the time that was foretold.
         """
-        if self._expected_s:
-            took_s = asyncio.get_running_loop().time() - self.since
-            ratio.observe(took_s / self._expected_s)
+        took_s = asyncio.get_running_loop().time() - self.since
+        self._forecast.answered(self._expected, took_s)
+        if self._expected.seconds:
+            ratio.observe(took_s / self._expected.seconds)
 
     def give_back(self, places: int = 1) -> None:
         """Give back places that are no longer needed."""
@@ -216,7 +218,7 @@ class AdmissionControl:
     @property
     def wait_estimate_s(self) -> float:
         """Time in which everything admitted so far will have its answer, seconds."""
-        return self._forecast.expected_s(self._places.held, self._places.running)
+        return self._forecast.expect(self._places.held, self._places.running).seconds
 
     def open(self) -> None:
         """Begin to admit."""
@@ -250,7 +252,7 @@ class AdmissionControl:
         if not (self._ahead(priority) or self._places.running):
             return None
         patience_s = min(self._forecast.patience_s, inf if timeout_s is None else timeout_s)
-        answer_s = MARGIN * self._expected_s(places, priority, decode_s)
+        answer_s = _MARGIN * self._expect(places, priority, decode_s).seconds
         if answer_s > patience_s:
             late = f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
             return Refusal("too_late", Overloaded(late, retry_after_s=answer_s - patience_s))
@@ -306,20 +308,20 @@ class AdmissionControl:
             ServiceError: the refusals of `check_room`.
         """
         self.check_room(places, timeout_s, priority, decode_s)
-        expected_s = self._expected_s(places, priority, decode_s)
+        expected = self._expect(places, priority, decode_s)
         if not self._places.take(places, priority):  # another process was faster
             full = self._full(priority)
             self._metrics.rejected[full.reason].inc()
             raise full.error
         since = asyncio.get_running_loop().time()
         return Admission(
-            places, self._release, self._forecast, since, request_id, priority, expected_s
+            places, self._release, self._forecast, since, request_id, priority, expected
         )
 
-    def _expected_s(self, places: int, priority: Priority, decode_s: float) -> float:
-        """Time until a request that comes now has its answers; 0 where nothing was measured."""
+    def _expect(self, places: int, priority: Priority, decode_s: float) -> Expected:
+        """When a request that comes now will have its answers."""
         waiting = self._ahead(priority) + places
-        return self._forecast.expected_s(waiting, self._places.running, decode_s)
+        return self._forecast.expect(waiting, self._places.running, decode_s)
 
     def _ahead(self, priority: Priority) -> int:
         """Items that wait and will be taken before those of a request that comes now."""

@@ -7,13 +7,30 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 from time import monotonic
+from typing import NamedTuple
 
 _SMOOTHING = 0.2  # share of the newest measurement
+_SMOOTHING_OF_ANSWERS = 0.02  # of which a crowd gives hundreds
 _CALLERS = 64  # whose end is remembered
 _IMPATIENT = 0.1  # share of callers that left, from which on they tell what the next ones will do
 _EARLY = 0.2  # quantile of the times after which they left
 _RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
 _FORGOTTEN_S = 20.0
+
+
+class Expected(NamedTuple):
+    """When an answer is expected.
+
+    Attributes:
+        seconds: from now; 0 where nothing was measured yet.
+        of_crowd: the same before `Forecast` corrects it; 0 where no crowd is ahead.
+    """
+
+    seconds: float = 0.0
+    of_crowd: float = 0.0
+
+
+UNKNOWN = Expected()
 
 
 class Forecast:
@@ -32,6 +49,7 @@ class Forecast:
         self._patience_s = inf
         self._evidence_at = -inf
         self._began_at = inf  # the newest batch
+        self._correction = 1.0  # what answers in a crowd took of what batches alone foretell
 
     def batch_began(self) -> None:
         """Note that a device turned to a batch."""
@@ -52,10 +70,18 @@ class Forecast:
         if crowded or self._stretch >= 1.0 or not self._stretch:
             self._stretch = _smoothed(self._stretch, spacing_s / max(compute_s, 1e-9))
 
-    def expected_s(self, waiting: int, running: int, decode_s: float = 0.0) -> float:
-        """Time until all that wait have their answers, seconds.
+    def answered(self, expected: Expected, took_s: float) -> None:
+        """Learn from an answer that was expected.
 
-        0 where nothing was measured yet.
+        What it costs to receive, decode and answer a crowd, on cores that the device may need as
+        well, shows in whole answers and not in single batches.
+        """
+        if expected.of_crowd:
+            newest = took_s / expected.of_crowd
+            self._correction += _SMOOTHING_OF_ANSWERS * (newest - self._correction)
+
+    def expect(self, waiting: int, running: int, decode_s: float = 0.0) -> Expected:
+        """When all that wait will have their answers.
 
         Args:
             waiting: items, those ahead and those that come now.
@@ -63,16 +89,17 @@ class Forecast:
             decode_s: until those that come now are decoded, seconds.
         """
         if not self._compute_s:
-            return 0.0
+            return UNKNOWN
         largest = max(self._compute_s)
         ahead_s = self._on_device_s(running, largest)
         if not waiting:
-            return self._stretch * ahead_s
+            return Expected(self._stretch * ahead_s)
         before, last = divmod(waiting - 1, largest)
         # Others will join the last batch as they join any.
         own_s = self.compute_s(max(last + 1, min(largest, round(self._usual))))
         ahead_s += before * self.compute_s(largest)
-        return max(self._stretch * ahead_s, decode_s) + max(self._stretch, 1.0) * own_s
+        seconds = max(self._stretch * ahead_s, decode_s) + max(self._stretch, 1.0) * own_s
+        return Expected(self._correction * seconds, seconds) if before else Expected(seconds)
 
     def _on_device_s(self, running: int, largest: int) -> float:
         if not running:

@@ -13,9 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from service.batching.dispatch import Dispatch
 from service.batching.forecast import Forecast
 from service.errors import DeadlineExceeded, Draining, EngineFailed, Overloaded
-from tests.service.batching.test_batcher import Dispatch, Seat, opened, value
+from tests.service.batching.test_batcher import Seat, opened, value
 from tests.virtual_time import VirtualTime
 
 PRIORITIES = st.sampled_from(["high", "low"])
@@ -29,7 +30,7 @@ class Request:
     since: float
     deadline: float
     due: float = inf
-    outcome: asyncio.Task | None = None
+    outcome: asyncio.Task[int] = field(init=False)
     runs: list["Run"] = field(default_factory=list)
     left: bool = False
 
@@ -39,7 +40,7 @@ class Run:
     """A batch, or a part of one, on a device."""
 
     requests: Sequence[Request]
-    end: asyncio.Future
+    end: asyncio.Future[None]
     result: str = "running"
 
 

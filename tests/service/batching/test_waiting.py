@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batching.admission import LocalPlaces
+from service.batching.dispatch import Dispatch
 from service.batching.forecast import Forecast
 from service.batching.waiting import Turns, Waiting
 from service.errors import Overloaded
-from tests.service.batching.test_batcher import Dispatch, Seat, opened
+from tests.service.batching.test_batcher import Seat, opened
 from tests.virtual_time import in_virtual_time
 
 PRIORITIES = st.sampled_from(["high", "low"])

@@ -28,10 +28,10 @@ async def over_rpc(server, metadata=(), stream=False, **fields) -> str:
             if stream:
                 asked = dat_pb2.ClassifyStreamRequest(id="only", request=request)
                 (answer,) = [a async for a in stub.ClassifyStream([asked], metadata=metadata)]
-                return answer.error.code or "ok"
+                return str(answer.error.code) or "ok"
             await stub.Classify(request, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            return dict(error.trailing_metadata())["dat-error-code"]
+            return str(dict(error.trailing_metadata())["dat-error-code"])
         return "ok"
 
 
@@ -39,7 +39,7 @@ async def over_web(server, path="/v1/classify", **sent) -> str:
     """The code of what becomes of a request."""
     async with httpx.AsyncClient(base_url=server.http_url, timeout=60) as client:
         body = (await client.post(path, **sent)).json()
-    return body["error"]["code"] if "error" in body else "ok"
+    return str(body["error"]["code"]) if "error" in body else "ok"
 
 
 async def every_way(server) -> dict[str, str]:
