@@ -8,7 +8,6 @@ again after the time that its refusal names, and after half of it.
 """
 
 import asyncio
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import grpc
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from bench.harness import options, publish
 from bench.load import PICTURES, HttpClient, make_jpeg
@@ -62,18 +62,31 @@ SHAPES = {
 }
 
 
-def buckets(server: RunningServer) -> dict[float, float]:
-    """How many answers took at most so many times what was foretold, by that."""
+def samples(server: RunningServer, name: str) -> list[Sample]:
+    """What the metrics of a server say under a name of the demo model, for the upper class."""
     url = f"http://127.0.0.1:{server.ports['metrics']}/metrics"
     with urllib.request.urlopen(url, timeout=30) as answer:
         families = text_string_to_metric_families(answer.read().decode())
-    return {
-        float(sample.labels["le"]): sample.value
+    return [
+        sample
         for family in families
         for sample in family.samples
-        if sample.name == "dat_answer_time_ratio_bucket"
-        and (sample.labels["model"], sample.labels["priority"]) == (MODEL, "high")
-    }
+        if sample.name == name
+        and sample.labels["model"] == MODEL
+        and sample.labels.get("priority", "high") == "high"
+    ]
+
+
+def buckets(server: RunningServer) -> dict[float, float]:
+    """How many answers took at most so many times what was foretold, by that."""
+    found = samples(server, "dat_answer_time_ratio_bucket")
+    return {float(sample.labels["le"]): sample.value for sample in found}
+
+
+def wait_estimate_s(server: RunningServer) -> float:
+    """Time in which all that wait will have their answers, as the server says, seconds."""
+    (sample,) = samples(server, "dat_queue_wait_estimate_seconds")
+    return sample.value
 
 
 def errors(before: dict[float, float], after: dict[float, float]) -> Row:
@@ -139,10 +152,9 @@ async def asked_again(server: RunningServer, share: float, rounds: int) -> Row:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.ports['grpc']}") as channel:
         call = ClassifierServiceStub(channel).Classify
         for _ in range(rounds):
-            start = time.perf_counter()
             burst = [asyncio.create_task(client.send(jpeg)) for _ in range(_BEHIND)]
             await asyncio.wait(burst, return_when=asyncio.FIRST_COMPLETED)
-            patience_s = 10 * (time.perf_counter() - start)
+            patience_s = await asyncio.to_thread(wait_estimate_s, server) / 2
             request = ClassifyRequest(images=[jpeg])
             try:
                 await call(request, timeout=patience_s)

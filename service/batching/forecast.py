@@ -9,8 +9,9 @@ from math import inf
 from time import monotonic
 from typing import NamedTuple
 
-_SMOOTHING = 0.2  # share of the newest measurement
-_SMOOTHING_OF_ANSWERS = 0.02  # of which a crowd gives hundreds
+_SMOOTHING = 0.1  # share of the newest measurement: the last batches of a crowd are the fastest
+_SMOOTHING_OF_ANSWERS = 0.01  # of which a crowd gives hundreds
+_MOST_CORRECTED = 2.0  # times more or less; what is further off was something else
 _CALLERS = 64  # whose end is remembered
 _IMPATIENT = 0.1  # share of callers that left, from which on they tell what the next ones will do
 _EARLY = 0.2  # quantile of the times after which they left
@@ -78,6 +79,7 @@ class Forecast:
         """
         if expected.of_crowd:
             newest = took_s / expected.of_crowd
+            newest = min(max(newest, 1 / _MOST_CORRECTED), _MOST_CORRECTED)
             self._correction += _SMOOTHING_OF_ANSWERS * (newest - self._correction)
 
     def expect(self, waiting: int, running: int, decode_s: float = 0.0) -> Expected:

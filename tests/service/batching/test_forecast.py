@@ -30,7 +30,7 @@ def test_nothing_is_foretold_before_anything_was_measured():
     assert forecast.patience_s == inf
 
 
-def batches(forecast, size, compute_s, spacing_s=None, *, number=50, crowded=True):
+def batches(forecast, size, compute_s, spacing_s=None, *, number=100, crowded=True):
     for _ in range(number):
         forecast.batch_ended(size, compute_s, spacing_s or compute_s, crowded=crowded)
 
@@ -70,7 +70,7 @@ def test_single_images_say_little_of_a_crowd():
 def test_what_answers_take_beyond_their_batches_is_added_in_a_crowd_alone():
     forecast = Forecast(Clock())
     batches(forecast, 8, 0.04)
-    for _ in range(300):
+    for _ in range(600):
         forecast.answered(forecast.expect(64, 0), 0.48)
         forecast.answered(forecast.expect(1, 0), 10.0)
     assert forecast.expect(64, 0).seconds == pytest.approx(0.48, rel=0.01)
