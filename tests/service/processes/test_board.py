@@ -8,15 +8,16 @@ import time
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.processes.board import Board, Extent, SharedPlaces, WorkerState
+from service.priority import Priority, fits
+from service.processes.board import Board, Extent, SharedPlaces, class_of
 from tests.server import ROOT
 
 ROWS, WORKERS, MODELS = 4, 2, 2
+CLASSES: tuple[Priority, ...] = ("high", "low")
 
 
 class Sharing(RuleBasedStateMachine):
@@ -26,7 +27,7 @@ class Sharing(RuleBasedStateMachine):
     def begin(self, limit):
         self.board = Board.create(Extent(ROWS, WORKERS, MODELS))
         self.limit = limit
-        self.held: Counter[tuple[int, int]] = Counter()
+        self.held: Counter[tuple[int, int, Priority]] = Counter()
         self.places = [
             [SharedPlaces(self.board, row, model, limit) for model in range(MODELS)]
             for row in range(ROWS)
@@ -38,16 +39,24 @@ class Sharing(RuleBasedStateMachine):
         if hasattr(self, "board"):
             os.close(self.board.descriptor)
 
-    @rule(row=st.integers(0, ROWS - 1), model=st.integers(0, MODELS - 1), n=st.integers(1, 4))
-    def take(self, row, model, n):
-        before = self.of_model(model)
-        given = self.places[row][model].take(n)
-        assert given == (before + n <= self.limit)
-        if given:
-            self.held[row, model] += n
-
     def of_model(self, model):
-        return sum(self.held[row, model] for row in range(ROWS))
+        """Places held for requests of the upper and of the lower class."""
+        return tuple(sum(self.held[row, model, c] for row in range(ROWS)) for c in CLASSES)
+
+    @rule(
+        row=st.integers(0, ROWS - 1),
+        model=st.integers(0, MODELS - 1),
+        n=st.integers(1, 4),
+        priority=st.sampled_from(CLASSES),
+    )
+    def take(self, row, model, n, priority):
+        high, low = self.of_model(model)
+        given = self.places[row][model].take(n, priority)
+        assert given == fits(n, priority, held=high + low, held_low=low, limit=self.limit)
+        if priority == "high":
+            assert given == (high + low + n <= self.limit)
+        if given:
+            self.held[row, model, priority] += n
 
     def one_who_holds(self, data):
         return data.draw(st.sampled_from(sorted(key for key, n in self.held.items() if n)))
@@ -55,23 +64,24 @@ class Sharing(RuleBasedStateMachine):
     @precondition(lambda self: any(self.held.values()))
     @rule(data=st.data())
     def give_back(self, data):
-        row, model = self.one_who_holds(data)
-        n = data.draw(st.integers(1, self.held[row, model]))
-        self.places[row][model].give_back(n)
-        self.held[row, model] -= n
+        row, model, priority = held = self.one_who_holds(data)
+        n = data.draw(st.integers(1, self.held[held]))
+        self.places[row][model].give_back(n, priority)
+        self.held[held] -= n
 
     @precondition(lambda self: any(self.held.values()))
     @rule(data=st.data(), worker=st.integers(0, WORKERS - 1))
     def leave_for_the_device(self, data, worker):
-        row, model = self.one_who_holds(data)
-        self.board.taken[row, model, worker] += 1
-        self.held[row, model] -= 1
+        row, model, priority = held = self.one_who_holds(data)
+        self.board.taken[row, model, worker, class_of(priority)] += 1
+        self.held[held] -= 1
 
     @rule(row=st.integers(0, ROWS - 1))
     def die_and_come_back(self, row):
         self.board.alive[row] = 0
         for model in range(MODELS):
-            self.held[row, model] = 0
+            for priority in CLASSES:
+                self.held[row, model, priority] = 0
             assert self.board.held(model) == self.of_model(model)
         self.board.enter(row)
 
@@ -79,8 +89,11 @@ class Sharing(RuleBasedStateMachine):
     def counts(self):
         if hasattr(self, "board"):
             for model in range(MODELS):
-                held = self.of_model(model)
-                assert held == self.board.held(model) == self.places[0][model].held <= self.limit
+                high, low = self.of_model(model)
+                places = self.places[0][model]
+                assert self.board.held(model) == (high, low)
+                assert (places.held, places.held_low) == (high + low, low)
+                assert high + low <= self.limit
 
 
 Sharing.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -90,21 +103,21 @@ test_places_are_given_as_long_as_there_are_some_whoever_holds_them = Sharing.Tes
 # Takes and gives back as fast as it can, and looks whether there are more than there may be.
 GREEDY = """
 import sys, time
-from service.processes.board import Board, Extent, SharedPlaces
+from service.processes.board import Board, Extent, SharedPlaces, class_of
 descriptor, row, limit, rounds = map(int, sys.argv[1:])
 board = Board(descriptor, Extent(8, 1, 1))
 places = SharedPlaces(board, row, 0, limit)
 took = 0
 for turn in range(rounds):
-    wanted = 1 + (row + turn) % 3
-    if places.take(wanted):
+    wanted, priority = 1 + (row + turn) % 3, "low" if turn % 3 else "high"
+    if places.take(wanted, priority):
         took += wanted
-        assert board.held(0) <= limit, board.held(0)
+        assert places.held <= limit, places.held
         if turn % 2:
-            places.give_back(wanted)
+            places.give_back(wanted, priority)
         else:  # one after the other leave for the device
             for _ in range(wanted):
-                board.taken[row, 0, 0] += 1
+                board.taken[row, 0, 0, class_of(priority)] += 1
 print(took)
 """
 
@@ -127,8 +140,8 @@ def test_processes_that_grab_at_once_never_hold_more_than_there_is():
     took = [int(process.communicate()[0]) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
     assert all(took)
-    np.testing.assert_array_equal(board.admitted[:4, 0], took)
-    assert board.held(0) == 0
+    np.testing.assert_array_equal(board.admitted[:4, 0].sum(-1), took)
+    assert board.held(0) == (0, 0)
     os.close(board.descriptor)
 
 
@@ -137,7 +150,7 @@ import sys, time
 from service.processes.board import Board, Extent, SharedPlaces, _Lock
 descriptor = int(sys.argv[1])
 board = Board(descriptor, Extent(8, 1, 1))
-SharedPlaces(board, 1, 0, 4).take(3)
+SharedPlaces(board, 1, 0, 4).take(3, "high")
 with _Lock(descriptor, 0):
     print("locked", flush=True)
     time.sleep(1000)
@@ -161,22 +174,10 @@ def test_a_process_that_dies_or_stops_in_the_middle_of_an_admission_does_not_sto
         ours = SharedPlaces(board, 0, 0, 4)
         os.kill(process.pid, signal.SIGSTOP)
         began = time.process_time()
-        assert not ours.take(1)  # it does not wait for one that may never come back
+        assert not ours.take(1, "high")  # it does not wait for one that may never come back
         assert time.process_time() - began < 5
         process.kill()
-    assert not ours.take(2)  # nobody has said yet that it is gone
+    assert not ours.take(2, "high")  # nobody has said yet that it is gone
     board.alive[1] = 0
-    assert ours.take(4)
-    os.close(board.descriptor)
-
-
-@pytest.mark.parametrize("seconds", [[0.5, 0.5], [0.0, 0.25], [0.0, 0.0]])
-def test_workers_that_run_a_model_add_up_to_one_rate(seconds):
-    board = Board.create(Extent(1, 2, 1))
-    board.serving[:] = 1
-    board.state[:] = WorkerState.READY
-    board.seconds_per_item[:, 0] = seconds
-    assert board.rate(0) == {(0.5, 0.5): 0.25, (0.0, 0.25): 0.25, (0.0, 0.0): 0}[tuple(seconds)]
-    board.state[1] = WorkerState.DOWN
-    assert board.rate(0) == seconds[0]
+    assert ours.take(4, "high")
     os.close(board.descriptor)

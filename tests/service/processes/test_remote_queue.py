@@ -19,6 +19,7 @@ from service.batching.batcher import Batcher
 from service.batching.dispatch import Dispatch
 from service.errors import DeadlineExceeded, EngineFailed, EngineUnavailable, Overloaded
 from service.metrics import Metrics
+from service.priority import Priority
 from service.processes.arena import Arena, plan
 from service.processes.board import Board, Extent, WorkerPlaces, WorkerState
 from service.processes.channel import pair
@@ -27,7 +28,7 @@ from service.processes.messages import Opened
 from service.processes.remote_queue import RemoteQueue, Workers
 from tests.service.batching.test_batcher import Runner, Seat
 
-WORKERS, AHEAD, SLOT_BYTES = 2, 5, 64
+WORKERS, AHEAD, KEPT, SLOT_BYTES = 2, 5, 2, 64
 FAR = 1e9  # loop time, seconds
 
 
@@ -47,7 +48,7 @@ class Server:
     def __init__(self, max_batch, limit):
         self.board = Board.create(Extent(1, WORKERS, 1))
         self.board.enter(0)
-        self.size, self.slots, (slots,) = plan([(AHEAD, SLOT_BYTES)])
+        self.size, self.slots, (slots,) = plan([(AHEAD + KEPT, SLOT_BYTES)])
         self.memory = os.memfd_create("arena")
         arena = Arena(self.memory, self.size, self.slots)
         self.workers = Workers(self.board, 0, arena)
@@ -60,6 +61,7 @@ class Server:
             arena=arena,
             slots=slots,
             ahead=AHEAD,
+            kept=KEPT,
             metrics=counted(limit),
         )
         self.queue.open()
@@ -127,20 +129,22 @@ class Server:
             pixels[:] = number
             return pixels
 
-        with self.queue.admit(1) as admission:
-            async with self.queue.ahead(deadline) as turn:
+        priority: Priority = "low" if number % 3 else "high"
+        with self.queue.admit(1, priority=priority) as admission:
+            async with self.queue.ahead(admission, deadline) as turn:
                 item = {"number": number, "pixels": turn.fill(decoded)}
                 return (await turn.submit(item, admission, deadline, 0.0)).result["twice"]
 
     async def all_slots_are_free(self):
-        everybody = asyncio.Barrier(AHEAD)
+        everybody = asyncio.Barrier(AHEAD + KEPT)
 
         async def wait():
-            async with self.queue.ahead(FAR):
-                await everybody.wait()
+            with self.queue.admit(0) as admission:
+                async with self.queue.ahead(admission, FAR):
+                    await everybody.wait()
 
         async with asyncio.timeout(5):
-            await asyncio.gather(*(wait() for _ in range(AHEAD)))
+            await asyncio.gather(*(wait() for _ in range(AHEAD + KEPT)))
 
     async def end(self):
         for index in list(self.running):
@@ -224,7 +228,7 @@ def test_every_image_has_one_outcome_and_every_place_comes_back(steps, max_batch
                 assert isinstance(outcome, ERRORS), outcome
         assert all(times == 1 for times in server.computed.values())
         board = server.board
-        given_back = board.returned[0] + board.taken[0].sum(-1)
+        given_back = board.returned[0] + board.taken[0].sum(1)
         np.testing.assert_array_equal(board.admitted[0], given_back)
         assert not board.running.any()
         await server.all_slots_are_free()
