@@ -398,7 +398,9 @@ async def test_when_the_supervisor_is_killed_everything_ends(tmp_path):
         assert set(os.listdir("/dev/shm")) <= memory
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.faults), signal.SIGINT]
+)
 async def test_a_signal_to_all_processes_drains_as_one_to_the_first(tmp_path, number):
     """As a terminal sends SIGINT to a process group, and systemd SIGTERM to a control group."""
     with one_by_one(tmp_path, **MANY) as running:
@@ -423,6 +425,7 @@ async def test_a_signal_to_all_processes_drains_as_one_to_the_first(tmp_path, nu
         assert not any(map(is_alive, pids))
 
 
+@pytest.mark.faults
 async def test_a_second_signal_ends_everything_at_once(tmp_path):
     with one_by_one(tmp_path, **MANY, DAT_SERVER__DRAIN_DELAY_S=60) as running:
         pids = everybody(running.server)
