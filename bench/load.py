@@ -320,9 +320,7 @@ def percentiles(latencies: list[float]) -> dict[str, float]:
 async def run(chosen: Namespace) -> Row:
     """Send the load that the options describe and return its figures."""
     jpegs = [make_jpeg(chosen.height, chosen.width, seed=seed) for seed in range(PICTURES)]
-    client = CLIENTS[chosen.protocol](
-        chosen.port, chosen.path, chosen.leave_after, chosen.channels
-    )
+    client = CLIENTS[chosen.protocol](chosen.port, chosen.path, chosen.leave_after, chosen.channels)
     load = Load(client.send, jpegs, chosen.ask_again)
     start = time.perf_counter() + chosen.warmup
     end = start + chosen.seconds

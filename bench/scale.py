@@ -24,9 +24,7 @@ WIRES = {
 Load = tuple[str, int]  # over which wire, and how many in flight
 
 
-def measure(
-    model: str, front_ends: int, loads: Sequence[Load], seconds: float
-) -> dict[Load, Row]:
+def measure(model: str, front_ends: int, loads: Sequence[Load], seconds: float) -> dict[Load, Row]:
     """What one server answers to each load, one after the other."""
     found = {}
     program, shape = PROGRAMS[model], {"DAT_SERVER__FRONT_ENDS": front_ends}
