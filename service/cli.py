@@ -7,10 +7,10 @@ import signal
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from math import inf
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -149,11 +149,20 @@ def _serve(_: Namespace) -> int:
     lineup = choose_models(chosen)
     require_files(chosen, lineup)
     preconditions.require(chosen)
-    try:
+
+    def serve() -> int:
         lines = logs.configure(chosen.log)
         logs.never_wait_for_errors()
         with open_ports(chosen.server) as (ports, metrics_port):
             return _serve_on(ports, metrics_port, chosen, lineup, lines)
+
+    return _with_enough(serve)
+
+
+def _with_enough(work: Callable[[], int]) -> int:
+    """Do work, and say it in a sentence if the machine has not enough of something."""
+    try:
+        return work()
     except (ImportError, MemoryError, OSError, RuntimeError, SystemError) as error:
         missing = machine.shortage(error)
         if missing is None:
@@ -174,17 +183,9 @@ def _serve_on(
     # Torch is loaded from here on. That takes seconds, so wrong settings and taken ports were found
     # before; and torch reads the environment when it is loaded.
     process.begin()
-    import uvloop  # noqa: PLC0415
-
-    from service.errors import ServiceError  # noqa: PLC0415
     from service.replica import serve  # noqa: PLC0415
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(serve(chosen, lineup, ports, metrics_port, lines))
-        except ServiceError as error:  # a device was lost before the replica was ready
-            return _fail(machine.shortage(error) or str(error))
-    return 0
+    return _run(serve(chosen, lineup, ports, metrics_port, lines))
 
 
 def _supervise_on(
@@ -199,21 +200,17 @@ def _supervise_on(
     folder = metrics_folder.open_folder()
     try:
         process.share_metrics(folder)
-        import uvloop  # noqa: PLC0415
-
         from service.processes.supervisor import ChildFailed, supervise  # noqa: PLC0415
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            supervising = supervise(
-                chosen, lineup, ports, metrics_port, lines, front_ends=front_ends, folder=folder
-            )
-            try:
-                runner.run(supervising)
-            except ChildFailed:  # it has said why
-                return 1
+        supervising = supervise(
+            chosen, lineup, ports, metrics_port, lines, front_ends=front_ends, folder=folder
+        )
+        try:
+            return _run(supervising)
+        except ChildFailed:  # it has said why
+            return 1
     finally:
         metrics_folder.close_folder(folder)
-    return 0
 
 
 def _child(arguments: Namespace) -> int:
@@ -228,17 +225,30 @@ def _child(arguments: Namespace) -> int:
     lines = logs.configure(chosen.log, process=birth.name)
     logs.never_wait_for_errors()
     process.begin()
-    import uvloop  # noqa: PLC0415
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    def live() -> int:
         if birth.kind == "worker":
             from service.processes.worker import work  # noqa: PLC0415
 
-            runner.run(work(birth, chosen, lineup))
-        else:
-            from service.processes.front_end import answer  # noqa: PLC0415
+            return _run(work(birth, chosen, lineup))
+        from service.processes.front_end import answer  # noqa: PLC0415
 
-            runner.run(answer(birth, chosen, lineup, lines))
+        return _run(answer(birth, chosen, lineup, lines))
+
+    return _with_enough(live)
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> int:
+    """Run what serves to its end, on the event loop of all processes that serve."""
+    import uvloop  # noqa: PLC0415
+
+    from service.errors import ServiceError  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(serving)
+        except ServiceError as error:  # a device was lost before anybody was ready
+            return _fail(machine.shortage(error) or str(error))
     return 0
 
 

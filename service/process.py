@@ -83,6 +83,18 @@ def share_metrics(folder: Path) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
+def compute_float32_in_full() -> None:
+    """Forbid TF32, which has ten bits of mantissa, on all GPUs.
+
+    By default cuDNN computes convolutions of float32 in it. Other types are not concerned, so that
+    this costs them nothing.
+    """
+    import torch  # noqa: PLC0415
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def silence_grpc() -> None:
     """Have gRPC log nothing, as its caller handles its failures; before gRPC is imported."""
     os.environ["GRPC_VERBOSITY"] = "NONE"

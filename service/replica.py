@@ -74,6 +74,7 @@ async def serve(  # noqa: PLR0917
     raise_open_files()
     process.leave_limits_to_us()
     process.choose_kernels(settings.engine.kernels, settings.engine.cache)
+    process.compute_float32_in_full()
     disable_created_metrics()  # a second series for each counter and histogram, read by nobody
     start = perf_counter()
     metrics = Metrics(CollectorRegistry())

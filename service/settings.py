@@ -161,8 +161,8 @@ class Engine(_Group):
     )
     backend: Backend = Field(
         "torch",
-        description="What computes classifiers: `torch`, or, on a CPU in float32, `openvino`, "
-        "an extra (`pip install -c constraints.txt '.[openvino]'`).",
+        description="What computes classifiers: `torch`, or, on a CPU, `openvino`, an "
+        "extra (`pip install -c constraints.txt '.[openvino]'`).",
     )
     kernels: bool = Field(
         True,

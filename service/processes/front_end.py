@@ -6,6 +6,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -211,9 +212,9 @@ class _FrontEnd:
         self._workers = workers = Workers(self.board, birth.row, arena)
         self._cores: list[AnyCore] = []
         for model, one in enumerate(facts):
-            card = one.card
+            card = replace(one.card, device=self._devices(one.card.device))
             counted = self._metrics.add_model(
-                card.name, card.version, card.task, one.queue_limit, card.device.split(",")
+                card.name, card.version, card.task, one.queue_limit, devices=()
             )
             queue = RemoteQueue(
                 workers,
@@ -228,8 +229,14 @@ class _FrontEnd:
             )
             self._queues.append(queue)
             limits = self._settings.limits
-            self._cores.append(open_core(one, queue, self._decoders, limits, counted, TASKS))
+            shown = replace(one, card=card)
+            self._cores.append(open_core(shown, queue, self._decoders, limits, counted, TASKS))
         return size, slots
+
+    def _devices(self, of_one: str) -> str:
+        """The devices of all workers, from that of one of them."""
+        named = self._settings.engine.device
+        return named if "," in named else of_one
 
     async def _connect_workers(self, size: int, slots: int) -> None:
         assert self._workers is not None
