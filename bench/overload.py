@@ -48,14 +48,14 @@ def overload(server: RunningServer, times: float, seconds: float, **crowd: objec
         "recovered": after["answered_per_s"] / capacity,
         "server_cpus": during["server_cpu_s"] / seconds,
         "client_cpus": during["client_cpu_s"] / seconds,
-        "worker_cpus": [_worker_cpus(before, seconds / 4), _worker_cpus(during, seconds)],
+        "worker_cpus": [_worker_cpu_s(before) / (seconds / 4), _worker_cpu_s(during) / seconds],
     }
 
 
-def _worker_cpus(figures: Row, seconds: float) -> float:
-    """CPUs that the workers had; 0 where there is none."""
+def _worker_cpu_s(figures: Row) -> float:
+    """CPU seconds of all workers."""
     used = figures["cpu_s_by_process"]
-    return float(sum(s for name, s in used.items() if name.startswith("worker"))) / seconds
+    return float(sum(used[name] for name in used if name.startswith("worker")))
 
 
 def storm(server: RunningServer, rate: float, seconds: float, path: str) -> Row:
@@ -89,7 +89,7 @@ def tables(result: Row) -> str:
         "probes p50 / p99 ms": "{probes}",
         "two seconds later, of capacity": "{recovered:.2f}",
         "server CPUs": "{server_cpus:.2f}",
-        "workers' CPUs before / then": "{worker_cpus[0]:.2f} / {worker_cpus[1]:.2f}",
+        "workers' CPUs before / then": "{workers}",
         "clients' CPUs": "{client_cpus:.2f}",
     }
     storms = {
@@ -102,7 +102,7 @@ def tables(result: Row) -> str:
         "answers": "{answers}",
     }
     # What older files do not say.
-    was = {"front_ends": 0, "worker_cpus": [0.0, 0.0]}
+    was = {"front_ends": 0}
     trials: dict[tuple[int, str, float], list[Row]] = {}
     for row in (was | row for row in result["overload"]):
         trials.setdefault((row["front_ends"], row["clients"], row["times"]), []).append(row)
@@ -128,8 +128,15 @@ def _over_all_rounds(rounds: list[Row]) -> Row:
         **ratio(answered, (row["capacity_per_s"] for row in rounds)),
         "refused": _latency(rounds, "refused_ms"),
         "probes": _latency(rounds, "probes_ms"),
-        "worker_cpus": [median(row["worker_cpus"][when] for row in rounds) for when in (0, 1)],
+        "workers": _worker_cpus(rounds),
     }
+
+
+def _worker_cpus(rounds: list[Row]) -> str:
+    if not rounds[0]["front_ends"]:
+        return "-"
+    before, then = (median(row["worker_cpus"][when] for row in rounds) for when in (0, 1))
+    return f"{before:.2f} / {then:.2f}"
 
 
 def _latency(rounds: list[Row], key: str) -> str:
