@@ -20,6 +20,7 @@ from service.command_errors import CommandError
 from service.models.lineup import Lineup, choose_models, require_files
 from service.ports import Ports, open_ports
 from service.processes import metrics_folder
+from service.security.keys import add_key
 
 _SIGNALLED = 130  # what a shell says of a command that was interrupted
 
@@ -36,6 +37,7 @@ def main() -> None:
     commands = parser.add_subparsers(title="commands")
     _add(commands, "serve", _serve, "start the server (the default)")
     _add_healthcheck(commands)
+    _add_key(commands)
     _add(commands, "settings", _settings, "print the table of settings")
     _add_evaluate(commands)
     _add_convert(commands)
@@ -81,6 +83,40 @@ def _add_healthcheck(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     parser.add_argument(
         "--ca", type=Path, metavar="FILE", help="certificates (PEM) that sign the server's"
+    )
+    parser.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="FILE",
+        help="of the client (PEM), where one is asked for",
+    )
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="of that certificate, if another file holds it"
+    )
+
+
+def _add_key(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(
+        commands,
+        "key",
+        _key,
+        "make an API key, print it this once, and append its hash to the file",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the key, in the log and in the metrics")
+    parser.add_argument(
+        "--file", type=Path, help="key file; without it, that of DAT_SECURITY__API_KEYS"
+    )
+    parser.add_argument(
+        "--images-per-s",
+        type=float,
+        metavar="N",
+        help="images that it may ask for, on average (default: any number)",
+    )
+    parser.add_argument(
+        "--burst",
+        type=int,
+        metavar="N",
+        help="images that it may ask for at once (default: those of a second)",
     )
 
 
@@ -324,7 +360,7 @@ def _variable(place: tuple[int | str, ...]) -> str:
 
 def _option(place: tuple[int | str, ...]) -> str:
     """The option of the command line, from the field that it sets."""
-    return f"--{place[0]}".replace("_", "-")
+    return f"--{place[0]}".replace("_", "-") if place else ""
 
 
 def _fail(*messages: str) -> int:
@@ -334,8 +370,33 @@ def _fail(*messages: str) -> int:
 
 
 def _healthcheck(arguments: Namespace) -> int:
-    url = arguments.url or healthcheck.address(settings.Settings().server)
-    healthcheck.ask(url, timeout_s=arguments.timeout, authorities=arguments.ca)
+    url = arguments.url
+    if url is None:
+        chosen = settings.Settings()
+        tls = chosen.security.tls_certificate is not None
+        url = healthcheck.address(chosen.server, tls=tls)
+    trust = healthcheck.Trust(
+        arguments.ca,
+        arguments.certificate,
+        arguments.key,
+        # A certificate is for the name by which others call this machine.
+        blind=arguments.url is None and arguments.ca is None,
+    )
+    healthcheck.ask(url, timeout_s=arguments.timeout, trust=trust)
+    return 0
+
+
+def _key(arguments: Namespace) -> int:
+    path = arguments.file or settings.Settings().security.api_keys
+    if path is None:
+        return _fail("which key file? Give --file or set DAT_SECURITY__API_KEYS")
+    try:
+        key = add_key(path, arguments.name, arguments.images_per_s, arguments.burst)
+    except ValidationError as error:
+        return _fail(
+            *_faults(error, lambda place: "NAME" if place == ("name",) else _option(place))
+        )
+    print(key)  # noqa: T201
     return 0
 
 

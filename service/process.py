@@ -18,11 +18,19 @@ from service import memory
 # milliseconds, while a neighbour or our own event loop may need the core: beside one busy process
 # two threads answered a twentieth of what they do on a quiet machine. Spinning for a hundred
 # microseconds is as fast on a quiet machine (`bench.neighbour`); sleeping at once is not.
-ENVIRONMENT: Mapping[str, str] = MappingProxyType({"GOMP_SPINCOUNT": "2000"})
+#
+# gRPC would write a line for every client whose handshake fails, past our log.
+ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {"GOMP_SPINCOUNT": "2000", "GRPC_VERBOSITY": "ERROR"}
+)
 
 # How long a thread that wants the interpreter waits before it asks for it, seconds. A forward pass
 # on a CPU gives it up and wants it back at each of its hundreds of operations.
 _SWITCH_INTERVAL_S = 0.0001
+
+# After so many new objects the garbage collector looks at them, by default 700. A request makes
+# hundreds that wait for the device with it, and leaves none that only the collector finds.
+_NEW_OBJECTS = 10_000
 
 
 def begin() -> None:
@@ -110,3 +118,4 @@ def loaded() -> None:
     memory.keep_freed()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS)

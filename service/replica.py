@@ -30,6 +30,7 @@ from service.models.lineup import Lineup
 from service.open_core import open_core, open_decoders
 from service.open_model import OpenModel, Shared, open_model
 from service.ports import Ports
+from service.security.security import open_security
 from service.served_tasks import ServedTask
 from service.servers import Servers, open_servers
 from service.settings import Settings
@@ -65,7 +66,7 @@ async def serve(  # noqa: PLR0917
         ModelUnusable: the weights or the class names of a model cannot be used.
         ModelFileError: sizes are given for a model that has a fixed one.
         DeviceUnavailable: the device is not there.
-        StartupError: the gRPC port was taken meanwhile.
+        StartupError: the gRPC port was taken, or keys and certificates were changed, meanwhile.
         RuntimeError: a device cannot be used, or the system gives no more threads.
     """
     leave = leave_on_signal(
@@ -96,8 +97,9 @@ async def serve(  # noqa: PLR0917
     )
     async with AsyncExitStack() as serving:
         serving.enter_context(serve_metrics(metrics_port, settings.server, metrics))
+        security = await serving.enter_async_context(open_security(settings.security, metrics))
         servers = await serving.enter_async_context(
-            open_servers(served, settings, ports, catalogue, lifecycle, metrics)
+            open_servers(served, settings, ports, catalogue, lifecycle, metrics, security)
         )
         async with _watched(devices):
             loaded = await _unless(leave, _load(lineup, shared, models, decoders.pool))

@@ -6,6 +6,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -39,6 +40,7 @@ from service.processes.messages import (
     Serving,
 )
 from service.processes.remote_queue import RemoteQueue, Workers
+from service.security.security import open_security
 from service.served_tasks import TASKS
 from service.servers import Servers, open_servers
 from service.settings import Limits, Settings
@@ -80,13 +82,18 @@ async def answer(birth: Birth, settings: Settings, lineup: Lineup, lines: LineWr
     front_end = _FrontEnd(birth, shared, metrics, decoders, leave)
     catalogue = Catalogue()
     ports = Ports(None, birth.grpc, shared=True)
-    async with (
-        open_servers(TASKS, shared, ports, catalogue, front_end.lifecycle, metrics) as servers,
-        asyncio.TaskGroup() as group,
-    ):
+    async with AsyncExitStack() as serving:
+        security = await serving.enter_async_context(
+            open_security(settings.security, metrics, 1 / birth.front_ends)
+        )
+        servers = await serving.enter_async_context(
+            open_servers(TASKS, shared, ports, catalogue, front_end.lifecycle, metrics, security)
+        )
+        group = await serving.enter_async_context(asyncio.TaskGroup())
         front_end.listen(servers, group)
         background = [
             group.create_task(beat(front_end.board, birth.row)),
+            group.create_task(front_end.show_connections(servers)),
             group.create_task(measure_lag(metrics)),
             group.create_task(give_back_when_quiet()),
             group.create_task(front_end.connect(catalogue, lineup, servers)),
@@ -145,6 +152,7 @@ class _FrontEnd:
         self._queues: list[RemoteQueue] = []
         self._workers: Workers | None = None
         self._facts = asyncio.get_running_loop().create_future()
+        self._received = 0
         self._take_connection: Callable[[int], None] = os.close
         self._come = asyncio.Queue[tuple[int, int]]()  # workers with the sockets to them
         self._line = Line(birth.open_line(), self._receive, lambda: os._exit(0))
@@ -153,19 +161,21 @@ class _FrontEnd:
         """Take connections from now on."""
 
         def adopt(descriptor: int) -> None:
+            self._received += 1
             group.create_task(self._adopt(servers, socket.socket(fileno=descriptor)))
 
         self._take_connection = adopt
         self._line.send(Listening())
 
     async def _adopt(self, servers: Servers, connection: socket.socket) -> None:
-        def ended() -> None:
-            self.board.closed[self._birth.row] += 1
+        with suppress(OSError):  # its client has left already
+            await servers.adopt(connection)
 
-        try:
-            await servers.adopt(connection, ended)
-        except OSError:
-            ended()
+    async def show_connections(self, servers: Servers) -> None:
+        """Show on the board how many connections there are; for ever."""
+        while True:
+            self.board.balance[self._birth.row] = servers.connections - self._received
+            await asyncio.sleep(_LOOK_PERIOD_S)
 
     async def connect(self, catalogue: Catalogue, lineup: Lineup, servers: Servers) -> None:
         """Wait for the models and a worker, and from then on keep up with the workers."""

@@ -12,9 +12,12 @@ from starlette.types import ASGIApp
 from service.byte_budget import ByteBudget
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.security.access import Access
 from service.settings import Limits
 from service.tasks.catalogue import Catalogue
+from service.transport.http.callers import KnownCallers
 from service.transport.http.context import EXPOSED_HEADERS, RequestContext
+from service.transport.http.endpoints import Endpoints
 from service.transport.http.failures import show_failures
 from service.transport.http.openapi import HEALTH
 from service.transport.http.schema import HealthAnswer
@@ -30,6 +33,7 @@ def create_app(
     metrics: Metrics,
     *,
     budget: ByteBudget,
+    access: Access,
     version: str,
     origins: Sequence[str] = (),
 ) -> ASGIApp:
@@ -42,6 +46,7 @@ def create_app(
         limits: of a request.
         metrics: where requests are counted.
         budget: of the bytes of requests in flight.
+        access: who may ask.
         version: of the server.
         origins: those of the pages whose scripts may use the interface; `*` means all.
     """
@@ -55,16 +60,18 @@ def create_app(
         redirect_slashes=False,  # to whatever Host the request names
     )
     show_failures(app)
-    for task in tasks:
-        add_task(app, task, catalogue, limits, metrics, budget=budget)
+    endpoints = {
+        f"/v1/{task.name}": add_task(app, task, catalogue, limits, metrics, budget=budget)
+        for task in tasks
+    }
     add_models(app, catalogue)
     _add_health(app, lifecycle)
 
     # Around everything, so that the answer to a bug has its headers too.
-    around: ASGIApp = app
+    around: ASGIApp = KnownCallers(Endpoints(app, endpoints), access)
     if origins:
-        around = CORSMiddleware(
-            app,
+        around = CORSMiddleware(  # before a page may show its key, it asks whether it may
+            around,
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
