@@ -215,8 +215,10 @@ class _FrontEnd:
             ceil((count * _DEPTH + _BATCHES_AHEAD) * one.card.max_batch / birth.front_ends)
             for one in facts
         ]
+        # The upper class may be half a batch further ahead, rather than wait for the lower one.
+        kept = [ceil(one.card.max_batch / 2) for one in facts]
         size, slots, of_models = plan(
-            [(many, _slot_size(one)) for many, one in zip(ahead, facts, strict=True)]
+            [(ahead[model] + kept[model], _slot_size(one)) for model, one in enumerate(facts)]
         )
         arena = Arena(birth.arena, size, slots)
         self._workers = workers = Workers(self.board, birth.row, arena)
@@ -235,6 +237,7 @@ class _FrontEnd:
                 arena=arena,
                 slots=of_models[model],
                 ahead=ahead[model],
+                kept=kept[model],
                 metrics=counted,
             )
             self._queues.append(queue)

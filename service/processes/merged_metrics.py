@@ -18,6 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from service.processes.board import Board
+from service.processes.shared_forecast import SharedForecast
 
 # What ended processes have counted.
 _PAST = "past"
@@ -92,10 +93,11 @@ class MergedMetrics(Collector):
             labels=["model"],
         )
         for model, name in enumerate(self._models()):
-            held, on_device = board.held(model), int(board.running[:, model].sum())
+            held, on_device = sum(board.held(model)), int(board.running[:, model].sum())
+            forecast = SharedForecast(board, model)
             waiting.add_metric([name], held)
             running.add_metric([name], on_device)
-            estimate.add_metric([name], (held + on_device) * board.rate(model))
+            estimate.add_metric([name], forecast.expect(held, on_device).seconds)
         yield from (waiting, running, estimate)
 
     def _of_processes(self) -> Iterator[Metric]:

@@ -8,11 +8,9 @@ from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
-from typing_extensions import override
 
 from service import process
 from service.batching.batcher import Batcher
-from service.batching.forecast import Forecast
 from service.computed_tasks import TASKS
 from service.engine.device import Device
 from service.event_loop import open_loop_pool
@@ -27,6 +25,7 @@ from service.processes.channel import Line
 from service.processes.client import Client
 from service.processes.heart import beat
 from service.processes.messages import Leave, Models, NewFrontEnd
+from service.processes.shared_forecast import PublishedForecast
 from service.settings import Settings
 
 LOST_EXIT_CODE = os.EX_UNAVAILABLE  # 69
@@ -88,7 +87,7 @@ class _Worker:
         shared = Shared(self._settings, [self._device], self._metrics, TASKS)
         loop = asyncio.get_running_loop()
         for index, entry in enumerate(lineup.models):
-            forecast = _PublishedForecast(self._board, self._index, index)
+            forecast = PublishedForecast(self._board, self._index, index)
             places = partial(_places, self._board, self._index, index)
             opened = await loop.run_in_executor(None, open_model, entry, shared, places, forecast)
             self._models.append(opened)
@@ -152,19 +151,6 @@ class _Worker:
             os._exit(LOST_EXIT_CODE)
 
         group.create_task(end())
-
-
-class _PublishedForecast(Forecast):
-    """A forecast whose rate everybody can read on the board."""
-
-    def __init__(self, board: Board, worker: int, model: int) -> None:
-        super().__init__()
-        self._shown = board.seconds_per_item[worker, model : model + 1]
-
-    @override
-    def batch_ended(self, size: int, compute_s: float, spacing_s: float) -> None:
-        super().batch_ended(size, compute_s, spacing_s)
-        self._shown[0] = self.seconds_per_item
 
 
 def _places(board: Board, worker: int, model: int, _: int) -> WorkerPlaces:

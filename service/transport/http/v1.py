@@ -48,8 +48,10 @@ def add_task(
             head = read_head(request, limits, task.form)
             asked = head.options
             named = catalogue.find(task.name, asked.model) if head.names_model else None
-            catalogue.check_room(task.name, counted, only=named, timeout_s=asked.timeout_s)
-            with budget.hold(head.length) as held:
+            catalogue.check_room(
+                task.name, counted, only=named, timeout_s=asked.timeout_s, priority=asked.priority
+            )
+            with budget.hold(head.length, asked.priority) as held:
                 body = await read_body(request, head, task.form, limits, held)
                 metrics.body_bytes["http"].observe(body.size)
                 counted.images = len(body.uploads)
