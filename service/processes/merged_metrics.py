@@ -93,7 +93,7 @@ class MergedMetrics(Collector):
             labels=["model"],
         )
         for model, name in enumerate(self._models()):
-            held, on_device = sum(board.held(model)), int(board.running[:, model].sum())
+            held, _, on_device = board.count(model)
             forecast = SharedForecast(board, model)
             waiting.add_metric([name], held)
             running.add_metric([name], on_device)
