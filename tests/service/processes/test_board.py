@@ -82,7 +82,7 @@ class Sharing(RuleBasedStateMachine):
         for model in range(MODELS):
             for priority in CLASSES:
                 self.held[row, model, priority] = 0
-            assert self.board.held(model) == self.of_model(model)
+            assert self.board.count(model).held == sum(self.of_model(model))
         self.board.enter(row)
 
     @invariant()
@@ -90,9 +90,7 @@ class Sharing(RuleBasedStateMachine):
         if hasattr(self, "board"):
             for model in range(MODELS):
                 high, low = self.of_model(model)
-                places = self.places[0][model]
-                assert self.board.held(model) == (high, low)
-                assert (places.held, places.held_low) == (high + low, low)
+                assert self.board.count(model)[:2] == (high + low, low)
                 assert high + low <= self.limit
 
 
@@ -112,7 +110,7 @@ for turn in range(rounds):
     wanted, priority = 1 + (row + turn) % 3, "low" if turn % 3 else "high"
     if places.take(wanted, priority):
         took += wanted
-        assert places.held <= limit, places.held
+        assert board.count(0).held <= limit, board.count(0)
         if turn % 2:
             places.give_back(wanted, priority)
         else:  # one after the other leave for the device
@@ -141,7 +139,7 @@ def test_processes_that_grab_at_once_never_hold_more_than_there_is():
     assert [process.returncode for process in processes] == [0] * 4
     assert all(took)
     np.testing.assert_array_equal(board.admitted[:4, 0].sum(-1), took)
-    assert board.held(0) == (0, 0)
+    assert board.count(0).held == 0
     os.close(board.descriptor)
 
 

@@ -217,7 +217,7 @@ def test_every_image_has_one_outcome_and_every_place_comes_back(steps, max_batch
         await turns()
         for number, (step, chosen) in enumerate(steps):
             await happening.take(number, step, chosen)
-            assert 0 <= server.queue.places.held <= limit
+            assert 0 <= server.queue.places.count().held <= limit
         outcomes = await happening.finish()
         for number, outcome in zip(happening.asked, outcomes, strict=True):
             if isinstance(outcome, np.ndarray):
