@@ -71,9 +71,9 @@ def _births(parent: int) -> Iterator[tuple[int, Birth]]:
             pid = int(folder.name)
             if int(_field(pid, 1)) != parent or not is_alive(pid):
                 continue
-            *command, last, _ = (folder / "cmdline").read_bytes().decode().split("\0")
-            if "child" in command:
-                yield pid, Birth.read(last)
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            if "child" in words:  # there are none while a process begins, and when it has ended
+                yield pid, Birth.read(words[-2])
 
 
 def _field(pid: int, number: int) -> str:
