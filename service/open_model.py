@@ -1,6 +1,7 @@
 """One model on its devices: weights, engines and batcher, put together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from service.batching.forecast import Forecast
 from service.command_errors import StartupError
 from service.computed_tasks import TASKS, ComputedTask, Engine, EngineChoice
 from service.engine.device import Device
+from service.errors import EngineUnavailable
 from service.metrics import Metrics, ModelMetrics
 from service.models.card import ModelCard, ModelFacts
 from service.models.lineup import ModelEntry
@@ -53,6 +55,13 @@ class OpenModel:
             computing = await engine.load()
             computing.show(self.metrics)
             log.info("computes", model=self.facts.card.name, **computing.log_fields())
+
+    async def close(self) -> None:
+        """Give the memory of the engines back, once no batch is run any more."""
+        self.batcher.close()
+        for engine in self.engines:
+            with suppress(EngineUnavailable):  # its device is lost, and its memory with it
+                await engine.unload()
 
 
 @dataclass(frozen=True)

@@ -154,10 +154,6 @@ class AdmissionControl:
         self._released = released
         self._open = False
         self._draining = False
-        # Asked for when somebody reads the metrics: these change with every image.
-        metrics.waiting.set_function(lambda: places.held)
-        metrics.running.set_function(lambda: places.running)
-        metrics.wait_estimate.set_function(lambda: self.wait_estimate_s)
 
     @property
     def draining(self) -> bool:
@@ -175,8 +171,15 @@ class AdmissionControl:
         return (self._places.held + self._places.running) * self._forecast.seconds_per_item
 
     def open(self) -> None:
-        """Begin to admit."""
+        """Begin to admit, and show it in the metrics."""
         self._open = True
+        self.show()
+
+    def show(self) -> None:
+        """Let the metrics show this queue from now on."""
+        self._metrics.show(
+            lambda: self._places.held, lambda: self._places.running, lambda: self.wait_estimate_s
+        )
 
     def drain(self) -> None:
         """Admit nothing any more."""

@@ -209,7 +209,9 @@ class Device:
         Returns:
             Whether they ended.
         """
-        ended = all([worker.close(timeout_s) for worker in self._workers()])
+        ended = True
+        for worker in self._workers():
+            ended &= worker.close(timeout_s)
         self.lanes.shutdown(wait=ended)
         return ended
 
