@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any
@@ -11,6 +11,7 @@ import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry, make_asgi_app
 from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import override
 
 from service.errors import InvalidRequest
 from service.metrics import Metrics
@@ -54,9 +55,40 @@ class HttpServer(uvicorn.Server):
             await super().serve(sockets)
             watch.cancel()
 
+    async def adopt(self, connection: socket.socket, ended: Callable[[], None]) -> None:
+        """Serve a connection that another process accepted.
+
+        Args:
+            connection: to a client.
+            ended: is called when it has ended.
+
+        Raises:
+            OSError: the client has left already.
+        """
+        loop = asyncio.get_running_loop()
+
+        def serve() -> Connection:
+            state = self.lifespan.state
+            return _Adopted(self.config, self.server_state, state, loop, ended=ended)
+
+        await loop.connect_accepted_socket(serve, connection)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: D102
         self.server_state.draining = True
         await super().shutdown(sockets)
+
+
+class _Adopted(Connection):
+    """A connection whose end somebody else wants to know."""
+
+    def __init__(self, *arguments: Any, ended: Callable[[], None]) -> None:
+        super().__init__(*arguments)
+        self._ended = ended
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._ended()
 
 
 @contextmanager

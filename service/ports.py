@@ -16,12 +16,12 @@ class Ports:
     """The sockets that listen already, and the port that gRPC will listen to.
 
     Attributes:
-        http: of the interface.
+        http: of the interface; `None` where connections are handed over by another process.
         grpc: the number of the port; 0 for any that is free.
-        shared: whether several processes listen to the two.
+        shared: whether several processes listen to that port.
     """
 
-    http: socket.socket
+    http: socket.socket | None
     grpc: int
     shared: bool = False
 

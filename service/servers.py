@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -45,6 +45,14 @@ class Servers:
     _rpc_server: grpc.aio.Server
     _http_server: HttpServer
     _http_task: asyncio.Task[None]
+
+    async def adopt(self, connection: socket.socket, ended: Callable[[], None]) -> None:
+        """Serve an HTTP connection that another process accepted; see `HttpServer.adopt`.
+
+        Raises:
+            OSError: its client has left already.
+        """
+        await self._http_server.adopt(connection, ended)
 
     async def stop(self, grace_s: float) -> None:
         """Stop listening, and return when all in flight is answered or the grace is over."""
@@ -105,13 +113,13 @@ async def open_servers(  # noqa: PLR0917
     )
     rpc_port = _add_port(rpc_server, server.host, ports)
     await rpc_server.start()
-    # libuv takes one connection of a socket in a turn of the event loop, and a busy loop has a
-    # hundred turns a second: behind a crowd of new clients a probe would wait for seconds. Where
-    # other processes listen to the same socket, each takes one at a time, so that all get some.
-    at_once = 1 if ports.shared else _ACCEPTED_AT_ONCE
-    listeners = [ports.http, *(ports.http.dup() for _ in range(at_once - 1))]
+    listeners, numbers = [], {"grpc_port": rpc_port}
+    if ports.http is not None:
+        # libuv takes one connection of a socket in a turn of the event loop, and a busy loop has a
+        # hundred turns a second: behind a crowd of new clients a probe would wait for seconds.
+        listeners = [ports.http, *(ports.http.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))]
+        numbers["http_port"] = ports.http.getsockname()[1]
     http_task = asyncio.create_task(http_server.serve(sockets=listeners))
-    numbers = {"http_port": ports.http.getsockname()[1], "grpc_port": rpc_port}
     servers = Servers(health, numbers, rpc_server, http_server, http_task)
     try:
         yield servers

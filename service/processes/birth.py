@@ -30,7 +30,6 @@ class Birth:
         extent: of the board.
         line: descriptor of the line to the supervisor.
         arena: of a front end: descriptor of its memory.
-        http: of a front end: descriptor of the socket that listens.
         grpc: of a front end: the port.
         front_ends: how many there are.
     """
@@ -42,7 +41,6 @@ class Birth:
     line: int
     row: int = -1
     arena: int = -1
-    http: int = -1
     grpc: int = 0
     front_ends: int = 1
 
@@ -54,7 +52,7 @@ class Birth:
     @property
     def descriptors(self) -> list[int]:
         """All that are inherited."""
-        return [one for one in (self.board, self.line, self.arena, self.http) if one >= 0]
+        return [one for one in (self.board, self.line, self.arena) if one >= 0]
 
     def text(self) -> str:
         """For the command line of the child."""

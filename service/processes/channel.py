@@ -14,6 +14,7 @@ from typing_extensions import override
 _LENGTH_BYTES = 4
 _MOST_DESCRIPTORS = 4
 _PACKET_BYTES = 1 << 16
+_PACKETS_AT_ONCE = 64
 
 
 class Channel(asyncio.Protocol):
@@ -108,8 +109,8 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(over, self._read)
 
-    def send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
-        """Send a message; what is sent to a process that ended is lost.
+    def send(self, message: Any, descriptors: Sequence[int] = ()) -> bool:
+        """Send a message, and say whether it could be: the other end may be full or gone.
 
         Args:
             message: to send.
@@ -118,7 +119,8 @@ class Line:
         try:
             socket.send_fds(self._socket, [pickle.dumps(message, 5)], list(descriptors))
         except OSError:
-            return
+            return False
+        return True
 
     def close(self) -> None:
         """End the line."""
@@ -127,19 +129,20 @@ class Line:
             self._socket.close()
 
     def _read(self) -> None:
-        try:
-            packet, descriptors, _, _ = socket.recv_fds(
-                self._socket, _PACKET_BYTES, _MOST_DESCRIPTORS
-            )
-        except BlockingIOError:
-            return
-        except OSError:
-            packet, descriptors = b"", []
-        if packet:
+        for _ in range(_PACKETS_AT_ONCE):
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(
+                    self._socket, _PACKET_BYTES, _MOST_DESCRIPTORS
+                )
+            except BlockingIOError:
+                return
+            except OSError:
+                packet, descriptors = b"", []
+            if not packet:
+                self.close()
+                self._lost()
+                return
             self._receive(pickle.loads(packet), list(descriptors))  # noqa: S301
-        else:
-            self.close()
-            self._lost()
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

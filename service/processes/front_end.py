@@ -5,7 +5,7 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
@@ -28,7 +28,15 @@ from service.processes.arena import Arena, plan
 from service.processes.birth import Birth
 from service.processes.channel import Line
 from service.processes.heart import beat
-from service.processes.messages import Leave, Models, NewWorker, Opened, Serving
+from service.processes.messages import (
+    Leave,
+    Listening,
+    Models,
+    NewConnection,
+    NewWorker,
+    Opened,
+    Serving,
+)
 from service.processes.remote_queue import RemoteQueue, Workers
 from service.served_tasks import TASKS
 from service.servers import Servers, open_servers
@@ -70,11 +78,12 @@ async def answer(birth: Birth, settings: Settings, lineup: Lineup, lines: LineWr
     decoders = open_decoders(shared.limits, metrics)
     front_end = _FrontEnd(birth, shared, metrics, decoders, leave)
     catalogue = Catalogue()
-    ports = Ports(socket.socket(fileno=birth.http), birth.grpc, shared=True)
+    ports = Ports(None, birth.grpc, shared=True)
     async with (
         open_servers(TASKS, shared, ports, catalogue, front_end.lifecycle, metrics) as servers,
         asyncio.TaskGroup() as group,
     ):
+        front_end.listen(servers, group)
         background = [
             group.create_task(beat(front_end.board, birth.row)),
             group.create_task(measure_lag(metrics)),
@@ -135,8 +144,27 @@ class _FrontEnd:
         self._queues: list[RemoteQueue] = []
         self._workers: Workers | None = None
         self._facts = asyncio.get_running_loop().create_future()
+        self._take_connection: Callable[[int], None] = os.close
         self._come = asyncio.Queue[tuple[int, int]]()  # workers with the sockets to them
         self._line = Line(birth.open_line(), self._receive, lambda: os._exit(0))
+
+    def listen(self, servers: Servers, group: asyncio.TaskGroup) -> None:
+        """Take connections from now on."""
+
+        def adopt(descriptor: int) -> None:
+            group.create_task(self._adopt(servers, socket.socket(fileno=descriptor)))
+
+        self._take_connection = adopt
+        self._line.send(Listening())
+
+    async def _adopt(self, servers: Servers, connection: socket.socket) -> None:
+        def ended() -> None:
+            self.board.closed[self._birth.row] += 1
+
+        try:
+            await servers.adopt(connection, ended)
+        except OSError:
+            ended()
 
     async def connect(self, catalogue: Catalogue, lineup: Lineup, servers: Servers) -> None:
         """Wait for the models and a worker, and from then on keep up with the workers."""
@@ -152,7 +180,7 @@ class _FrontEnd:
                 queue.open()
             self.lifecycle.observe(lambda: servers.health.show(serving=self.lifecycle.ready))
             await self.lifecycle.start()
-            self._line.send(Serving(servers.ports))
+            self._line.send(Serving())
             await self._keep_up()
 
     async def drain(self, servers: Servers, metrics: Metrics) -> None:
@@ -223,7 +251,9 @@ class _FrontEnd:
             await asyncio.sleep(_LOOK_PERIOD_S)
 
     def _receive(self, message: Any, descriptors: Sequence[int]) -> None:
-        if isinstance(message, NewWorker):
+        if isinstance(message, NewConnection):
+            self._take_connection(descriptors[0])
+        elif isinstance(message, NewWorker):
             self._come.put_nowait((message.worker, descriptors[0]))
         elif isinstance(message, Models):
             # All processes have one position in this file.

@@ -23,15 +23,18 @@ class Pulse:
     Args:
         board: of the server.
         cell: of the process.
+
+    Attributes:
+        still_s: how long the process had not beaten at the last look, seconds.
     """
 
     def __init__(self, board: Board, cell: int) -> None:
         self._board = board
         self._cell = cell
         self._start = self._seen = int(board.beats[cell])
-        self._silent_s = 0.0
+        self.still_s = 0.0
 
-    def silent_s(self, step_s: float) -> float:
+    def look(self, step_s: float) -> float:
         """How long the process has not beaten, seconds; 0 before its first beat.
 
         Args:
@@ -39,6 +42,6 @@ class Pulse:
         """
         beats = int(self._board.beats[self._cell])
         still = beats == self._seen and beats != self._start
-        self._silent_s = self._silent_s + step_s if still else 0.0
+        self.still_s = self.still_s + step_s if still else 0.0
         self._seen = beats
-        return self._silent_s
+        return self.still_s

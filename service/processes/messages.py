@@ -92,16 +92,16 @@ class Models(NamedTuple):
     """From a worker that read its models, and to every front end: their facts, in memory."""
 
 
+class Listening(NamedTuple):
+    """From a front end: it takes connections, and answers what it can without a model."""
+
+
+class NewConnection(NamedTuple):
+    """To a front end: an HTTP connection."""
+
+
 class Serving(NamedTuple):
-    """From a front end: it answers on its ports."""
-
-    ports: dict[str, int]
-
-
-class Failing(NamedTuple):
-    """From a worker that is about to end: why."""
-
-    cause: str
+    """From a front end: it has the models and a worker."""
 
 
 class Leave(NamedTuple):

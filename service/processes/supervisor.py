@@ -21,13 +21,14 @@ from service.machine import raise_open_files
 from service.metrics import Metrics
 from service.models.lineup import Lineup
 from service.ports import Ports, reserve_grpc
+from service.processes.acceptor import Acceptor, Door
 from service.processes.birth import Birth
 from service.processes.board import Board, Extent, WorkerState
 from service.processes.channel import pair
 from service.processes.child import Child
 from service.processes.heart import Pulse
 from service.processes.merged_metrics import MergedMetrics, registry_of
-from service.processes.messages import Leave, Models, NewFrontEnd, NewWorker, Serving
+from service.processes.messages import Leave, Listening, Models, NewFrontEnd, NewWorker, Serving
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -36,6 +37,8 @@ _LOOK_PERIOD_S = 0.25
 # An event loop that does not turn for so long will not come back, seconds. A machine may stop for
 # less, and so may a process that somebody looks at.
 _SILENT_S = 10.0
+# One that does not turn for so long gets no more connections for the time being.
+_STILL_S = 0.75
 _CLOSE_S = 3.0
 _WORKERS_S = 2.0
 
@@ -75,6 +78,7 @@ async def supervise(
     disable_created_metrics()
     metrics = Metrics(CollectorRegistry())
     lines.on_dropped(metrics.log_lines_dropped.inc)
+    assert ports.http is not None
     with reserve_grpc(server) as grpc_port:
         supervisor = Supervisor(
             settings, lineup, ports.http, grpc_port, front_ends=front_ends, folder=folder
@@ -93,7 +97,7 @@ class Supervisor:
     Args:
         settings: of all but the models.
         lineup: the models.
-        http: the socket that all front ends listen to.
+        http: the socket whose connections the front ends get.
         grpc: the port that all front ends listen to.
         front_ends: how many.
         folder: of the metrics of all processes.
@@ -127,7 +131,9 @@ class Supervisor:
         self._arenas = [-1] * front_ends
         self._pulses: dict[Child, Pulse] = {}
         self._facts = -1
-        self._serving: dict[Child, dict[str, int]] = {}
+        self._listening: set[Child] = set()
+        self._serving: set[Child] = set()
+        self._handed = [0] * front_ends
         self._leaving = False
         self._ready = asyncio.Event()
         self._restarts: dict[tuple[str, str], int] = {}
@@ -142,6 +148,7 @@ class Supervisor:
             ChildFailed: a process could not start.
         """
         start = monotonic()
+        self._acceptor = Acceptor(self._http, self._doors)
         tending = [
             *(asyncio.create_task(self._tend_worker(index)) for index in range(len(self._workers))),
             *(asyncio.create_task(self._tend(index)) for index in range(len(self._front_ends))),
@@ -167,10 +174,10 @@ class Supervisor:
             child.kill("leaving")
 
     def _say_ready(self, metrics_port: int, seconds: float) -> None:
-        ports = next(iter(self._serving.values()))
         log.info(
             "ready",
-            **ports,
+            http_port=self._http.getsockname()[1],
+            grpc_port=self._grpc,
             metrics_port=metrics_port,
             models=self._models,
             default=self._default or self._models[0],
@@ -229,6 +236,7 @@ class Supervisor:
             self._rows[index] = (self._rows[index] + count) % (2 * count)
             row = self._rows[index]
             board.enter(row)
+            self._handed[index] = 0
             self._arenas[index] = os.memfd_create(f"dat-serve-arena-{index}")
             self._pulses[child] = Pulse(board, row)
             ended = child.start(
@@ -243,7 +251,8 @@ class Supervisor:
             board.alive[row] = 0
             os.close(self._arenas[index])
             self._arenas[index] = -1
-            self._serving.pop(child, None)
+            self._listening.discard(child)
+            self._serving.discard(child)
             await self._after_death(child, pid, code)
 
     def _birth_of_front_end(self, index: int, line: int) -> Birth:
@@ -256,18 +265,39 @@ class Supervisor:
             line,
             row=self._rows[index],
             arena=self._arenas[index],
-            http=self._http.fileno(),
             grpc=self._grpc,
             front_ends=len(self._front_ends),
         )
 
     def _of_front_end(self, index: int, message: Any, _: list[int]) -> None:
-        if isinstance(message, Serving):
-            child = self._front_ends[index]
+        child = self._front_ends[index]
+        if isinstance(message, Listening):
+            self._listening.add(child)
+        elif isinstance(message, Serving):
             child.is_useful()
-            self._serving[child] = message.ports
+            self._serving.add(child)
             if len(self._serving) == len(self._front_ends):
                 self._ready.set()
+
+    def _doors(self) -> list[Door]:
+        """The front ends that take connections, without those that do not turn just now."""
+        listening = [
+            (index, child, child.line, self._pulses[child].still_s)
+            for index, child in enumerate(self._front_ends)
+            if child in self._listening and child.line is not None
+        ]
+        well = [one for one in listening if one[3] < _STILL_S]
+        return [
+            Door(
+                line,
+                self._handed[index] - int(self._board.closed[self._rows[index]]),
+                partial(self._count_handed, index),
+            )
+            for index, _, line, _ in well or listening
+        ]
+
+    def _count_handed(self, index: int) -> None:
+        self._handed[index] += 1
 
     # All
 
@@ -314,7 +344,7 @@ class Supervisor:
             now = monotonic()
             step_s, looked = min(now - looked, 2 * _LOOK_PERIOD_S), now
             for child, pulse in list(self._pulses.items()):
-                if pulse.silent_s(step_s) > _SILENT_S:
+                if pulse.look(step_s) > _SILENT_S:
                     child.kill("hung")
             self._board.looping[0] = any(child.looping for child in self._children())
 
@@ -326,7 +356,10 @@ class Supervisor:
         self._board.draining[0] = 1
         for child in self._front_ends:
             child.send(Leave())
-        await _ended(self._front_ends, server.drain_delay_s + server.drain_grace_s + _CLOSE_S)
+        await asyncio.sleep(server.drain_delay_s)
+        self._acceptor.close()
+        self._http.close()
+        await _ended(self._front_ends, server.drain_grace_s + _CLOSE_S)
         for child in self._workers:
             child.send(Leave())
         await _ended(self._workers, _WORKERS_S)
