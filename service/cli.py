@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import signal
 import socket
 import sys
 from argparse import Namespace
@@ -219,9 +220,9 @@ def _child(arguments: Namespace) -> int:
     from service.processes.birth import Birth, end_with_parent  # noqa: PLC0415
 
     end_with_parent(arguments.supervisor)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal sends it to all processes
     birth = Birth.read(arguments.birth)
     chosen = settings.Settings()
-    lineup = choose_models(chosen)
     lines = logs.configure(chosen.log, process=birth.name)
     logs.never_wait_for_errors()
     process.begin()
@@ -231,11 +232,11 @@ def _child(arguments: Namespace) -> int:
         if birth.kind == "worker":
             from service.processes.worker import work  # noqa: PLC0415
 
-            runner.run(work(birth, chosen, lineup))
+            runner.run(work(birth, chosen))
         else:
             from service.processes.front_end import answer  # noqa: PLC0415
 
-            runner.run(answer(birth, chosen, lineup, lines))
+            runner.run(answer(birth, chosen, lines))
     return 0
 
 

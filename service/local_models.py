@@ -14,7 +14,7 @@ from service.memory import give_back
 from service.models.card import ModelCard
 from service.models.lineup import Lineup, require_files_of
 from service.open_model import OpenModel, Shared, open_model
-from service.reloading import Became, Change, Outcome, Stamp, compare
+from service.reloading import LEAVE_S, Became, Change, Outcome, Stamp, compare
 from service.tasks.catalogue import Catalogue, Held
 from service.tasks.core import AnyCore
 
@@ -49,8 +49,8 @@ class LocalModels:
     A new version of a model is read in another thread and loaded beside the batches of the others.
     When it is warm the catalogue gives it to the requests that come from then on; those that were
     given the old one have their answers from it. When nobody holds the old one any more its queue
-    is drained and its memory given back, before the next model is loaded: so there are never more
-    versions than there are models, and one.
+    is drained and its memory given back, before the next model is loaded: so there is one version
+    more than there are models, unless a request holds one for very long.
 
     Args:
         shared: what the models have in common.
@@ -156,7 +156,7 @@ class LocalModels:
         """Let a new version take over, and say what became of the model of which name."""
         before = change.before
         if self._leaving:
-            await asyncio.wait(self._leaving.values())
+            await asyncio.wait(self._leaving.values(), timeout=LEAVE_S)
         self.loading = True
         try:
             opened = await self._open(change.stamp)

@@ -172,7 +172,7 @@ def _log(card: ModelCard, source: Path) -> None:
         version=card.version,
         task=card.task,
         variant=card.variant,
-        source=str(source),
+        source=str(source.resolve()),
         classes=card.classes,
         parameters=f"{card.parameters / 1e6:.1f} M",
         device=card.device,

@@ -18,6 +18,9 @@ from service.metrics import Metrics, Reload
 from service.models.lineup import Lineup, ModelEntry, choose_models
 from service.settings import Settings
 
+# Until the last requests of a version are waited for before the next one is loaded, seconds.
+LEAVE_S = 60.0
+
 Became = Reload | Literal["unchanged", "kept"]
 Version = TypeVar("Version")
 

@@ -35,7 +35,7 @@ class Extent(NamedTuple):
     Attributes:
         rows: places for front ends on the board; each has two, for itself and its successor.
         workers: one for each device.
-        models: served by each worker.
+        models: places for versions of models, see `rollout`.
     """
 
     rows: int
@@ -67,6 +67,8 @@ class Board:
         serving: `(workers, models)`, whether the worker can run the model.
         running: `(workers, models)`, items on the device.
         seconds_per_item: `(workers, models)`, between two items that leave a busy queue.
+
+    A model here is a version of one, by its place.
     """
 
     def __init__(self, descriptor: int, extent: Extent) -> None:
@@ -130,6 +132,13 @@ class Board:
         for cells in of_row:
             cells[row] = 0
         self.alive[row] = 1
+
+    def clear(self, model: int) -> None:
+        """Empty a place for another version; nobody has anything of the one before."""
+        of_rows = (self.admitted, self.returned, self.taken)
+        of_workers = (self.serving, self.running, self.seconds_per_item)
+        for cells in (*of_rows, *of_workers):
+            cells[:, model] = 0
 
 
 def _size(extent: Extent) -> int:

@@ -5,7 +5,7 @@ prometheus_client does for several processes: to count costs what it costs in on
 what a process that died has counted stays. The supervisor adds them up when somebody asks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -29,7 +29,7 @@ class MergedMetrics(Collector):
     Args:
         folder: of their files.
         board: of the server.
-        models: their names, by index, once they are known.
+        models: the places on the board of each model, by its name.
         processes: name and id of each process that runs.
         restarts: how often each process was replaced, by its name and why.
     """
@@ -38,7 +38,7 @@ class MergedMetrics(Collector):
         self,
         folder: Path,
         board: Board,
-        models: Callable[[], list[str]],
+        models: Callable[[], Mapping[str, Sequence[int]]],
         processes: Callable[[], Iterable[tuple[str, int]]],
         restarts: dict[tuple[str, str], int],
     ) -> None:
@@ -91,11 +91,13 @@ class MergedMetrics(Collector):
             "Time in which the images that wait now will have reached the device.",
             labels=["model"],
         )
-        for model, name in enumerate(self._models()):
-            held, on_device = board.held(model), int(board.running[:, model].sum())
+        for name, places in self._models().items():
+            held = sum(map(board.held, places))
+            on_device = int(board.running[:, places].sum())
             waiting.add_metric([name], held)
             running.add_metric([name], on_device)
-            estimate.add_metric([name], (held + on_device) * board.rate(model))
+            rate = max((board.rate(place) for place in places), default=0.0)
+            estimate.add_metric([name], (held + on_device) * rate)
         yield from (waiting, running, estimate)
 
     def _of_processes(self) -> Iterator[Metric]:

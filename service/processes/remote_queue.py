@@ -228,6 +228,10 @@ class Workers:
         able = self._board.able(model)
         return any(link.ready and able[link.worker] for link in self._links.values())
 
+    def forget(self, model: int) -> None:
+        """Note that this front end has nothing of a version any more; another gets its place."""
+        self._known[model] = 0
+
     def _receive(self, link: Link, message: Any) -> None:
         """Take what a worker tells."""
         if isinstance(message, Ready):
@@ -334,8 +338,7 @@ class RemoteQueue:
         model: its index.
         queue_limit: most items admitted and not yet in a batch, of all front ends together.
         arena: of this front end.
-        slots: of the model.
-        ahead: how many there are: images that may be decoded and not yet answered.
+        slots: of the model, as many as images may be decoded and not yet answered.
         metrics: of the model.
 
     Attributes:
@@ -356,7 +359,6 @@ class RemoteQueue:
         queue_limit: int,
         arena: Arena,
         slots: Slots,
-        ahead: int,
         metrics: ModelMetrics,
     ) -> None:
         self.workers = workers
@@ -364,7 +366,7 @@ class RemoteQueue:
         self.model = model
         self.arena = arena
         self._slots = slots
-        self._ahead = asyncio.Semaphore(ahead)
+        self._ahead = asyncio.Semaphore(slots.count)
         self.forecast = SharedForecast(board, model)
         self.places = SharedPlaces(board, row, model, queue_limit)
         self._admission = AdmissionControl(
@@ -387,6 +389,13 @@ class RemoteQueue:
     def begin_drain(self) -> None:
         """Stop admitting."""
         self._admission.drain()
+
+    async def end(self) -> None:
+        """Wait until no slot is used, when nobody asks any more; then give up the slots."""
+        for _ in range(self._slots.count):
+            await self._ahead.acquire()
+        self.workers.forget(self.model)
+        self.arena.close_slots(self._slots)
 
     def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
         """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
