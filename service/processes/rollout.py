@@ -14,14 +14,15 @@ version gets a free place, so that it and the one before it are never taken for 
 
 Whatever ends in the middle: a front end that is started is told what serves; a worker that is
 started loads all that serves and all that front ends still have, from the files that were there
-when it was first loaded, which the supervisor keeps open. Only one version more than there are
-models is in memory at a time.
+when it was first loaded, which the supervisor keeps open. There is one version more than there
+are models, unless a request holds one for very long.
 """
 
 import asyncio
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from service.processes.messages import (
     Unload,
     Unloaded,
 )
-from service.reloading import Became, Change, Outcome, Stamp, compare
+from service.reloading import LEAVE_S, Became, Change, Outcome, Stamp, compare
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -284,10 +285,11 @@ class Rollout:
     async def _change(self, change: Change[_Version]) -> tuple[str, Outcome]:
         """Let a new version take over, and say what became of the model of which name."""
         before = change.before
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self._until(lambda: not self._leaving)
         everybody = set(range(len(self._workers)))
-        await self._until(
-            lambda: not self._leaving and all(one.workers == everybody for one in self._serving)
-        )
+        await self._until(lambda: all(one.workers == everybody for one in self._serving))
         try:
             require_files_of(change.stamp.entry, self._settings)
             version = self._open(change.stamp)
