@@ -9,35 +9,14 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from statistics import mean, median
+from typing import Any
 
 import numpy as np
 
-from bench.harness import ratio, time_calls
+from bench.harness import LATENCY, RATIO, Row, in_short, ratio, time_calls
 from bench.running_server import RunningServer
-from bench.tables import LATENCY, RATIO, Row, in_short
 
 SIZES_TIMED = 4  # of the batch sizes that the server forms, those with the most images
-
-Call = Callable[[], object]
-
-
-class EngineAlone:
-    """The engine of a server in this process, timed at the batch sizes that the server forms.
-
-    Args:
-        batch_of: gives for a batch size a call that runs the engine on such a batch.
-        seconds: of a round.
-    """
-
-    def __init__(self, batch_of: Callable[[int], Call], seconds: float) -> None:
-        self._batch_of, self._seconds = batch_of, seconds
-
-    def time(self, sizes: list[int]) -> dict[int, float]:
-        """Seconds per image at each batch size."""
-        return {
-            size: mean(time_calls(self._batch_of(size), self._seconds / len(sizes))) / size
-            for size in sizes
-        }
 
 
 def seconds_per_image(images_by_size: dict[str, int], timed: dict[int, float]) -> float:
@@ -50,35 +29,47 @@ def seconds_per_image(images_by_size: dict[str, int], timed: dict[int, float]) -
 
 def measure_closed_loop(
     server: RunningServer,
-    engine: EngineAlone,
+    batch_of: Callable[[int], Callable[[], object]],
     protocol: str,
-    concurrency: int,
     rounds: int,
-    **options: object,
+    engine_seconds: float,
+    **options: Any,
 ) -> Row:
-    """Alternate engine rounds and server rounds; the options are those of the load generator."""
-    load = partial(server.load, protocol, concurrency=concurrency, **options)
-    first = load()
-    by_share = sorted(first["images_by_batch_size"].items(), key=lambda item: -item[1])
-    sizes = sorted(int(size) for size, _ in by_share[:SIZES_TIMED])
-    engine_rounds = [engine.time(sizes)]
-    server_rounds = []
+    """Alternate engine rounds and server rounds.
+
+    Args:
+        server: runs already.
+        batch_of: gives for a batch size a call that runs the engine on such a batch.
+        protocol: of the requests.
+        rounds: of the server; the engine has one more.
+        engine_seconds: of an engine round.
+        **options: of the load generator.
+    """
+    load = partial(server.load, protocol, **options)
+    by_share = Counter(load()["images_by_batch_size"]).most_common(SIZES_TIMED)
+    sizes = sorted(int(size) for size, _ in by_share)
+
+    def time_engine() -> dict[int, float]:
+        share = engine_seconds / len(sizes)
+        return {size: mean(time_calls(batch_of(size), share)) / size for size in sizes}
+
+    engine_rounds, server_rounds = [time_engine()], []
     for _ in range(rounds):
         server_rounds.append(load())
-        engine_rounds.append(engine.time(sizes))
+        engine_rounds.append(time_engine())
     engine_rates = [
         1 / mean(seconds_per_image(figures["images_by_batch_size"], timed) for timed in around)
         for figures, *around in zip(
             server_rounds, engine_rounds[:-1], engine_rounds[1:], strict=True
         )
     ]
+    medians = ("images_per_s", "p50_ms", "p90_ms", "p99_ms")
     return {
         "protocol": protocol,
-        "concurrency": concurrency,
-        "images_per_s": median(figures["images_per_s"] for figures in server_rounds),
+        "concurrency": options["concurrency"],
         "engine_images_per_s": median(engine_rates),
         **ratio((figures["images_per_s"] for figures in server_rounds), engine_rates),
-        **{key: median(f[key] for f in server_rounds) for key in ("p50_ms", "p90_ms", "p99_ms")},
+        **{key: median(figures[key] for figures in server_rounds) for key in medians},
         "rounds": server_rounds,
     }
 

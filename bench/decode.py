@@ -1,37 +1,29 @@
 """Time the ways from an uploaded picture to the pixels of a classifier, side by side.
 
-Every way begins with the checks of `service.images.containers`. Rounds alternate between the ways;
-the ratio to the official way (decode, resize the whole picture, crop) is taken per round, with one
-thread and with one for each core. The error of a way is the difference of its pixels from the
-official ones, in levels of 0 to 255. simplejpeg, which the service does not depend on, takes part
-where it is installed.
+Rounds alternate between the ways; the ratio to the official way (decode, resize the whole picture,
+crop) is taken per round, with one thread and with one for each core. The error of a way is the
+difference of its pixels from the official ones, in levels of 0 to 255.
 """
 
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from statistics import median
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.harness import in_turn, options, publish, ratio
-from bench.machine import describe
-from bench.tables import Row, table
+from bench.harness import RATIO, Row, alternate, options, publish, ratio, table
 from model import VARIANTS
-from model.transforms import Preprocessing, to_model_pixels
+from model.transforms import Preprocessing
 from service import process
-from service.images.containers import read_container
 from service.images.decode import decode, prepare
 from service.open_core import open_workers
 from service.settings import Limits
@@ -52,7 +44,6 @@ class Case:
         height: likewise.
         encoding: the name that Pillow knows the format by.
         quality: of the encoder; of no meaning for PNG.
-        subsampling: of the colours of a JPEG, as Pillow counts: 0 is 4:4:4, 2 is 4:2:0.
         variant: of the model.
     """
 
@@ -60,34 +51,27 @@ class Case:
     height: int
     encoding: str = "JPEG"
     quality: int = 90
-    subsampling: int = 2
     variant: str = "dat_tiny_224"
 
     @property
     def name(self) -> str:
         """What the table calls it."""
-        coding = self.encoding
-        if coding == "JPEG":
-            coding += f" {self.quality} {'4:4:4' if self.subsampling == 0 else '4:2:0'}"
-        return f"{self.width}x{self.height} {coding}"
+        coding = f" {self.quality} 4:2:0" if self.encoding == "JPEG" else ""
+        return f"{self.width}x{self.height} {self.encoding}{coding}"
 
     def uploads(self) -> list[bytes]:
         """The files."""
-        options: dict[str, int] = {"quality": self.quality}
-        if self.encoding == "JPEG":
-            options["subsampling"] = self.subsampling
-        return [
-            encode(make_picture(self.height, self.width, seed), self.encoding, **options)
-            for seed in range(PICTURES)
-        ]
+        files = [io.BytesIO() for _ in range(PICTURES)]
+        for seed, file in enumerate(files):
+            picture = make_picture(self.height, self.width, seed)
+            picture.save(file, self.encoding, quality=self.quality)
+        return [file.getvalue() for file in files]
 
 
 CASES = (
     Case(224, 224),
     Case(640, 480),
     Case(1024, 768),
-    Case(1024, 768, quality=75),
-    Case(1024, 768, subsampling=0),
     Case(3000, 2000, quality=75),
     Case(1024, 768, "PNG"),
     Case(1024, 768, "WEBP"),
@@ -114,87 +98,19 @@ def make_picture(height: int, width: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def encode(picture: Image.Image, encoding: str, **options: int) -> bytes:
-    """The file of a picture."""
-    out = io.BytesIO()
-    picture.save(out, encoding, **options)
-    return out.getvalue()
-
-
-# Decoders: from an upload to an image, for a model.
-
-
-def pillow(upload: bytes, _: Preprocessing) -> Image.Image:
-    """With all checks of the service."""
-    return decode(upload, EXACT)
-
-
-def simplejpeg(upload: bytes, _: Preprocessing) -> Image.Image:
-    """Errors of the data are not raised by it as they are by Pillow."""
-    pixels = import_module("simplejpeg").decode_jpeg(read_container(upload).data, "RGB")
-    return Image.fromarray(pixels)
-
-
-def opencv(upload: bytes, _: Preprocessing) -> Image.Image:
-    """Decode with OpenCV."""
-    data = np.frombuffer(read_container(upload).data, np.uint8)
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return Image.fromarray(np.asarray(cv2.imdecode(data, flags), np.uint8))
-
-
-def reduced(upload: bytes, preprocessing: Preprocessing) -> Image.Image:
-    """A JPEG at a half, a quarter or an eighth of its size, at least the one it is resized to."""
-    image = Image.open(io.BytesIO(read_container(upload).data))
-    image.draft(None, preprocessing.resize_to[::-1])
-    return image
-
-
-# Resizers: from an image to pixels of a model.
-
-
-def resize_whole(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """Resize the whole picture with Pillow, then crop."""
+def official(upload: bytes, preprocessing: Preprocessing) -> Pixels:
+    """Decode as the service does, resize the whole picture, then crop."""
     (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
+    image = decode(upload, EXACT)
     resized = image.resize(preprocessing.resize_to[::-1], Image.Resampling.BICUBIC)
     return np.array(resized.crop((left, top, left + width, top + height)))
 
 
-def torch_resize(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """Resize the whole picture with torch, then crop."""
-    (height, width), (top, left) = preprocessing.image_size, preprocessing.crop_offset
-    images = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    resized = F.interpolate(images, preprocessing.resize_to, mode="bicubic", antialias=True)
-    cropped = resized[0, :, top : top + height, left : left + width]
-    return cropped.permute(1, 2, 0).contiguous().numpy()
-
-
-def way(
-    decoded: Callable[[bytes, Preprocessing], Image.Image],
-    resized: Callable[[Image.Image, Preprocessing], Pixels],
-) -> Way:
-    """Decode, then resize."""
-    return lambda upload, preprocessing: resized(decoded(upload, preprocessing), preprocessing)
-
-
 WAYS: dict[str, Way] = {
-    "official": way(pillow, resize_whole),
+    "official": official,
     "served, `exact`": lambda upload, to: prepare(upload, EXACT, to).pixels,
     "served, `fast`": lambda upload, to: prepare(upload, FAST, to).pixels,
-    "simplejpeg": way(simplejpeg, to_model_pixels),
-    "OpenCV": way(opencv, to_model_pixels),
-    "Pillow, torch resizes": way(pillow, torch_resize),
-    "OpenCV, torch resizes": way(opencv, torch_resize),
-    "Pillow at reduced size, torch resizes": way(reduced, torch_resize),
 }
-FOR_JPEG = {"served, `fast`", "simplejpeg", "Pillow at reduced size, torch resizes"}
-
-
-def ways_for(encoding: str) -> dict[str, Way]:
-    """Those that differ from another for this format, the official one first."""
-    missing = set() if find_spec("simplejpeg") else {"simplejpeg"}
-    if encoding != "JPEG":
-        missing |= FOR_JPEG
-    return {name: way for name, way in WAYS.items() if name not in missing}
 
 
 def error(pixels: list[Pixels], expected: list[Pixels]) -> dict[str, float]:
@@ -206,29 +122,24 @@ def error(pixels: list[Pixels], expected: list[Pixels]) -> dict[str, float]:
 def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[Row]:
     """Time every way in alternating rounds, once in this thread and once in all workers."""
     uploads, preprocessing = case.uploads(), Preprocessing.of(VARIANTS[case.variant])
-    ways = ways_for(case.encoding)
-    made = {name: [way(file, preprocessing) for file in uploads] for name, way in ways.items()}
+    made = {name: [way(file, preprocessing) for file in uploads] for name, way in WAYS.items()}
     cores = os.cpu_count() or 1
 
-    def one_thread(way: Way) -> float:
+    def seconds_each(way: Way, each: Callable[..., Iterable[Pixels]], files: list[bytes]) -> float:
         began = time.perf_counter()
-        for file in uploads:
-            way(file, preprocessing)
-        return (time.perf_counter() - began) / len(uploads)
+        list(each(lambda file: way(file, preprocessing), files))
+        return (time.perf_counter() - began) / len(files)
 
-    def all_cores(way: Way) -> float:
-        began = time.perf_counter()
-        list(workers.map(lambda file: way(file, preprocessing), uploads * cores))
-        return (time.perf_counter() - began) / len(uploads) / cores
-
-    settings = {"one_thread": one_thread, "all_cores": all_cores}
-    sides = {
-        (setting, name): partial(in_setting, way)
-        for name, way in ways.items()
-        for setting, in_setting in settings.items()
+    settings: dict[str, tuple[Any, list[bytes]]] = {
+        "one_thread": (map, uploads),
+        "all_cores": (workers.map, uploads * cores),
     }
-    timed = in_turn(sides, rounds)
-    taken = {side: [one[side] for one in timed] for side in sides}
+    sides = {
+        (setting, name): partial(seconds_each, way, *how)
+        for name, way in WAYS.items()
+        for setting, how in settings.items()
+    }
+    taken = alternate(sides, rounds)
     return [
         {
             "way": name,
@@ -241,7 +152,7 @@ def measure(case: Case, workers: ThreadPoolExecutor, rounds: int) -> list[Row]:
                 for setting in settings
             },
         }
-        for name in ways
+        for name in WAYS
     ]
 
 
@@ -250,10 +161,8 @@ def tables(result: Row) -> str:
     columns = {"picture": "{picture}", "model": "{variant}", "way": "{way}"}
     for title, key in (("one thread", "one_thread"), ("all cores", "all_cores")):
         columns[f"{title} ms"] = f"{{{key}[ms]:.2f}}"
-        columns[f"{title} / official (range)"] = (
-            f"**{{{key}[ratio]:.2f}}** "
-            f"({{{key}[ratio_range][0]:.2f}}-{{{key}[ratio_range][1]:.2f}})"
-        )
+        of_key = RATIO.replace("ratio_range", f"{key}[ratio_range]")
+        columns[f"{title} / official (range)"] = of_key.replace("{ratio:", f"{{{key}[ratio]:")
     columns |= {"largest error": "{error[max]}", "mean error": "{error[mean]:.3f}"}
     return table(columns, (case | row for case in result["cases"] for row in case["rows"]))
 
@@ -264,16 +173,9 @@ def main() -> None:
     process.compute_alone()
     cv2.setNumThreads(1)
     with open_workers(os.cpu_count() or 1) as workers:
-        cases = [
-            {
-                "picture": case.name,
-                "variant": case.variant,
-                "rows": measure(case, workers, chosen.rounds),
-            }
-            for case in CASES
-        ]
-    machine = describe("bench.decode", "cpu")
-    publish("decode-cpu", tables, {"machine": machine, "rounds": chosen.rounds, "cases": cases})
+        measured = [(case, measure(case, workers, chosen.rounds)) for case in CASES]
+    cases = [{"picture": c.name, "variant": c.variant, "rows": rows} for c, rows in measured]
+    publish("decode-cpu", tables, chosen, cases=cases)
 
 
 if __name__ == "__main__":

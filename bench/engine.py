@@ -1,7 +1,7 @@
 """Time the engine of the service against the eager baseline, side by side.
 
-Both take the same pixels and return probabilities on the host, with the same weights, precision
-and threads, each in a process as it would be run (`bench.rival`). Rounds alternate between the
+Both take the same pixels and return probabilities, with the same weights and threads, in float32
+on a CPU, each in a process as it would be run (`bench.rival`). Rounds alternate between the
 two, so that a machine that slows down slows both; the ratio is taken per round. A large matrix
 product is timed in the same rounds: nothing that multiplies matrices is faster.
 """
@@ -15,12 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from bench.baseline import CONFIGS, create_baseline
-from bench.harness import in_turn, options, publish, ratio
-from bench.machine import describe
+from bench.harness import RATIO, Row, alternate, options, publish, ratio, table
 from bench.memory import ALL_KEPT
 from bench.open_engine import OpenEngine
 from bench.rival import Pixels, Rival, Run, Timed
-from bench.tables import RATIO, Row, table
 from bench.weights import recipe_checkpoint, recipe_state
 from model import VARIANTS, load_model
 from model.cost import flops
@@ -48,56 +46,48 @@ def open_engine(name: str, device: str, threads: int, *, dtype: str, max_batch: 
     return run
 
 
-def open_baseline(name: str, device: str, threads: int, *, dtype: str) -> Run:
-    """Load the baseline; below float32 it runs under autocast, as the official code trains."""
+def open_baseline(name: str, threads: int) -> Run:
+    """Load the baseline."""
     torch.set_num_threads(threads)
     model = create_baseline(name)
     # Its geometry is in its state too.
     model.load_state_dict(model.state_dict() | recipe_state(name))
-    model.to(device)
-    normalise = Normalise().to(device)
-    precision: torch.dtype = getattr(torch, dtype)
+    normalise = Normalise()
 
     def run(pixels: Pixels) -> NDArray[np.float32]:
-        autocast = torch.autocast(device, precision, enabled=precision != torch.float32)
-        with torch.inference_mode(), autocast:
-            images = normalise(torch.from_numpy(pixels).to(device)).contiguous()
-            scores: NDArray[np.float32] = model(images).softmax(-1).float().cpu().numpy()
+        with torch.inference_mode():
+            images = normalise(torch.from_numpy(pixels)).contiguous()
+            scores: NDArray[np.float32] = model(images).softmax(-1).numpy()
         return scores
 
     return run
 
 
-def open_product(device: str, threads: int, *, dtype: str) -> Run:
+def open_product(threads: int) -> Run:
     """A product of two square matrices in place of a classifier."""
     torch.set_num_threads(threads)
-    left, right = torch.rand(
-        2, PRODUCT_SIDE, PRODUCT_SIDE, dtype=getattr(torch, dtype), device=device
-    )
+    left, right = torch.rand(2, PRODUCT_SIDE, PRODUCT_SIDE)
 
     def run(_: Pixels) -> NDArray[np.float32]:
         with torch.inference_mode():
-            corner: NDArray[np.float32] = (left @ right)[:1, :1].float().cpu().numpy()
+            corner: NDArray[np.float32] = (left @ right)[:1, :1].numpy()
         return corner
 
     return run
 
 
-def open_rivals(
-    name: str, device: str, threads: int, *, dtype: str, max_batch: int
-) -> dict[str, Rival]:
+def open_rivals(name: str, threads: int, max_batch: int) -> dict[str, Rival]:
     """Load the sides of the comparison, each in its process.
 
     `keeping` is the baseline in a process that keeps the memory that it frees.
     """
-    where = (device, threads)
-    baseline = partial(open_baseline, name, *where, dtype=dtype)
-    engine = partial(open_engine, name, *where, dtype=dtype, max_batch=max_batch)
+    baseline = partial(open_baseline, name, threads)
+    engine = partial(open_engine, name, "cpu", threads, dtype="float32", max_batch=max_batch)
     return {
         "baseline": Rival(baseline, name),
         "keeping": Rival(baseline, name, ALL_KEPT),
         "engine": Rival(engine, name, process.ENVIRONMENT),
-        "product": Rival(partial(open_product, *where, dtype=dtype), name),
+        "product": Rival(partial(open_product, threads), name),
     }
 
 
@@ -109,8 +99,8 @@ def compare(
         side: partial(rival.time, batch, seconds) for side, rival in rivals.items()
     }
     sides["explained"] = partial(rivals["engine"].time, batch, seconds, explain=True)
-    first, *timed = in_turn(sides, rounds + 1)
-    means = {side: [mean(one[side].durations) for one in timed] for side in sides}
+    timed = alternate(sides, rounds, unmeasured=1)
+    means = {side: [mean(one.durations) for one in of_side] for side, of_side in timed.items()}
     engine, product = means["engine"], means["product"]
     # Of multiply-adds alike.
     work = batch * flops(VARIANTS[name]) / PRODUCT_SIDE**3
@@ -118,7 +108,7 @@ def compare(
     return {
         "batch": batch,
         **{
-            side: _figures([one[side].durations for one in timed], batch)
+            side: {"images_per_s": median(batch / seconds for seconds in means[side])}
             for side in ("baseline", "keeping", "engine")
         },
         **ratio(means["baseline"], engine),
@@ -126,20 +116,13 @@ def compare(
         "product_gflops": 2e-9 * PRODUCT_SIDE**3 / median(product),
         "share_of_product_rate": ratio(of_product, engine)["ratio"],
         "explained_over_plain_time": ratio(means["explained"], engine)["ratio"],
-        "max_abs_difference": float(
-            np.abs(first["baseline"].scores - first["engine"].scores).max()
-        ),
+        "max_abs_difference": largest_difference(timed["baseline"], timed["engine"]),
     }
 
 
-def _figures(rounds: list[list[float]], batch: int) -> dict[str, float]:
-    calls = [duration for durations in rounds for duration in durations]
-    return {
-        "images_per_s": median(batch / mean(durations) for durations in rounds),
-        "p50_ms": 1e3 * float(np.percentile(calls, 50)),
-        "p99_ms": 1e3 * float(np.percentile(calls, 99)),
-        "calls": len(calls),
-    }
+def largest_difference(ones: list[Timed], others: list[Timed]) -> float:
+    """Between the probabilities of two sides."""
+    return float(np.abs(ones[0].scores - others[0].scores).max())
 
 
 def tables(result: Row) -> str:
@@ -151,8 +134,6 @@ def tables(result: Row) -> str:
         "engine / baseline (range)": RATIO,
         "engine / baseline that keeps its memory": "{ratio_to_keeping:.2f}",
         "share of a matrix product's rate": "{share_of_product_rate:.0%}",
-        "baseline p50 / p99 ms": "{baseline[p50_ms]:.1f} / {baseline[p99_ms]:.1f}",
-        "engine p50 / p99 ms": "{engine[p50_ms]:.1f} / {engine[p99_ms]:.1f}",
         "time with points / without": "{explained_over_plain_time:.3f}",
     }
     return table(columns, result["batches"])
@@ -169,26 +150,16 @@ def main() -> None:
         rounds=7,
         seconds=2.0,
         threads=None,
-        device="cpu",
-        dtype="float32",
     )
-    device, threads, dtype = chosen.device, chosen.threads, chosen.dtype
     for name in chosen.models:
-        rivals = open_rivals(name, device, threads, dtype=dtype, max_batch=max(chosen.batches))
-        result = {
-            "model": name,
-            "device": device,
-            "dtype": dtype,
-            "machine": describe("bench.engine", device, threads),
-            "rounds": chosen.rounds,
-            "batches": [
-                compare(name, rivals, batch, rounds=chosen.rounds, seconds=chosen.seconds)
-                for batch in chosen.batches
-            ],
-        }
+        rivals = open_rivals(name, chosen.threads, max(chosen.batches))
+        rows = [
+            compare(name, rivals, batch, rounds=chosen.rounds, seconds=chosen.seconds)
+            for batch in chosen.batches
+        ]
         for rival in rivals.values():
             rival.close()
-        publish(f"engine-{name}-{device}-{dtype}", tables, result)
+        publish(f"engine-{name}-cpu-float32", tables, chosen, batches=rows)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from time import monotonic
 from typing import Any
 
 from bench.findings import bound, verdict
+from bench.harness import Row, table
 from bench.steps import ROOT, Outcome, Part, Step
-from bench.tables import Row, table
 
 PART_S = 350.0  # of the six minutes; the rest is for the start
 # A rehearsal may be beside others on a small machine.
@@ -52,13 +52,12 @@ TIMES = {
         "--models dat_nano --batches 1 --seconds 0",
     )
 }
-_QUICKLY = "--rounds 1 --seconds 1 --warmup 0 --engine-seconds 0"
 SECOND = {
     "server": (
         120,
         "bench.server",
-        "--max-batch 64 --concurrency 64 --rounds 2 --seconds 4 --engine-seconds 2 --fractions",
-        f"--model dat_nano --concurrency 2 {_QUICKLY} --fractions",
+        "--max-batch 64 --concurrency 64 --rounds 2 --seconds 4 --engine-seconds 2",
+        "--model dat_nano --concurrency 2 --rounds 1 --seconds 1 --warmup 0 --engine-seconds 0",
     ),
     "kernels": (80, "bench.kernels", "--batches 32", "--dtype float32"),
     "detectors": (
@@ -94,10 +93,9 @@ def second(device: str) -> list[list[Step]]:
 def _measurements(
     commands: Mapping[str, tuple[float, str, str, str]], device: str
 ) -> Iterator[list[Step]]:
-    interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
     for name, (limit_s, of, on_gpu, on_cpu) in commands.items():
         chosen = shlex.split(on_gpu if device == "cuda" else on_cpu)
-        variables = interpreted if of == "bench.kernels" else {}
+        variables = {"TRITON_INTERPRET": "1"} if (device, name) == ("cpu", "kernels") else {}
         yield [module(name, limit_s, of, "--device", device, *chosen, **variables)]
 
 
@@ -135,28 +133,26 @@ def environment(device: str) -> None:
     import torch  # noqa: PLC0415
     import triton  # noqa: PLC0415
 
-    from bench.machine import describe  # noqa: PLC0415
+    from bench.harness import describe  # noqa: PLC0415
     from service.engine.gpu import kernels_on  # noqa: PLC0415
 
     for command in ("nvidia-smi", "free", "nproc"):
         if shutil.which(command):
             subprocess.run([command], check=False)
-    tools = [tool for tool in ("gcc", "git", "ncu", "nvcc") if shutil.which(tool)]
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = "none"
+    if device == "cuda":
+        query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
     machine: dict[str, Any] = describe("bench.gpu", device) | {
-        "driver": _output(query) if device == "cuda" else "none",
+        "driver": driver,
         "cuda": torch.version.cuda or "none",
         "cudnn": torch.backends.cudnn.version() or "none",
         "triton": triton.__version__,
         "numpy": numpy.__version__,
-        "tools": ", ".join(tools),
+        "tools": ", ".join(filter(shutil.which, ("gcc", "git", "nvcc"))),
         "kernels": kernels_on(torch.device("cuda:0" if device == "cuda" else device)),
     }
     print(json.dumps({"machine": machine}))
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def choose(groups: list[list[Step]], names: Sequence[str]) -> list[list[Step]]:

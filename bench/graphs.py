@@ -1,11 +1,10 @@
 """Device time of classifiers as the service runs them, and in the ways that it does not.
 
 A forward pass, from bytes on the device to ranked classes there: as a captured graph and eagerly,
-with the kernels of `model.kernels` and in plain torch, compiled, and with the algorithms that
-cuDNN finds by trying. Then whole engines, from bytes on the host to results there. Each figure is
-printed as one JSON object as soon as it is known, the most telling ways first. Of detectors only
-the engines are timed. On a CPU, where nothing is captured and code is traced but not generated,
-this is a rehearsal.
+with the kernels of `model.kernels` and in plain torch, and compiled. Then whole engines, from bytes
+on the host to results there. Each figure is printed as one JSON object as soon as it is known, the
+most telling ways first. Of detectors only the engines are timed. On a CPU, where nothing is
+captured and code is traced but not generated, this is a rehearsal.
 """
 
 from argparse import Namespace
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -51,23 +51,17 @@ class Way:
         captured: as a CUDA graph, else eagerly.
         fused: with the kernels.
         compiled: by `torch.compile`.
-        tried: whether cuDNN tries its algorithms.
     """
 
     captured: bool = True
     fused: bool = False
     compiled: bool = False
-    tried: bool = False
 
     @contextmanager
     def switched(self) -> Iterator[None]:
         """What is captured, or runs eagerly, in here runs in this way."""
-        before = kernels.enabled, torch.backends.cudnn.benchmark
-        kernels.enabled, torch.backends.cudnn.benchmark = self.fused, self.tried
-        try:
+        with mock.patch.object(kernels, "enabled", self.fused):
             yield
-        finally:
-            kernels.enabled, torch.backends.cudnn.benchmark = before
 
 
 SERVED, BASIS = "graph, kernels", "eager"
@@ -75,13 +69,11 @@ WAYS = {
     SERVED: Way(fused=True),
     BASIS: Way(captured=False),
     "graph": Way(),
-    "eager, kernels": Way(captured=False, fused=True),
-    "graph, kernels, cuDNN tries": Way(fused=True, tried=True),
     "graph, compiled kernels": Way(fused=True, compiled=True),
     "graph, compiled": Way(compiled=True),
 }
 # What is timed unless asked otherwise, the most telling first; compilation takes minutes.
-TIMED = [SERVED, ENGINE, BASIS, "graph", "eager, kernels", "graph, kernels, cuDNN tries"]
+TIMED = [SERVED, ENGINE, BASIS, "graph"]
 # Of one H100 in bfloat16: what a batch of one may take, ms, and images a second of some batch.
 TARGETS = {"dat_tiny_224": (0.6, 18_000), "dat_pp_tiny_224": (1.3, 12_000)}
 LEAST_GAIN = 3.0  # of a graph over running eagerly, at a batch of one

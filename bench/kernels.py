@@ -1,11 +1,10 @@
 """Time the fused kernels against plain torch and the roofline, on a CUDA device.
 
 Everything that a stage has a kernel for, and what comes before and after the stages. Both sides
-are captured in a CUDA graph, as the service runs them, but where plain torch waits for the device
-in its midst. The roofline of a step is what its inputs and outputs take at the measured rate of a
-copy, or its matrix products at the measured rate of a large one, whichever is longer; a step whose
-tensors stay in the cache of the device can be faster. The plain side attends in one piece,
-whatever the size.
+are captured in a CUDA graph, as the service runs them. The roofline of a step is what its inputs
+and outputs take at the measured rate of a copy, or its matrix products at the measured rate of a
+large one, whichever is longer; a step whose tensors stay in the cache of the device can be faster.
+The plain side attends in one piece, whatever the size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +19,10 @@ from torch import Tensor
 
 from bench.findings import Cases, note
 from bench.graphs import Way
-from bench.harness import options, time_calls, write
-from bench.machine import describe
-from bench.tables import Row, table
+from bench.harness import Row, options, publish, table, time_calls
 from model import DAT, VARIANTS, DatConfig
 from model.attention import DeformableAttention, sample_features
 from model.dat import Block, BlockPP, ConvMlp, Stage, make_attention
-from model.detection.detections import IOU_THRESHOLD
-from model.detection.nms import nms
-from model.detection.normalise import Normalise as NormalisePadded
-from model.detection.roi_align import STRIDES, pooled_features
 from model.fused import (
     Stream,
     add_norm,
@@ -48,7 +41,6 @@ from model.normalise import Normalise
 # Classifiers at a batch of the command line; the maps of a detector one image at a time.
 CLASSIFIERS = ("dat_tiny_224", "dat_pp_tiny_224")
 DETECTOR = VARIANTS["dat_pp_tiny_224"].resized((800, 1344))
-CHANNELS = 256  # of a pyramid
 # For a rehearsal on a CPU, where Triton interprets the kernels.
 SMALL = VARIANTS["dat_nano"].resized((64, 64))
 
@@ -63,7 +55,6 @@ class Step:
         plain: the same by torch.
         moved: bytes of all inputs and outputs.
         flops: of the matrix products.
-        waits: whether plain torch waits for the device, so that it cannot be captured.
     """
 
     name: str
@@ -71,7 +62,6 @@ class Step:
     plain: Callable[[], Tensor]
     moved: int
     flops: int = 0
-    waits: bool = False
 
     @classmethod
     def switched(cls, name: str, call: Callable[[], Tensor], *read: Tensor, **facts: Any) -> Self:
@@ -235,47 +225,6 @@ def end_steps(config: DatConfig, batch: int, dtype: torch.dtype, device: str) ->
     )
 
 
-def detector_steps(
-    size: tuple[int, int], dtype: torch.dtype, device: str, *, boxes: int = 1000
-) -> Iterator[Step]:
-    """What a detector of two stages has beside its backbone, for one image.
-
-    Args:
-        size: `(H, W)` of the image, pixels.
-        dtype: of the features.
-        device: that computes.
-        boxes: of each level of the pyramid, and as many proposals.
-    """
-    H, W = size
-    pixels = torch.randint(256, (1, H, W, 3), dtype=torch.uint8, device=device)
-    resized = torch.tensor([[H, W - 11]], device=device)
-    normalise = NormalisePadded(dtype).to(device)
-    yield Step.switched("pixels", lambda: normalise(pixels, resized), pixels)
-
-    levels = 5
-    centres = torch.rand(levels, boxes, 2, device=device) * torch.tensor([W, H], device=device)
-    sides = 16 * 2 ** (4 * torch.rand(levels, boxes, 2, device=device))
-    corners = torch.cat([centres - sides / 2, centres + sides / 2], -1)
-    scores, valid = torch.rand(levels, boxes, device=device), torch.ones_like(sides[..., 0]).bool()
-    yield Step.switched(
-        "NMS",
-        lambda: nms(corners, scores, valid, IOU_THRESHOLD, boxes).indices,
-        *(corners, scores, valid),
-        waits=True,
-    )
-    maps = [
-        torch.randn(1, -(-H // stride), -(-W // stride), CHANNELS, device=device, dtype=dtype)
-        for stride in STRIDES
-    ]
-    for bins in (7, 14):
-        yield Step.switched(
-            f"RoIAlign, {bins}x{bins} bins",
-            partial(pooled_features, maps, corners[:1], bins),
-            *(*maps, corners[:1]),
-            waits=True,
-        )
-
-
 @dataclass(frozen=True)
 class Rates:
     """What the device does at best: bytes copied (read and written) and FLOPs, a second."""
@@ -301,20 +250,18 @@ def measure_rates(dtype: torch.dtype, device: str) -> Rates:
     )
 
 
-def seconds(call: Callable[[], Tensor], *, captured: bool = True) -> float:
-    """Median duration of a call, on CUDA replayed as a graph if it can be captured."""
+def seconds(call: Callable[[], Tensor]) -> float:
+    """Median duration of a call, on CUDA replayed as a graph."""
     if not call().is_cuda:
         return median(time_calls(call, 0))
-    from triton.testing import do_bench, do_bench_cudagraph  # noqa: PLC0415
+    from triton.testing import do_bench_cudagraph  # noqa: PLC0415
 
-    bench = do_bench_cudagraph if captured else do_bench
-    return 1e-3 * float(bench(call, return_mode="median"))
+    return 1e-3 * float(do_bench_cudagraph(call, return_mode="median"))
 
 
 def compare(step: Step, rates: Rates) -> Row:
     """Time both sides of a step."""
-    fused, plain = seconds(step.fused), seconds(step.plain, captured=not step.waits)
-    bound = rates.seconds(step)
+    fused, plain, bound = seconds(step.fused), seconds(step.plain), rates.seconds(step)
     return {
         "step": step.name,
         "fused_us": 1e6 * fused,
@@ -329,18 +276,14 @@ def compare(step: Step, rates: Rates) -> Row:
 def all_steps(
     batches: Sequence[int], dtype: torch.dtype, device: str
 ) -> Iterator[tuple[Row, Iterator[Step]]]:
-    """Every step, in groups that have a place: those of classifiers, then of detectors."""
-    small = device == "cpu"
+    """Every step, in groups that have a place; of detectors those of their backbone."""
     layouts = [(VARIANTS[name], batch) for name in CLASSIFIERS for batch in batches]
-    for config, batch in [(SMALL, 1)] if small else [*layouts, (DETECTOR, 1)]:
+    for config, batch in [(SMALL, 1)] if device == "cpu" else [*layouts, (DETECTOR, 1)]:
         where = {"model": config.name, "image_size": list(config.image_size), "batch": batch}
         for stage in range(len(config.stages)):
             for kind in (attention_steps, block_steps):
                 yield where | {"stage": stage}, kind(config, stage, batch, dtype, device)
         yield where | {"stage": "ends"}, end_steps(config, batch, dtype, device)
-    size = (SMALL if small else DETECTOR).image_size
-    where = {"model": "detector", "image_size": list(size), "batch": 1, "stage": "heads"}
-    yield where, detector_steps(size, dtype, device, boxes=20 if small else 1000)
 
 
 def tables(result: Row) -> str:
@@ -375,15 +318,8 @@ def main() -> None:
                     with cases.case(where["model"], step.name):
                         rows.append(where | compare(step, rates))
                         note(**rows[-1])
-    result = {
-        "device": device,
-        "dtype": chosen.dtype,
-        "machine": describe("bench.kernels", device),
-        "copied_bytes_per_s": rates.bytes,
-        "flops_per_s": rates.flops,
-        "steps": rows,
-    }
-    write(f"kernels-{device}-{chosen.dtype}", result)
+    facts = {"copied_bytes_per_s": rates.bytes, "flops_per_s": rates.flops}
+    publish(f"kernels-{device}-{chosen.dtype}", tables, chosen, **facts, steps=rows)
     cases.end()
 
 

@@ -1,8 +1,8 @@
 """Load generator: sends JPEGs to a running server and prints what came back as one JSON object.
 
-Runs in its own process so that its CPU time is its own, and on a bare protocol of asyncio over
-HTTP/1.1 keep-alive, or grpc.aio: a crowd that asks for ten times what a server can answer should
-cost the machine what its requests cost, not what a general HTTP library does.
+Runs in its own process so that its CPU time is its own, and speaks HTTP/1.1 over bare streams of
+asyncio, or grpc.aio: a crowd that asks for ten times what a server can answer should cost the
+machine what its requests cost, not what a general HTTP library does.
 """
 
 import asyncio
@@ -17,16 +17,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import grpc
 import numpy as np
 import uvloop
 from PIL import Image
 
-from bench.harness import options
-from bench.tables import Row
-from service.pb.dat_pb2 import ClassifyRequest, DetectRequest, Timing
+from bench.harness import Row, options
+from service.pb.dat_pb2 import ClassifyRequest, DetectRequest
 from service.pb.dat_pb2_grpc import ClassifierServiceStub, DetectorServiceStub
 
 PICTURES = 16  # sent in turn
@@ -34,8 +33,10 @@ PATIENCE_S = 60.0
 MOST_CONNECTIONS = 4000
 ANSWERED = {"200", "OK"}
 
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-def make_jpeg(height: int, width: int, quality: int, seed: int) -> bytes:
+
+def make_jpeg(height: int, width: int, quality: int = 90, seed: int = 0) -> bytes:
     """Encode a smooth random picture with some noise."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
@@ -59,68 +60,6 @@ class Reply(NamedTuple):
         return self.batch_size > 0
 
 
-class Connection(asyncio.Protocol):
-    """One keep-alive connection, with at most one request on its way.
-
-    Args:
-        idle: the connections that are free, which it joins after an answer.
-        closed: is told when it has ended.
-    """
-
-    def __init__(self, idle: list["Connection"], closed: Callable[[], None]) -> None:
-        self._idle, self._closed = idle, closed
-        self._received = bytearray()
-        self._needed = 0
-        self._asked: asyncio.Future[tuple[str, bytes]] | None = None
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what bytes are written to."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop has a class of its own
-
-    def ask(self, request: bytes) -> "asyncio.Future[tuple[str, bytes]]":
-        """Send a request; the future is for the status and the body of its answer."""
-        assert self._transport is not None
-        self._asked = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return self._asked
-
-    def data_received(self, data: bytes) -> None:
-        """Take a part of an answer."""
-        self._received += data
-        end = self._received.find(b"\r\n\r\n") + 4
-        if not self._needed and end >= 4:
-            _, _, length = bytes(self._received[:end]).lower().partition(b"\r\ncontent-length:")
-            self._needed = end + int(length.split(b"\r\n", 1)[0])
-        if not self._needed or len(self._received) < self._needed:
-            return
-        status, body = self._received[9:12].decode(), bytes(self._received[end : self._needed])
-        closing = b"connection: close" in self._received[:end].lower()
-        self._received.clear()
-        self._needed = 0
-        self._answer(status, body)
-        if closing:
-            self.leave()
-        else:
-            self._idle.append(self)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        """Tell who waits."""
-        self._closed()
-        if self in self._idle:
-            self._idle.remove(self)
-        self._answer("disconnected", b"")
-
-    def _answer(self, status: str, body: bytes) -> None:
-        if self._asked is not None and not self._asked.done():
-            self._asked.set_result((status, body))
-
-    def leave(self) -> None:
-        """Close at once."""
-        assert self._transport is not None
-        self._transport.abort()
-
-
 class HttpClient:
     """HTTP/1.1 over a pool of keep-alive connections.
 
@@ -133,7 +72,7 @@ class HttpClient:
     def __init__(self, port: int, path: str, patience_s: float = PATIENCE_S) -> None:
         self._port, self._path, self._patience_s = port, path, patience_s
         self._idle: list[Connection] = []
-        self._open = 0
+        self._in_flight = 0
         self._requests: dict[bytes, bytes] = {}
 
     async def send(self, jpeg: bytes) -> Reply:
@@ -141,15 +80,22 @@ class HttpClient:
 
         The status is the HTTP code, `disconnected`, or `left`.
         """
-        connection = self._idle.pop() if self._idle else await self._connect()
-        if connection is None:
+        if self._in_flight >= MOST_CONNECTIONS:
             return Reply("disconnected")
+        connection = None
+        self._in_flight += 1
         try:
             async with asyncio.timeout(self._patience_s):
-                status, body = await connection.ask(self._request(jpeg))
-        except TimeoutError:
-            connection.leave()
-            return Reply("left")
+                connection = self._reused() or await asyncio.open_connection(
+                    "127.0.0.1", self._port
+                )
+                status, body = await self._ask(connection, self._request(jpeg))
+        except (OSError, EOFError) as failure:
+            if connection:
+                connection[1].transport.abort()
+            return Reply("left" if isinstance(failure, TimeoutError) else "disconnected")
+        finally:
+            self._in_flight -= 1
         if status != "200" or not jpeg:
             return Reply(status)
         timing = json.loads(body)["results"][0].get("timing", {})
@@ -157,25 +103,29 @@ class HttpClient:
 
     def close(self) -> None:
         """Close what is idle."""
-        for connection in list(self._idle):
-            connection.leave()
+        while connection := self._reused():
+            connection[1].transport.abort()
 
-    async def _connect(self) -> Connection | None:
-        """A new connection; none where there are too many already, or that is refused."""
-        if self._open >= MOST_CONNECTIONS:
-            return None
-        self._open += 1
-        connection = Connection(self._idle, self._closed)
-        try:
-            loop = asyncio.get_running_loop()
-            await loop.create_connection(lambda: connection, "127.0.0.1", self._port)
-        except OSError:
-            self._closed()
-            return None
-        return connection
+    def _reused(self) -> Connection | None:
+        """A connection that is idle and that the server has not closed."""
+        while self._idle:
+            if not (connection := self._idle.pop())[0].at_eof():
+                return connection
+            connection[1].close()
+        return None
 
-    def _closed(self) -> None:
-        self._open -= 1
+    async def _ask(self, connection: Connection, request: bytes) -> tuple[str, bytes]:
+        """The status and the body of the answer; the connection is idle or closed after it."""
+        reader, writer = connection
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = head.partition(b"\r\ncontent-length:")[2].split(b"\r\n", 1)[0]
+        body = await reader.readexactly(int(length))
+        if b"\r\nconnection: close" in head:
+            writer.close()
+        else:
+            self._idle.append(connection)
+        return head[9:12].decode(), body
 
     def _request(self, jpeg: bytes) -> bytes:
         if jpeg not in self._requests:
@@ -192,30 +142,23 @@ class GrpcClient:
 
     def __init__(self, port: int, path: str, patience_s: float = PATIENCE_S) -> None:
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        self._call = {"/v1/classify": self._classify, "/v1/detect": self._detect}[path]
-        self._classifier = ClassifierServiceStub(channel)
-        self._detector = DetectorServiceStub(channel)
-        self._patience_s = patience_s
+        self._detects, self._patience_s = path == "/v1/detect", patience_s
+        self._classify = ClassifierServiceStub(channel).Classify
+        self._detect = DetectorServiceStub(channel).Detect
 
     async def send(self, jpeg: bytes) -> Reply:
         """Send one image; the status is the name of the gRPC code."""
         try:
-            timing = await self._call(jpeg)
+            if self._detects:
+                found = await self._detect(DetectRequest(images=[jpeg]), timeout=self._patience_s)
+                timing = found.results[0].image.timing
+            else:
+                request = ClassifyRequest(images=[jpeg])
+                answer = await self._classify(request, timeout=self._patience_s)
+                timing = answer.results[0].classification.timing
         except grpc.aio.AioRpcError as failure:
             return Reply(failure.code().name)
         return Reply("OK", timing.batch_size, timing.compute_s)
-
-    async def _classify(self, jpeg: bytes) -> Timing:
-        request = ClassifyRequest(images=[jpeg])
-        answer = await self._classifier.Classify(request, timeout=self._patience_s)
-        timing: Timing = answer.results[0].classification.timing
-        return timing
-
-    async def _detect(self, jpeg: bytes) -> Timing:
-        request = DetectRequest(images=[jpeg])
-        answer = await self._detector.Detect(request, timeout=self._patience_s)
-        timing: Timing = answer.results[0].image.timing
-        return timing
 
 
 CLIENTS: dict[str, type[HttpClient] | type[GrpcClient]] = {"http": HttpClient, "grpc": GrpcClient}
@@ -344,8 +287,7 @@ def percentiles(latencies: list[float]) -> dict[str, float]:
 
 async def run(chosen: Namespace) -> Row:
     """Send the load that the options describe and return its figures."""
-    size = chosen.height, chosen.width
-    jpegs = [make_jpeg(*size, chosen.quality, seed) for seed in range(PICTURES)]
+    jpegs = [make_jpeg(chosen.height, chosen.width, seed=seed) for seed in range(PICTURES)]
     client = CLIENTS[chosen.protocol](chosen.port, chosen.path, chosen.leave_after)
     load = Load(client.send, jpegs, chosen.ask_again)
     start = time.perf_counter() + chosen.warmup
@@ -401,7 +343,6 @@ def main() -> None:
         core=-1,
         height=256,
         width=256,
-        quality=90,
     )
     if chosen.core >= 0:
         os.sched_setaffinity(0, {chosen.core})

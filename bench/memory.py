@@ -1,17 +1,12 @@
-"""Memory of a process or of a GPU, and functions that run in a process of their own."""
+"""Memory of a process, and functions that run in a process of their own."""
 
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 from unittest import mock
-
-import torch
-
-from service.memory import give_back
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,39 +35,6 @@ def peak(pid: int | None = None) -> int:
 def _status(field: str, pid: int | None) -> int:
     lines = Path(f"/proc/{pid or 'self'}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-@dataclass(frozen=True)
-class Meter:
-    """The memory that models of this process are in.
-
-    Attributes:
-        now: bytes.
-        peak: most bytes since `reset_peak`.
-        reset_peak: lets the peak begin anew.
-        give_back: returns to the system what is free.
-    """
-
-    now: Callable[[], int]
-    peak: Callable[[], int]
-    reset_peak: Callable[[], None]
-    give_back: Callable[[], None]
-
-    def in_use(self) -> int:
-        """Bytes after all that is free was given back."""
-        self.give_back()
-        return self.now()
-
-
-METERS = {
-    "cpu": Meter(resident, peak, reset_peak, give_back),
-    "cuda": Meter(
-        torch.cuda.memory_reserved,
-        torch.cuda.max_memory_reserved,
-        torch.cuda.reset_peak_memory_stats,
-        torch.cuda.empty_cache,
-    ),
-}
 
 
 def own_process(environment: Mapping[str, str]) -> ProcessPoolExecutor:

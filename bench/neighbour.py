@@ -1,25 +1,20 @@
 """Measure a server whose cores a neighbour wants as well, beside the same server in quiet.
 
 The neighbour is one process that never waits. It has half of the core that both want, so a fair
-share is all the cores but half of one. The code of another commit can be measured in the same
-rounds: each side is a server of its own, all are started before the first round, and while one
-works the others idle.
+share is all the cores but half of one.
 """
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
+from itertools import product
 from statistics import median
 
-from bench.harness import in_turn, options, publish, ratio
-from bench.machine import describe
+from bench.harness import Row, alternate, options, publish, ratio, table
 from bench.running_server import RunningServer, running_server
-from bench.tables import RATIO, Row, table
 from bench.weights import recipe_state
 from service.machine import cores
 
@@ -39,63 +34,34 @@ def neighbour() -> Iterator[None]:
         busy.wait()
 
 
-@contextmanager
-def checked_out(commit: str) -> Iterator[Path]:
-    """A folder with the code of a commit."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "code"
-        subprocess.run(
-            ["git", "worktree", "add", "--quiet", "--detach", str(source), commit], check=True
-        )
-        try:
-            yield source
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(source)], check=True)
-
-
-def measure(server: RunningServer, in_flight: int, seconds: float, *, crowded: bool) -> float:
+def measure(server: RunningServer, seconds: float, in_flight: int, *, crowded: bool) -> float:
     """Answers a second."""
     with neighbour() if crowded else nullcontext():
         figures = server.load("http", concurrency=in_flight, seconds=seconds, warmup=1)
     return float(figures["answered_per_s"])
 
 
-def rows(model: str, sides: dict[str, Path | None], rounds: int, seconds: float) -> list[Row]:
-    """One row for each number of requests in flight and each side."""
+def rows(model: str, rounds: int, seconds: float) -> list[Row]:
+    """One row for each number of requests in flight."""
     checkpoint = None if model == DEMO else {"model": recipe_state(model)}
-    with ExitStack() as stack:
-        servers = {
-            side: stack.enter_context(running_server(checkpoint, source, DAT_MODEL__NAME=model))
-            for side, source in sides.items()
-        }
+    with running_server(checkpoint, DAT_MODEL__NAME=model) as server:
         trials = {
-            (side, in_flight, crowded): partial(
-                measure, server, in_flight, seconds, crowded=crowded
-            )
-            for in_flight in IN_FLIGHT[model]
-            for crowded in (False, True)
-            for side, server in servers.items()
+            (in_flight, crowded): partial(measure, server, seconds, in_flight, crowded=crowded)
+            for in_flight, crowded in product(IN_FLIGHT[model], (False, True))
         }
-        timed = in_turn(trials, rounds)
-    rates = {trial: [one[trial] for one in timed] for trial in trials}
-    first = next(iter(sides))
+        rates = alternate(trials, rounds)
     fair = (cores() - 0.5) / cores()
-    found = []
-    for in_flight in IN_FLIGHT[model]:
-        for side in sides:
-            in_quiet, beside = rates[side, in_flight, False], rates[side, in_flight, True]
-            found.append(
-                {
-                    "model": model,
-                    "in_flight": in_flight,
-                    "code": side,
-                    "quiet_per_s": median(in_quiet),
-                    "crowded_per_s": median(beside),
-                    "share_of_fair": ratio(beside, in_quiet)["ratio"] / fair,
-                    **ratio(in_quiet, rates[first, in_flight, False]),
-                }
-            )
-    return found
+    return [
+        {
+            "model": model,
+            "in_flight": in_flight,
+            "code": "this",
+            "quiet_per_s": median(rates[in_flight, False]),
+            "crowded_per_s": median(rates[in_flight, True]),
+            "share_of_fair": ratio(rates[in_flight, True], rates[in_flight, False])["ratio"] / fair,
+        }
+        for in_flight in IN_FLIGHT[model]
+    ]
 
 
 def tables(result: Row) -> str:
@@ -107,36 +73,22 @@ def tables(result: Row) -> str:
         "in quiet, answers/s": "{quiet_per_s:rate}",
         "beside a busy neighbour": "{crowded_per_s:rate}",
         "of the fair share": "**{share_of_fair:.0%}**",
-        "in quiet / first code (range)": RATIO,
     }
     return table(columns, result["rows"])
 
 
 def main() -> None:
-    """Measure all models, beside them those of the commit `before` if one is named."""
+    """Measure all models."""
     chosen = options(
         "bench.neighbour",
         __doc__,
         {"models": IN_FLIGHT},
-        before="",
         models=list(IN_FLIGHT),
         rounds=3,
         seconds=4.0,
     )
-    with ExitStack() as stack:
-        sides: dict[str, Path | None] = {}
-        if chosen.before:
-            sides[chosen.before] = stack.enter_context(checked_out(chosen.before))
-        sides["this"] = None
-        result = {
-            "machine": describe("bench.neighbour", "cpu", cores()),
-            "rows": [
-                row
-                for model in chosen.models
-                for row in rows(model, sides, chosen.rounds, chosen.seconds)
-            ],
-        }
-    publish("neighbour-cpu", tables, result)
+    found = [row for name in chosen.models for row in rows(name, chosen.rounds, chosen.seconds)]
+    publish("neighbour-cpu", tables, chosen, rows=found)
 
 
 if __name__ == "__main__":

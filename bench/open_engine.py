@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from model import DAT
 from model.detection import Detector
+from service import process
 from service.engine.classification import ClassificationEngine
 from service.engine.detection import DetectionEngine
 from service.engine.device import Device
@@ -30,6 +31,7 @@ class OpenEngine:
     """
 
     def __init__(self, network: DAT | Detector, device: Device, dtype: str, **options: Any) -> None:
+        process.compute_float32_in_full()
         self.network = network
         self._device = device
         task = "detect" if isinstance(network, Detector) else "classify"

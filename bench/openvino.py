@@ -3,8 +3,6 @@
 Rounds alternate between the two (`bench.rival`), and the ratio is taken per round.
 """
 
-from argparse import Namespace
-from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from bench.baseline import CONFIGS
-from bench.engine import open_engine
-from bench.harness import in_turn, options, publish, ratio
-from bench.machine import describe
+from bench.engine import largest_difference, open_engine
+from bench.harness import RATIO, Row, alternate, options, publish, ratio, table
 from bench.rival import Pixels, Rival, Run
-from bench.tables import RATIO, Row, table
 from bench.weights import recipe_state
 from model import create_model
 from service.engine.classify import Classify
@@ -45,42 +41,16 @@ def open_openvino(name: str, threads: int, max_batch: int, cache: Path) -> Run:
     return run
 
 
-def compare(rivals: Mapping[str, Rival], batch: int, *, rounds: int, seconds: float) -> Row:
+def compare(rivals: dict[str, Rival], batch: int, *, rounds: int, seconds: float) -> Row:
     """Time both on one batch in alternating rounds, after one that is thrown away."""
     sides = {side: partial(rival.time, batch, seconds) for side, rival in rivals.items()}
-    first, *timed = in_turn(sides, rounds + 1)
-    rates = {side: [batch / mean(one[side].durations) for one in timed] for side in sides}
+    timed = alternate(sides, rounds, unmeasured=1)
+    rates = {side: [batch / mean(one.durations) for one in timed[side]] for side in sides}
     return {
         "batch": batch,
-        "torch_images_per_s": median(rates["torch"]),
-        "openvino_images_per_s": median(rates["openvino"]),
+        **{f"{side}_images_per_s": median(of_side) for side, of_side in rates.items()},
         **ratio(rates["openvino"], rates["torch"]),
-        "max_abs_difference": float(np.abs(first["torch"].scores - first["openvino"].scores).max()),
-    }
-
-
-def measure(name: str, chosen: Namespace, cache: Path) -> Row:
-    """Time one model; OpenVINO is loaded twice, first with an empty cache."""
-    size = {"threads": chosen.threads, "max_batch": max(chosen.batches)}
-    torchs = Rival(partial(open_engine, name, "cpu", dtype="float32", **size), name)
-    open_theirs = partial(open_openvino, name, cache=cache, **size)
-    exporting, openvino = Rival(open_theirs, name), Rival(open_theirs, name)
-    exporting.close()
-    rivals = {"torch": torchs, "openvino": openvino}
-    rows = [
-        compare(rivals, batch, rounds=chosen.rounds, seconds=chosen.seconds)
-        for batch in chosen.batches
-    ]
-    for rival in rivals.values():
-        rival.close()
-    return {
-        "model": name,
-        "load_s": {
-            "torch": torchs.load_s,
-            "openvino, exporting": exporting.load_s,
-            "openvino, from its cache": openvino.load_s,
-        },
-        "batches": rows,
+        "max_abs_difference": largest_difference(timed["torch"], timed["openvino"]),
     }
 
 
@@ -93,18 +63,8 @@ def tables(result: Row) -> str:
         "OpenVINO img/s": "{openvino_images_per_s:rate}",
         "OpenVINO / torch (range)": RATIO,
         "largest difference": "{max_abs_difference:.1e}",
-        "load s: torch / OpenVINO / from its cache": "{load}",
     }
-    rows = [
-        row
-        | {
-            "model": model["model"],
-            "load": " / ".join(f"{seconds:.1f}" for seconds in model["load_s"].values()),
-        }
-        for model in result["models"]
-        for row in model["batches"]
-    ]
-    return table(columns, rows)
+    return table(columns, (model | row for model in result["models"] for row in model["batches"]))
 
 
 def main() -> None:
@@ -119,16 +79,21 @@ def main() -> None:
         seconds=0.5,
         threads=None,
     )
-    machine = describe("bench.openvino", "cpu", chosen.threads)
-    with TemporaryDirectory() as cache:
-        models = [measure(name, chosen, Path(cache)) for name in chosen.models]
-    result = {
-        "machine": machine,
-        "openvino": version("openvino"),
-        "rounds": chosen.rounds,
-        "models": models,
-    }
-    publish("openvino-cpu", tables, result)
+    size = {"threads": chosen.threads, "max_batch": max(chosen.batches)}
+    models = []
+    for name in chosen.models:
+        with TemporaryDirectory() as cache:
+            openers = {
+                "torch": partial(open_engine, name, "cpu", dtype="float32", **size),
+                "openvino": partial(open_openvino, name, cache=Path(cache), **size),
+            }
+            rivals = {side: Rival(opener, name) for side, opener in openers.items()}
+            times = {"rounds": chosen.rounds, "seconds": chosen.seconds}
+            rows = [compare(rivals, batch, **times) for batch in chosen.batches]
+            for rival in rivals.values():
+                rival.close()
+        models.append({"model": name, "batches": rows})
+    publish("openvino-cpu", tables, chosen, openvino=version("openvino"), models=models)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ the ones before were answered (`bench.load`). Then there are storms of callers t
 50 ms and ask again at once, and do or do not say so beforehand.
 """
 
-import urllib.request
 from statistics import median
 
-from bench.harness import options, publish, ratio
-from bench.machine import describe
+import httpx
+
+from bench.harness import RATIO, Row, in_short, options, publish, ratio, table
 from bench.running_server import RunningServer, running_server
-from bench.tables import RATIO, Row, in_short, table
 from service.machine import cores
 
 MODEL = "dat_nano"
@@ -23,10 +22,8 @@ IN_FLIGHT = 32
 
 def metric(server: RunningServer, name: str) -> float:
     """The sum of a metric over its labels, but those of another kind."""
-    url = f"http://127.0.0.1:{server.ports['metrics']}/metrics"
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+    text = httpx.get(f"http://127.0.0.1:{server.ports['metrics']}/metrics", timeout=30).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
 def overload(server: RunningServer, times: float, seconds: float, **crowd: object) -> Row:
@@ -40,11 +37,9 @@ def overload(server: RunningServer, times: float, seconds: float, **crowd: objec
     return {
         "times": times,
         "capacity_per_s": capacity,
-        "offered_per_s": during["requests_per_s"],
         "goodput_per_s": during["answered_per_s"],
         "goodput": during["answered_per_s"] / capacity,
         "refused_ms": during["latency_ms"].get("429"),
-        "answered_ms": during["latency_ms"].get("200"),
         "probes_ms": during["probes"]["latency_ms"].get("200"),
         "statuses": during["statuses"],
         "recovered": after["answered_per_s"] / capacity,
@@ -64,7 +59,6 @@ def storm(server: RunningServer, rate: float, seconds: float, path: str) -> Row:
     computed = metric(server, rows) - computed
     return {
         "path": path,
-        "rate_per_s": rate,
         "answered_per_s": figures["answered_per_s"],
         "computed": computed,
         "wasted": (metric(server, wasted) - abandoned) / max(1.0, computed),
@@ -97,12 +91,11 @@ def tables(result: Row) -> str:
     trials: dict[tuple[str, float], list[Row]] = {}
     for row in result["overload"]:
         trials.setdefault((row["clients"], row["times"]), []).append(row)
-    seconds = result["storm_seconds"]
     storm_rows = [
         row
         | {
-            "requests_per_s": sum(row["statuses"].values()) / seconds,
-            "probes": _latency([row["probes_ms"]]),
+            "requests_per_s": sum(row["statuses"].values()) / result["storm_seconds"],
+            "probes": _latency([row], "probes_ms"),
             "answers": in_short(row["statuses"]),
         }
         for row in result["storms"]
@@ -112,23 +105,20 @@ def tables(result: Row) -> str:
 
 
 def _over_all_rounds(rounds: list[Row]) -> Row:
-    keys = ("capacity_per_s", "recovered", "server_cpus", "client_cpus")
+    medians = ("capacity_per_s", "recovered", "server_cpus", "client_cpus")
     answered = (row["goodput_per_s"] for row in rounds)
-    return {
-        "clients": rounds[0]["clients"],
-        "times": rounds[0]["times"],
-        **{key: median(row[key] for row in rounds) for key in keys},
+    return rounds[0] | {
+        **{key: median(row[key] for row in rounds) for key in medians},
         **ratio(answered, (row["capacity_per_s"] for row in rounds)),
-        "refused": _latency([row["refused_ms"] for row in rounds]),
-        "probes": _latency([row["probes_ms"] for row in rounds]),
+        "refused": _latency(rounds, "refused_ms"),
+        "probes": _latency(rounds, "probes_ms"),
     }
 
 
-def _latency(rounds: list[dict[str, float] | None]) -> str:
-    had = [latency for latency in rounds if latency]
-    if not had:
-        return "none"
-    return " / ".join(f"{median(one[key] for one in had):.1f}" for key in ("p50", "p99"))
+def _latency(rounds: list[Row], key: str) -> str:
+    had = [row[key] for row in rounds if row[key]]
+    shown = (f"{median(one[rank] for one in had):.1f}" for rank in ("p50", "p99") if had)
+    return " / ".join(shown) or "none"
 
 
 def main() -> None:
@@ -150,13 +140,8 @@ def main() -> None:
             storm(server, 3 * capacity, chosen.seconds, path)
             for path in ("/v1/classify", f"/v1/classify?timeout={PATIENCE_S}")
         ]
-    result = {
-        "machine": describe("bench.overload", "cpu", cores()),
-        "overload": found,
-        "storms": storms,
-        "storm_seconds": chosen.seconds,
-    }
-    publish("overload-cpu", tables, result)
+    seconds = chosen.seconds
+    publish("overload-cpu", tables, chosen, overload=found, storms=storms, storm_seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The tables of `NAME-….json` are made by the module `bench.NAME`.
 import json
 from importlib import import_module
 
-from bench.machine import RESULTS
+from bench.harness import RESULTS
 
 
 def main() -> None:

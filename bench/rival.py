@@ -7,7 +7,6 @@ same baseline with the same weights is up to twice as fast in a process that kee
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from time import perf_counter
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -45,9 +44,6 @@ class Rival:
         open_run: loads it, there.
         name: of the model.
         environment: variables of that process alone.
-
-    Attributes:
-        load_s: how long loading took, seconds.
     """
 
     def __init__(
@@ -58,7 +54,7 @@ class Rival:
     ) -> None:
         self._name = name
         self._process = own_process(environment)
-        self.load_s = self._process.submit(_open, open_run).result()
+        self._process.submit(_open, open_run).result()
 
     def time(self, batch: int, seconds: float, **options: object) -> Timed:
         """Compute consecutive batches, until `seconds` have passed, with options of its run."""
@@ -72,11 +68,9 @@ class Rival:
 _opened: list[Run] = []  # in the process of a rival, the only one
 
 
-def _open(open_run: Callable[[], Run]) -> float:
+def _open(open_run: Callable[[], Run]) -> None:
     process.compute_alone()
-    start = perf_counter()
     _opened.append(open_run())
-    return perf_counter() - start
 
 
 def _time(name: str, batch: int, seconds: float, options: Mapping[str, object]) -> Timed:

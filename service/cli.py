@@ -7,10 +7,10 @@ import signal
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from math import inf
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -20,6 +20,7 @@ from service.command_errors import CommandError
 from service.models.lineup import Lineup, choose_models, require_files
 from service.ports import Ports, open_ports
 from service.processes import metrics_folder
+from service.security.keys import add_key
 
 _SIGNALLED = 130  # what a shell says of a command that was interrupted
 
@@ -36,6 +37,7 @@ def main() -> None:
     commands = parser.add_subparsers(title="commands")
     _add(commands, "serve", _serve, "start the server (the default)")
     _add_healthcheck(commands)
+    _add_key(commands)
     _add(commands, "settings", _settings, "print the table of settings")
     _add_evaluate(commands)
     _add_convert(commands)
@@ -81,6 +83,40 @@ def _add_healthcheck(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     parser.add_argument(
         "--ca", type=Path, metavar="FILE", help="certificates (PEM) that sign the server's"
+    )
+    parser.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="FILE",
+        help="of the client (PEM), where one is asked for",
+    )
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="of that certificate, if another file holds it"
+    )
+
+
+def _add_key(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add(
+        commands,
+        "key",
+        _key,
+        "make an API key, print it this once, and append its hash to the file",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the key, in the log and in the metrics")
+    parser.add_argument(
+        "--file", type=Path, help="key file; without it, that of DAT_SECURITY__API_KEYS"
+    )
+    parser.add_argument(
+        "--images-per-s",
+        type=float,
+        metavar="N",
+        help="images that it may ask for, on average (default: any number)",
+    )
+    parser.add_argument(
+        "--burst",
+        type=int,
+        metavar="N",
+        help="images that it may ask for at once (default: those of a second)",
     )
 
 
@@ -149,11 +185,20 @@ def _serve(_: Namespace) -> int:
     lineup = choose_models(chosen)
     require_files(chosen, lineup)
     preconditions.require(chosen)
-    try:
+
+    def serve() -> int:
         lines = logs.configure(chosen.log)
         logs.never_wait_for_errors()
         with open_ports(chosen.server) as (ports, metrics_port):
             return _serve_on(ports, metrics_port, chosen, lineup, lines)
+
+    return _with_enough(serve)
+
+
+def _with_enough(work: Callable[[], int]) -> int:
+    """Do work, and say it in a sentence if the machine has not enough of something."""
+    try:
+        return work()
     except (ImportError, MemoryError, OSError, RuntimeError, SystemError) as error:
         missing = machine.shortage(error)
         if missing is None:
@@ -174,17 +219,9 @@ def _serve_on(
     # Torch is loaded from here on. That takes seconds, so wrong settings and taken ports were found
     # before; and torch reads the environment when it is loaded.
     process.begin()
-    import uvloop  # noqa: PLC0415
-
-    from service.errors import ServiceError  # noqa: PLC0415
     from service.replica import serve  # noqa: PLC0415
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(serve(chosen, lineup, ports, metrics_port, lines))
-        except ServiceError as error:  # a device was lost before the replica was ready
-            return _fail(machine.shortage(error) or str(error))
-    return 0
+    return _run(serve(chosen, lineup, ports, metrics_port, lines))
 
 
 def _supervise_on(
@@ -199,44 +236,55 @@ def _supervise_on(
     folder = metrics_folder.open_folder()
     try:
         process.share_metrics(folder)
-        import uvloop  # noqa: PLC0415
-
         from service.processes.supervisor import ChildFailed, supervise  # noqa: PLC0415
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            supervising = supervise(
-                chosen, lineup, ports, metrics_port, lines, front_ends=front_ends, folder=folder
-            )
-            try:
-                runner.run(supervising)
-            except ChildFailed:  # it has said why
-                return 1
+        supervising = supervise(
+            chosen, lineup, ports, metrics_port, lines, front_ends=front_ends, folder=folder
+        )
+        try:
+            return _run(supervising)
+        except ChildFailed:  # it has said why
+            return 1
     finally:
         metrics_folder.close_folder(folder)
-    return 0
 
 
 def _child(arguments: Namespace) -> int:
     from service.processes.birth import Birth, end_with_parent  # noqa: PLC0415
 
     end_with_parent(arguments.supervisor)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal sends it to all processes
+    # They may come to all processes; one tells the rest.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     birth = Birth.read(arguments.birth)
     chosen = settings.Settings()
     lines = logs.configure(chosen.log, process=birth.name)
     logs.never_wait_for_errors()
     process.begin()
-    import uvloop  # noqa: PLC0415
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    def live() -> int:
         if birth.kind == "worker":
             from service.processes.worker import work  # noqa: PLC0415
 
-            runner.run(work(birth, chosen))
-        else:
-            from service.processes.front_end import answer  # noqa: PLC0415
+            return _run(work(birth, chosen))
+        from service.processes.front_end import answer  # noqa: PLC0415
 
-            runner.run(answer(birth, chosen, lines))
+        return _run(answer(birth, chosen, lines))
+
+    return _with_enough(live)
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> int:
+    """Run what serves to its end, on the event loop of all processes that serve."""
+    import uvloop  # noqa: PLC0415
+
+    from service.errors import ServiceError  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            runner.run(serving)
+        except ServiceError as error:  # a device was lost before anybody was ready
+            return _fail(machine.shortage(error) or str(error))
     return 0
 
 
@@ -312,7 +360,7 @@ def _variable(place: tuple[int | str, ...]) -> str:
 
 def _option(place: tuple[int | str, ...]) -> str:
     """The option of the command line, from the field that it sets."""
-    return f"--{place[0]}".replace("_", "-")
+    return f"--{place[0]}".replace("_", "-") if place else ""
 
 
 def _fail(*messages: str) -> int:
@@ -322,8 +370,33 @@ def _fail(*messages: str) -> int:
 
 
 def _healthcheck(arguments: Namespace) -> int:
-    url = arguments.url or healthcheck.address(settings.Settings().server)
-    healthcheck.ask(url, timeout_s=arguments.timeout, authorities=arguments.ca)
+    url = arguments.url
+    if url is None:
+        chosen = settings.Settings()
+        tls = chosen.security.tls_certificate is not None
+        url = healthcheck.address(chosen.server, tls=tls)
+    trust = healthcheck.Trust(
+        arguments.ca,
+        arguments.certificate,
+        arguments.key,
+        # A certificate is for the name by which others call this machine.
+        blind=arguments.url is None and arguments.ca is None,
+    )
+    healthcheck.ask(url, timeout_s=arguments.timeout, trust=trust)
+    return 0
+
+
+def _key(arguments: Namespace) -> int:
+    path = arguments.file or settings.Settings().security.api_keys
+    if path is None:
+        return _fail("which key file? Give --file or set DAT_SECURITY__API_KEYS")
+    try:
+        key = add_key(path, arguments.name, arguments.images_per_s, arguments.burst)
+    except ValidationError as error:
+        return _fail(
+            *_faults(error, lambda place: "NAME" if place == ("name",) else _option(place))
+        )
+    print(key)  # noqa: T201
     return 0
 
 

@@ -10,6 +10,9 @@ ServiceError
 │   └── UnsupportedCoding     this server does not read bodies compressed in this way (HTTP)
 ├── InvalidImage          the bytes are not a usable image
 │   └── ImageTooLarge         too many bytes or pixels
+├── Unauthenticated       no API key, or one that is not known
+├── CertificateRequired   the client has no certificate (HTTP)
+├── RateLimited           the key may not ask for so much; retry later
 ├── Overloaded            too much is asked for at a time; retry later
 ├── DeadlineExceeded      the answer would come too late
 ├── Cancelled             the caller left
@@ -152,6 +155,47 @@ class ImageTooLarge(InvalidImage):
     # HTTP has a status of its own for this, gRPC has none: so the two codes differ.
     code = "image_too_large"
     http_status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class Unauthenticated(ServiceError):
+    """The request shows no API key, or one that this server does not know.
+
+    Attributes:
+        challenge: the header `WWW-Authenticate` of the answer (RFC 6750).
+    """
+
+    code = "unauthenticated"
+    http_status = HTTPStatus.UNAUTHORIZED
+    grpc_code = StatusCode.UNAUTHENTICATED
+
+    def __init__(self, message: str, challenge: str) -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
+class CertificateRequired(ServiceError):
+    """The client has shown no certificate, and only probes may do without (HTTP only)."""
+
+    code = "certificate_required"
+    http_status = HTTPStatus.FORBIDDEN
+    grpc_code = StatusCode.PERMISSION_DENIED
+
+
+class RateLimited(ServiceError):
+    """The API key has asked for as many images as it may.
+
+    Attributes:
+        retry_after_s: the time after which it may ask for those of this request, seconds.
+    """
+
+    code = "rate_limited"
+    http_status = HTTPStatus.TOO_MANY_REQUESTS
+    grpc_code = StatusCode.RESOURCE_EXHAUSTED
+    outcome = "rejected"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(ServiceError):

@@ -3,6 +3,7 @@
 import http.client
 import ssl
 from contextlib import closing
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread
@@ -17,8 +18,12 @@ class HealthcheckError(CommandError):
     """The server is not ready, or could not be asked; the message says which."""
 
 
-def address(server: Server) -> str:
+def address(server: Server, *, tls: bool = False) -> str:
     """Where a server with these settings answers on its own machine.
+
+    Args:
+        server: the settings.
+        tls: whether they have a certificate.
 
     Raises:
         HealthcheckError: the port is not known.
@@ -33,18 +38,35 @@ def address(server: Server) -> str:
     else:
         if given.is_unspecified:
             host = "127.0.0.1" if given.version == 4 else "::1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{server.http_port}"
+    return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{server.http_port}"
 
 
-def ask(url: str, *, timeout_s: float, authorities: Path | None = None) -> None:
+@dataclass(frozen=True)
+class Trust:
+    """What certificates have to do with it.
+
+    Attributes:
+        authorities: certificates (PEM) that the server's is checked against instead of those of
+            the system.
+        certificate: of the client (PEM), for gRPC servers that ask for one.
+        key: of that certificate; `None` means that the same file holds it.
+        blind: whether the server's is not checked.
+    """
+
+    authorities: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    blind: bool = False
+
+
+def ask(url: str, *, timeout_s: float, trust: Trust = Trust()) -> None:
     """Return when the server is ready.
 
     Args:
         url: `http`, `https`, `grpc` or `grpcs`; of the first two without a path, `/health/ready`
             is asked.
         timeout_s: for all of it, seconds.
-        authorities: certificates (PEM) that the server's is checked against instead of those of
-            the system.
+        trust: for `https` and `grpcs`.
 
     Raises:
         HealthcheckError: it is not ready, or could not be asked.
@@ -63,7 +85,7 @@ def ask(url: str, *, timeout_s: float, authorities: Path | None = None) -> None:
 
     def run() -> None:
         try:
-            asks[where.scheme](where, timeout_s, authorities)
+            asks[where.scheme](where, timeout_s, trust)
         except (OSError, http.client.HTTPException, ValueError, HealthcheckError) as error:
             faults.append(error)
 
@@ -77,7 +99,7 @@ def ask(url: str, *, timeout_s: float, authorities: Path | None = None) -> None:
         raise HealthcheckError(f"{url}: {str(error) or type(error).__name__}") from error
 
 
-def _ask_http(where: SplitResult, timeout_s: float, authorities: Path | None) -> None:
+def _ask_http(where: SplitResult, timeout_s: float, trust: Trust) -> None:
     assert where.hostname
     connection: http.client.HTTPConnection
     if where.scheme == "https":
@@ -85,7 +107,7 @@ def _ask_http(where: SplitResult, timeout_s: float, authorities: Path | None) ->
             where.hostname,
             where.port or 443,
             timeout=timeout_s,
-            context=ssl.create_default_context(cafile=authorities),
+            context=_context(trust),
         )
     else:
         connection = http.client.HTTPConnection(where.hostname, where.port or 80, timeout=timeout_s)
@@ -97,7 +119,16 @@ def _ask_http(where: SplitResult, timeout_s: float, authorities: Path | None) ->
         raise HealthcheckError(f"not ready: {path} answers {status}")
 
 
-def _ask_grpc(where: SplitResult, timeout_s: float, authorities: Path | None) -> None:
+def _context(trust: Trust) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=trust.authorities)
+    if trust.blind:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if trust.certificate is not None:
+        context.load_cert_chain(trust.certificate, trust.key)
+    return context
+
+
+def _ask_grpc(where: SplitResult, timeout_s: float, trust: Trust) -> None:
     process.silence_grpc()
     # Imported here: it takes a tenth of a second, which a check over HTTP need not wait for.
     import grpc  # noqa: PLC0415
@@ -106,8 +137,12 @@ def _ask_grpc(where: SplitResult, timeout_s: float, authorities: Path | None) ->
     target = where.netloc.rpartition("@")[2]
     options = [("grpc.enable_http_proxy", 0)]
     if where.scheme == "grpcs":
-        roots = None if authorities is None else authorities.read_bytes()
-        channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(roots), options)
+        key = trust.key or trust.certificate
+        files = (trust.authorities, key, trust.certificate)
+        credentials = grpc.ssl_channel_credentials(
+            *(None if file is None else file.read_bytes() for file in files)
+        )
+        channel = grpc.secure_channel(target, credentials, options)
     else:
         channel = grpc.insecure_channel(target, options)
     try:

@@ -11,7 +11,6 @@ import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry, make_asgi_app
 from starlette.types import ASGIApp, Receive, Scope, Send
-from typing_extensions import override
 
 from service.errors import InvalidRequest
 from service.metrics import Metrics
@@ -28,11 +27,17 @@ class HttpServer(uvicorn.Server):
 
     server_state: Connections
 
-    def __init__(self, app: ASGIApp, connections: Connections, grace_s: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        connections: Connections,
+        grace_s: int,
+        connection: Callable[..., Any] = Connection,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=connection,  # type: ignore[arg-type]
                 ws="none",
                 interface="asgi3",
                 lifespan="off",
@@ -44,6 +49,7 @@ class HttpServer(uvicorn.Server):
             )
         )
         self.server_state = connections
+        self._connection = connection
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:  # noqa: D102
@@ -55,40 +61,27 @@ class HttpServer(uvicorn.Server):
             await super().serve(sockets)
             watch.cancel()
 
-    async def adopt(self, connection: socket.socket, ended: Callable[[], None]) -> None:
+    async def adopt(self, connection: socket.socket) -> None:
         """Serve a connection that another process accepted.
-
-        Args:
-            connection: to a client.
-            ended: is called when it has ended.
 
         Raises:
             OSError: the client has left already.
         """
         loop = asyncio.get_running_loop()
 
-        def serve() -> Connection:
-            state = self.lifespan.state
-            return _Adopted(self.config, self.server_state, state, loop, ended=ended)
+        def serve() -> Any:
+            return self._connection(
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                _loop=loop,
+            )
 
         await loop.connect_accepted_socket(serve, connection)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: D102
         self.server_state.draining = True
         await super().shutdown(sockets)
-
-
-class _Adopted(Connection):
-    """A connection whose end somebody else wants to know."""
-
-    def __init__(self, *arguments: Any, ended: Callable[[], None]) -> None:
-        super().__init__(*arguments)
-        self._ended = ended
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._ended()
 
 
 @contextmanager

@@ -38,7 +38,10 @@ LoadPhase = Literal["read", "build", "warmup"]
 Reload = Literal["added", "reloaded", "removed", "failed"]
 Part = Literal["weights", "graphs"]
 Port = Literal["http", "metrics"]
-Cut = Literal["header_timeout", "body_timeout", "write_timeout", "idle", "evicted", "crowded"]
+Cut = Literal[
+    "header_timeout", "body_timeout", "write_timeout", "idle", "evicted", "crowded", "handshake"
+]
+Reloaded = Literal["keys", "certificates"]
 
 _REQUEST_SECONDS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25,
@@ -149,6 +152,35 @@ class Metrics:
             port: {reason: cut.labels(port, reason) for reason in get_args(Cut)}
             for port in get_args(Port)
         }
+        self.key_images = Counter(
+            "dat_key_images",
+            "Images that were asked for with a key, and not refused because of it.",
+            ["key"],
+            registry=registry,
+        )
+        self.key_refused = Counter(
+            "dat_key_requests_refused",
+            "Requests refused because of their key, by the code that their caller saw.",
+            ["key", "code"],
+            registry=registry,
+        )
+        reloads = Counter(
+            "dat_security_reloads",
+            "Changes of the files of keys and certificates: those in use since, and those that "
+            "cannot be used.",
+            ["kind", "outcome"],
+            registry=registry,
+        )
+        self.reloads = {
+            kind: {outcome: reloads.labels(kind, outcome) for outcome in ("ok", "failed")}
+            for kind in get_args(Reloaded)
+        }
+        self.certificate_expiry = Gauge(
+            "dat_certificate_expiry_timestamp_seconds",
+            "When the certificate of the server expires; 0 without TLS.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         decode_errors = Counter(
             "dat_image_decode_errors",
             "Images that could not be decoded.",
@@ -173,13 +205,15 @@ class Metrics:
             "Lines of the log that nobody read in time.",
             registry=registry,
         )
-        reloads = Counter(
+        model_reloads = Counter(
             "dat_model_reloads",
             "Models that a reload of the server changed, or could not change.",
             ["outcome"],
             registry=registry,
         )
-        self.reloads = {outcome: reloads.labels(outcome) for outcome in get_args(Reload)}
+        self.model_reloads = {
+            outcome: model_reloads.labels(outcome) for outcome in get_args(Reload)
+        }
         Gauge(
             "dat_build_info",
             "What this replica is made of; the version of torch names its CUDA.",

@@ -5,7 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from service.command_errors import StartupError
-from service.settings import Settings
+from service.security.certificates import read_certificates
+from service.security.keys import read_keys
+from service.settings import PREFIX, Security, Settings
 
 
 class PreconditionError(StartupError):
@@ -13,14 +15,23 @@ class PreconditionError(StartupError):
 
 
 def require(settings: Settings) -> None:
-    """Check the host and the folders of the settings.
+    """Check the host, the folders, the keys and the certificates of the settings.
 
     Raises:
         PreconditionError: the host has no address, or a folder cannot be written to.
+        StartupError: keys or certificates cannot be used.
     """
+    _require_security(settings.security)
     _require_address(settings.server.host)
     if settings.engine.cache is not None:
         _require_folder(settings.engine.cache)
+
+
+def _require_security(security: Security) -> None:
+    if security.api_keys is not None:
+        read_keys(security.api_keys, f"{PREFIX}SECURITY__API_KEYS: ")
+    if security.tls_certificate is not None:
+        read_certificates(security)
 
 
 def _require_address(host: str) -> None:

@@ -18,7 +18,11 @@ from service import memory
 # milliseconds, while a neighbour or our own event loop may need the core: beside one busy process
 # two threads answered a twentieth of what they do on a quiet machine. Spinning for a hundred
 # microseconds is as fast on a quiet machine (`bench.neighbour`); sleeping at once is not.
-ENVIRONMENT: Mapping[str, str] = MappingProxyType({"GOMP_SPINCOUNT": "2000"})
+#
+# gRPC would write a line for every client whose handshake fails, past our log.
+ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {"GOMP_SPINCOUNT": "2000", "GRPC_VERBOSITY": "ERROR"}
+)
 
 # How long a thread that wants the interpreter waits before it asks for it, seconds. A forward pass
 # on a CPU gives it up and wants it back at each of its hundreds of operations.
@@ -81,6 +85,18 @@ def share_metrics(folder: Path) -> None:
     To be called before prometheus_client is imported, which reads the variable once.
     """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
+def compute_float32_in_full() -> None:
+    """Forbid TF32, which has ten bits of mantissa, on all GPUs.
+
+    By default cuDNN computes convolutions of float32 in it. Other types are not concerned, so that
+    this costs them nothing.
+    """
+    import torch  # noqa: PLC0415
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def silence_grpc() -> None:

@@ -153,7 +153,7 @@ class Reloads:
         try:
             lineup = choose_models(self._settings)
         except CommandError as error:
-            self._metrics.reloads["failed"].inc()
+            self._metrics.model_reloads["failed"].inc()
             log.error("reload failed", reason=str(error))  # noqa: TRY400
             return {}
         outcomes = await self._reload(lineup)
@@ -165,6 +165,6 @@ class Reloads:
             else:
                 log.info("model " + outcome.became, model=name, version=outcome.version)
             if outcome.became not in ("unchanged", "kept"):
-                self._metrics.reloads[outcome.became].inc()
+                self._metrics.model_reloads[outcome.became].inc()
         log.info("reloaded", failed=sum(one.became == "failed" for one in outcomes.values()))
         return outcomes

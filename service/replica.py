@@ -30,6 +30,7 @@ from service.open_core import open_core, open_decoders
 from service.open_model import OpenModel, Shared
 from service.ports import Ports
 from service.reloading import Reloads
+from service.security.security import open_security
 from service.servers import Servers, open_servers
 from service.settings import Settings
 from service.tasks.catalogue import Catalogue
@@ -64,7 +65,7 @@ async def serve(  # noqa: PLR0917
         ModelUnusable: the weights or the class names of a model cannot be used.
         ModelFileError: sizes are given for a model that has a fixed one.
         DeviceUnavailable: the device is not there.
-        StartupError: the gRPC port was taken meanwhile.
+        StartupError: the gRPC port was taken, or keys and certificates were changed, meanwhile.
         RuntimeError: a device cannot be used, or the system gives no more threads.
     """
     reload = asyncio.Event()
@@ -99,8 +100,9 @@ async def serve(  # noqa: PLR0917
     models = LocalModels(shared, answering, catalogue, lifecycle.changed)
     async with AsyncExitStack() as serving:
         serving.enter_context(serve_metrics(metrics_port, settings.server, metrics))
+        security = await serving.enter_async_context(open_security(settings.security, metrics))
         servers = await serving.enter_async_context(
-            open_servers(served, settings, ports, catalogue, lifecycle, metrics)
+            open_servers(served, settings, ports, catalogue, lifecycle, metrics, security)
         )
         async with _watched(devices):
             loaded = await _unless(leave, models.load(lineup, decoders.pool))
@@ -149,6 +151,7 @@ def _prepare(settings: Settings) -> None:
     raise_open_files()
     process.leave_limits_to_us()
     process.choose_kernels(settings.engine.kernels, settings.engine.cache)
+    process.compute_float32_in_full()
     disable_created_metrics()  # a second series for each counter and histogram, read by nobody
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,12 +16,15 @@ from service.http_server import HttpServer
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.ports import Ports
+from service.security.security import Security, Tls
 from service.served_tasks import ServedTask
 from service.settings import Settings
 from service.tasks.catalogue import Catalogue
 from service.transport.http.app import create_app
-from service.transport.http.connections import Connections
+from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
+from service.transport.http.secure_connections import over_tls
+from service.transport.rpc.credentials import server_credentials
 from service.transport.rpc.server import create_server
 from service.transport.rpc.v1 import MODEL_SERVICE
 from service.transport.rpc.watching import Health
@@ -46,13 +49,18 @@ class Servers:
     _http_server: HttpServer
     _http_task: asyncio.Task[None]
 
-    async def adopt(self, connection: socket.socket, ended: Callable[[], None]) -> None:
+    @property
+    def connections(self) -> int:
+        """Open HTTP connections."""
+        return len(self._http_server.server_state.connections)
+
+    async def adopt(self, connection: socket.socket) -> None:
         """Serve an HTTP connection that another process accepted; see `HttpServer.adopt`.
 
         Raises:
             OSError: its client has left already.
         """
-        await self._http_server.adopt(connection, ended)
+        await self._http_server.adopt(connection)
 
     async def stop(self, grace_s: float) -> None:
         """Stop listening, and return when all in flight is answered or the grace is over."""
@@ -68,6 +76,7 @@ async def open_servers(  # noqa: PLR0917
     catalogue: Catalogue,
     lifecycle: Lifecycle,
     metrics: Metrics,
+    security: Security,
 ) -> AsyncIterator[Servers]:
     """Serve HTTP and gRPC; not ready until `health` and `lifecycle` say so.
 
@@ -88,6 +97,7 @@ async def open_servers(  # noqa: PLR0917
             settings.limits,
             metrics,
             budget=budget,
+            access=security.access,
             version=version("dat-serve"),
             origins=server.cors_origins,
         ),
@@ -97,9 +107,16 @@ async def open_servers(  # noqa: PLR0917
             reserve=_RESERVE,
             port="http",
             metrics=metrics,
-            gate=Gate(catalogue, [task.name for task in tasks], metrics),
+            gate=Gate(
+                catalogue,
+                [task.name for task in tasks],
+                metrics,
+                security.access,
+                cross_origin=bool(server.cors_origins),
+            ),
         ),
         ceil(server.drain_grace_s),
+        Connection if security.tls is None else over_tls(security.tls),
     )
     rpc_server = create_server(
         [task.rpc for task in tasks],
@@ -107,11 +124,12 @@ async def open_servers(  # noqa: PLR0917
         health,
         metrics,
         budget,
+        access=security.access,
         limits=settings.limits,
         server=server,
         shared=ports.shared,
     )
-    rpc_port = _add_port(rpc_server, server.host, ports)
+    rpc_port = _add_port(rpc_server, server.host, ports, security.tls)
     await rpc_server.start()
     listeners, numbers = [], {"grpc_port": rpc_port}
     if ports.http is not None:
@@ -127,7 +145,7 @@ async def open_servers(  # noqa: PLR0917
         await servers.stop(0)
 
 
-def _add_port(rpc_server: grpc.aio.Server, host: str, ports: Ports) -> int:
+def _add_port(rpc_server: grpc.aio.Server, host: str, ports: Ports, tls: Tls | None) -> int:
     port = ports.grpc
     with ExitStack() as until_bound:
         if host == "0.0.0.0" and not ports.shared:  # noqa: S104
@@ -136,9 +154,10 @@ def _add_port(rpc_server: grpc.aio.Server, host: str, ports: Ports) -> int:
                 taken = socket.create_server(("::", port), family=socket.AF_INET6)
                 port = until_bound.enter_context(taken).getsockname()[1]
         try:
-            return rpc_server.add_insecure_port(
-                f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            )
+            at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            if tls is None:
+                return rpc_server.add_insecure_port(at)
+            return rpc_server.add_secure_port(at, server_credentials(tls))
         except RuntimeError as error:
             raise StartupError(
                 f"gRPC cannot use port {port}: {error}; change DAT_SERVER__GRPC_PORT"

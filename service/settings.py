@@ -161,8 +161,8 @@ class Engine(_Group):
     )
     backend: Backend = Field(
         "torch",
-        description="What computes classifiers: `torch`, or, on a CPU in float32, `openvino`, "
-        "an extra (`pip install -c constraints.txt '.[openvino]'`).",
+        description="What computes classifiers: `torch`, or, on a CPU, `openvino`, an "
+        "extra (`pip install -c constraints.txt '.[openvino]'`).",
     )
     kernels: bool = Field(
         True,
@@ -408,6 +408,48 @@ class Server(_Group):
         return self.max_connections or max(_FEWEST_CONNECTIONS, min(spare, _MOST_CONNECTIONS))
 
 
+class Security(_Group):
+    """API keys and TLS; `docs/security.md` says how they work together."""
+
+    api_keys: Path | None = Field(
+        None,
+        description="Key file (TOML) of `dat-serve key`: every request but those of probes needs "
+        "one of its keys. Read again when it changes.",
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        description="Certificate of the server and those between it and its authority (PEM): HTTP "
+        "and gRPC over TLS, metrics not. Read again when it changes, as are the two below.",
+    )
+    tls_key: Path | None = Field(
+        None,
+        description="Private key of the certificate (PEM); without it, the file of the "
+        "certificate holds it too.",
+    )
+    client_ca: Path | None = Field(
+        None,
+        description="Certificates of the authorities (PEM) that sign those of clients: clients "
+        "have to show one (mTLS), but HTTP's probes need none.",
+    )
+    require_client_certificate: bool = Field(
+        True,
+        description="`false`: HTTP checks the certificate of a client that has one, and gRPC asks "
+        "for none.",
+    )
+
+    @property
+    def needs_client_certificate(self) -> bool:
+        """Whether a client has to have a certificate."""
+        return self.client_ca is not None and self.require_client_certificate
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Security":
+        for field in ("tls_key", "client_ca"):
+            if getattr(self, field) is not None and self.tls_certificate is None:
+                raise ValueError(f"{field} needs tls_certificate")
+        return self
+
+
 class Log(_Group):
     """Log lines on standard output."""
 
@@ -437,6 +479,7 @@ class Settings(BaseSettings):
     batching: Batching = Batching()
     limits: Limits = Limits()
     server: Server = Server()
+    security: Security = Security()
     log: Log = Log()
 
     @property

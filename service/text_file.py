@@ -19,7 +19,15 @@ def read_text(path: Path) -> str:
         OSError: the file cannot be read.
         ValueError: it is not text in UTF-8; the message says what it is, without naming the file.
     """
-    data = path.read_bytes()
+    return parse_text(path.read_bytes())
+
+
+def parse_text(data: bytes) -> str:
+    """The text of the bytes of a file; as in `read_text`.
+
+    Raises:
+        ValueError: they are not text in UTF-8.
+    """
     for mark, encoding in _OTHER_MARKS.items():
         if data.startswith(mark):
             raise ValueError(f"the text is in {encoding}, save it as UTF-8")

@@ -21,6 +21,8 @@ from tests import recipe
 from tests.faults import Faulty, one_by_one
 from tests.server import RunningServer, start_server
 
+process.compute_float32_in_full()  # as the server does, for tests on a GPU
+
 GOLDEN = Path(__file__).parent / "golden"
 
 # Where there is no GPU, kernels are interpreted. Triton asks as it is imported, which torch's

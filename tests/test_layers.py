@@ -26,9 +26,11 @@ ROOMS = {
     "service.transport.request_id": set(),
     "service.transport.http": {
         "service.transport.request_id", "service.tasks", "service.models.card",
+        "service.security",
     },
     "service.transport.rpc": {
         "service.transport.request_id", "service.tasks", "service.models.card", "service.pb",
+        "service.security",
     },
     "service.tasks": TORCH_FREE | {
         "service.batching", "service.images", "service.engine.items", "service.models.card",
@@ -38,7 +40,8 @@ ROOMS = {
     "service.models": {"model"},
     "service.engine": {"model", "service.memory"},
     "service.leaving": set(),
-    "service.preconditions": set(),
+    "service.security": set(),
+    "service.preconditions": {"service.security"},
     "service.healthcheck": {"service.process"},
     "service.process": {"service.memory", "model.kernels"},
     "service.memory": set(),

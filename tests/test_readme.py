@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.findings import verdict
-from bench.machine import RESULTS
+from bench.harness import RESULTS
 from model import DAT, VARIANTS
 from model.cost import cost
 from service.errors import ServiceError, all_errors
@@ -234,6 +234,24 @@ def test_the_figures_of_detectors_are_those_of_the_results(index: int):
         "server / its engine alone, 2 requests in flight, HTTP": f"{served['ratio']:.2f}",
     }.items():
         assert figures(label)[index] == figure, label
+
+
+@pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224"])
+def test_the_figures_of_growth_are_those_of_the_results(name: str):
+    measured = result(f"growth-{name}-cpu-float32")
+    batches, sizes, models = measured["batch"]["rows"], measured["size"], measured["models"]
+    for label, cells in {
+        f"`{name}`, ms an image": [f"{row['ms'] / row['batch']:.1f}" for row in batches],
+        f"`{name}`, MB an image": [
+            f"{row['memory_bytes'] / row['batch'] / 1e6:.1f}" for row in batches
+        ],
+        f"`{name}`, time / that of 224": [f"{row['ratio']:.2f}" for row in sizes],
+        f"`{name}`, FLOPs / those of 224": [
+            f"{row['flops'] / sizes[0]['flops']:.2f}" for row in sizes
+        ],
+        f"copies of `{name}`, MB": [f"{row['memory_bytes'] / 1e6:.0f}" for row in models],
+    }.items():
+        assert figures(label) == cells, label
 
 
 def gpu_rows(run: str) -> list[dict[str, Any]]:

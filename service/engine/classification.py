@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -128,7 +129,9 @@ class ClassificationEngine(Engine):
         device = self._device.torch_device
         began = perf_counter()
         kernels = gpu.kernels_on(device)
-        classify = Classify(self._model, self.dtype).to(device).eval()
+        # OpenVINO rounds what it is given in float32.
+        given = torch.float32 if self._backend == "openvino" else self.dtype
+        classify = Classify(self._model, given).to(device).eval()
         weights_bytes = memory_of(classify)
         built = perf_counter()
         self._metrics.load_seconds["build"].set(built - began)
@@ -142,6 +145,7 @@ class ClassificationEngine(Engine):
                 self._device,
                 self._metrics,
                 backend=self._backend,
+                dtype=self.dtype,
                 cache=self._cache,
             )
         else:

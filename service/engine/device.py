@@ -68,7 +68,6 @@ class Device:
         on_cuda = self.torch_device.type == "cuda"
         if on_cuda:
             _check_gpu(self.torch_device)
-            gpu.compute_float32_in_full()
         self.name = str(self.torch_device) if on_cuda else f"cpu:{index}"
         self.depth = 2
         self.threads = threads or cores()

@@ -48,16 +48,6 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float16
 
 
-def compute_float32_in_full() -> None:
-    """Forbid TF32, which has ten bits of mantissa, to the whole process.
-
-    By default cuDNN computes convolutions of float32 in it. Other types are not concerned, so that
-    this costs them nothing.
-    """
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
 def tf32(device: torch.device) -> str:
     """`on` where float32 may be computed as TF32, else `off`."""
     allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32

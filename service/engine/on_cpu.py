@@ -46,6 +46,7 @@ class OnCpu:
         metrics: ModelMetrics,
         *,
         backend: Backend,
+        dtype: torch.dtype,
         cache: Path | None,
     ) -> None:
         image_size = classify.model.config.image_size
@@ -53,7 +54,7 @@ class OnCpu:
         self._metrics = metrics
         self._staging = torch.zeros((buckets[-1], *image_size, 3), dtype=torch.uint8)
         self._compute = (
-            _in_openvino(classify, buckets, device, cache)
+            _in_openvino(classify, buckets, device, dtype, cache)
             if backend == "openvino"
             else _in_lanes(classify, buckets, device, self._staging)
         )
@@ -85,10 +86,14 @@ class OnCpu:
 
 
 def _in_openvino(
-    classify: Classify, buckets: Sequence[int], device: Device, cache: Path | None
+    classify: Classify,
+    buckets: Sequence[int],
+    device: Device,
+    dtype: torch.dtype,
+    cache: Path | None,
 ) -> Callable[[Tensor], Sequence[Ranked]]:
     image_size = classify.model.config.image_size
-    compiled = OpenVinoClassify(classify, image_size, buckets, device.threads, cache)
+    compiled = OpenVinoClassify(classify, image_size, buckets, device.threads, cache, dtype=dtype)
     return lambda pixels: [compiled(pixels)]
 
 

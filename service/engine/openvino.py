@@ -22,7 +22,10 @@ import model
 from service.engine.classify import Classify, Ranked
 from service.engine.device import DeviceUnavailable
 
-TOLERANCE = 1e-3  # of the first comparison with torch; rounding is a thousandth of it
+_HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+# Of the first comparison with torch in float32. In float32 rounding is a thousandth of it; in
+# bfloat16 it moved sampling points by up to 0.046.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 
 
 def check_available(device: torch.device, dtype: torch.dtype) -> None:
@@ -31,9 +34,9 @@ def check_available(device: torch.device, dtype: torch.dtype) -> None:
     Raises:
         DeviceUnavailable: it is not installed, or does not support this device or precision.
     """
-    if device.type != "cpu" or dtype != torch.float32:
+    if device.type != "cpu" or dtype not in _HINTS:
         raise DeviceUnavailable(
-            f"engine.backend openvino computes in float32 on a CPU, not in "
+            f"engine.backend openvino computes in float32 or bfloat16 on a CPU, not in "
             f"{str(dtype).removeprefix('torch.')} on {device}"
         )
     if find_spec("openvino") is None:
@@ -41,6 +44,16 @@ def check_available(device: torch.device, dtype: torch.dtype) -> None:
             "engine.backend is openvino, which is not installed; "
             "pip install -c constraints.txt '.[openvino]'"
         )
+    if dtype == torch.bfloat16 and not has_bfloat16():
+        raise DeviceUnavailable(
+            "engine.dtype is bfloat16, for which this CPU has no instructions that OpenVINO uses; "
+            "set it to float32"
+        )
+
+
+def has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU; elsewhere it would ignore the hint."""
+    return "BF16" in _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoClassify:
@@ -50,14 +63,15 @@ class OpenVinoClassify:
     as a batch has them; each then has its share of the threads.
 
     Args:
-        classify: on the CPU, in float32.
+        classify: on the CPU, in float32, whatever OpenVINO computes in.
         image_size: `(H, W)`, pixels.
         buckets: sizes of the batches that will come.
         threads: of all images together.
         cache: folder that keeps the exported model; `None` exports at every start.
+        dtype: that OpenVINO computes in, float32 or bfloat16.
 
     Raises:
-        DeviceUnavailable: OpenVINO is not installed.
+        DeviceUnavailable: OpenVINO is not installed, or does not support this precision.
         RuntimeError: it cannot compile the model, or computes something else than torch.
     """
 
@@ -68,8 +82,10 @@ class OpenVinoClassify:
         buckets: Sequence[int],
         threads: int,
         cache: Path | None,
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        check_available(torch.device("cpu"), classify.normalise.dtype)
+        check_available(torch.device("cpu"), dtype)
         runtime = _import_openvino()
         exported = _exported(runtime, classify, image_size, cache)
         self._requests: dict[int, list[Any]] = {}
@@ -78,7 +94,7 @@ class OpenVinoClassify:
                 exported,
                 "CPU",
                 {
-                    "INFERENCE_PRECISION_HINT": "f32",
+                    "INFERENCE_PRECISION_HINT": _HINTS[dtype],
                     "INFERENCE_NUM_THREADS": threads,
                     "NUM_STREAMS": lanes,
                     # Pinned, two devices of a process would compute on the same cores.
@@ -86,7 +102,7 @@ class OpenVinoClassify:
                 },
             )
             self._requests[lanes] = [compiled.create_infer_request() for _ in range(lanes)]
-        self._compare(classify, image_size)
+        self._compare(classify, image_size, TOLERANCES[dtype])
 
     def __call__(self, pixels: Tensor) -> Ranked:
         """Rank the classes of RGB bytes `(B, H, W, 3)`."""
@@ -105,7 +121,7 @@ class OpenVinoClassify:
         scores, classes, *locations = map(torch.cat, zip(*results, strict=True))
         return Ranked(scores, classes, tuple(locations))
 
-    def _compare(self, classify: Classify, image_size: tuple[int, int]) -> None:
+    def _compare(self, classify: Classify, image_size: tuple[int, int], tolerance: float) -> None:
         """Run each compilation once, against torch: a runtime has been wrong without a word."""
         random = torch.Generator().manual_seed(0)
         image = torch.randint(256, (1, *image_size, 3), dtype=torch.uint8, generator=random)
@@ -115,7 +131,7 @@ class OpenVinoClassify:
             got = self(image.expand(lanes, -1, -1, -1).contiguous())
             for ours, torchs in zip(_numbers(got), _numbers(expected), strict=True):
                 wanted = torchs.expand_as(ours)
-                if not torch.allclose(ours, wanted, rtol=0, atol=TOLERANCE, equal_nan=True):
+                if not torch.allclose(ours, wanted, rtol=0, atol=tolerance, equal_nan=True):
                     raise RuntimeError(
                         f"OpenVINO and torch differ by {(ours - wanted).abs().max():.2g} on the "
                         "same image; use engine.backend torch"

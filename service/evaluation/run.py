@@ -93,9 +93,10 @@ async def evaluate(
         ModelUnusable: the weights or the class names cannot be used.
         DeviceUnavailable: the device is not there.
     """
-    devices = open_devices(settings.engine.device, settings.engine.threads)
     process.leave_limits_to_us()
     process.choose_kernels(settings.engine.kernels, settings.engine.cache)
+    process.compute_float32_in_full()
+    devices = open_devices(settings.engine.device, settings.engine.threads)
     process.compute_alone()
     metrics = Metrics(CollectorRegistry())
     with open_decoders(settings.limits, metrics) as decoders:

@@ -55,7 +55,7 @@ class Board:
         looping: `(1,)`, whether processes die again and again; by the supervisor.
         alive: `(rows,)`, whether a front end has the row; by the supervisor.
         beats: `(rows + workers,)`, counts as long as the event loop of the process turns.
-        closed: `(rows,)`, HTTP connections that the front end has ended.
+        balance: `(rows,)`, HTTP connections that the front end has, less those that it got so far.
         state: `(workers,)`, a `WorkerState`; READY by the worker, else by the supervisor.
         back_at: `(workers,)`, when a worker that is down should be ready again; monotonic seconds.
         admitted: `(rows, models)`, places that the front end took.
@@ -81,7 +81,7 @@ class Board:
         self.looping = self._cells(1)
         self.alive = self._cells(rows)
         self.beats = self._cells(rows + workers)
-        self.closed = self._cells(rows)
+        self.balance = self._cells(rows)
         self.state = self._cells(workers)
         self.admitted = self._cells(rows, models)
         self.returned = self._cells(rows, models)
@@ -128,7 +128,7 @@ class Board:
 
     def enter(self, row: int) -> None:
         """Give a row to a new front end."""
-        of_row = (self.closed, self.admitted, self.returned, self.taken, self.sent, self.done)
+        of_row = (self.balance, self.admitted, self.returned, self.taken, self.sent, self.done)
         for cells in of_row:
             cells[row] = 0
         self.alive[row] = 1

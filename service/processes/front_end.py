@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -37,6 +39,7 @@ from service.processes.messages import (
     Serving,
 )
 from service.processes.remote_queue import RemoteQueue, Workers
+from service.security.security import open_security
 from service.served_tasks import TASKS
 from service.servers import Servers, open_servers
 from service.settings import Limits, Settings
@@ -76,15 +79,26 @@ async def answer(birth: Birth, settings: Settings, lines: LineWriter) -> None:
     decoders = open_decoders(shared.limits, metrics)
     front_end = _FrontEnd(birth, shared, metrics, decoders, leave)
     ports = Ports(None, birth.grpc, shared=True)
-    async with (
-        open_servers(
-            TASKS, shared, ports, front_end.catalogue, front_end.lifecycle, metrics
-        ) as servers,
-        asyncio.TaskGroup() as group,
-    ):
+    async with AsyncExitStack() as serving:
+        security = await serving.enter_async_context(
+            open_security(settings.security, metrics, 1 / birth.front_ends)
+        )
+        servers = await serving.enter_async_context(
+            open_servers(
+                TASKS,
+                shared,
+                ports,
+                front_end.catalogue,
+                front_end.lifecycle,
+                metrics,
+                security,
+            )
+        )
+        group = await serving.enter_async_context(asyncio.TaskGroup())
         front_end.listen(servers, group)
         background = [
             group.create_task(beat(front_end.board, birth.row)),
+            group.create_task(front_end.show_connections(servers)),
             group.create_task(measure_lag(metrics)),
             group.create_task(give_back_when_quiet()),
             group.create_task(front_end.connect(servers)),
@@ -162,6 +176,7 @@ class _FrontEnd:
         self._ending: dict[int, tuple[RemoteQueue, asyncio.Task[None]]] = {}
         self._models_came = asyncio.Event()
         self._generation = -1
+        self._received = 0
         self._take_connection: Callable[[int], None] = os.close
         self._come = asyncio.Queue[tuple[int, int]]()  # workers with the sockets to them
         self._line = Line(birth.open_line(), self._receive, lambda: os._exit(0))
@@ -170,19 +185,21 @@ class _FrontEnd:
         """Take connections from now on."""
 
         def adopt(descriptor: int) -> None:
+            self._received += 1
             group.create_task(self._adopt(servers, socket.socket(fileno=descriptor)))
 
         self._take_connection = adopt
         self._line.send(Listening())
 
     async def _adopt(self, servers: Servers, connection: socket.socket) -> None:
-        def ended() -> None:
-            self.board.closed[self._birth.row] += 1
+        with suppress(OSError):  # its client has left already
+            await servers.adopt(connection)
 
-        try:
-            await servers.adopt(connection, ended)
-        except OSError:
-            ended()
+    async def show_connections(self, servers: Servers) -> None:
+        """Show on the board how many connections there are; for ever."""
+        while True:
+            self.board.balance[self._birth.row] = servers.connections - self._received
+            await asyncio.sleep(_LOOK_PERIOD_S)
 
     async def connect(self, servers: Servers) -> None:
         """Wait for the models and a worker, and from then on keep up with the workers."""
@@ -250,11 +267,12 @@ class _FrontEnd:
 
     def _open(self, place: int, facts: ModelFacts) -> _Served:
         """Make room for the images of a version, and a queue and a core for it."""
-        birth, card, workers = self._birth, facts.card, len(self.board.state)
+        birth, workers = self._birth, len(self.board.state)
+        card = replace(facts.card, device=self._devices(facts.card.device))
         ahead = (workers * _DEPTH + _BATCHES_AHEAD) * card.max_batch
         slots = self._arena.open_slots(ceil(ahead / birth.front_ends), _slot_size(facts))
         metrics = self._metrics.add_model(
-            card.name, card.version, card.task, facts.queue_limit, card.device.split(",")
+            card.name, card.version, card.task, facts.queue_limit, devices=()
         )
         queue = RemoteQueue(
             self._workers,
@@ -268,8 +286,14 @@ class _FrontEnd:
         )
         if self.lifecycle.started:
             queue.open()
-        core = open_core(facts, queue, self._decoders, self._settings.limits, metrics, TASKS)
+        limits, shown = self._settings.limits, replace(facts, card=card)
+        core = open_core(shown, queue, self._decoders, limits, metrics, TASKS)
         return _Served(queue, core, metrics)
+
+    def _devices(self, of_one: str) -> str:
+        """The devices of all workers, from that of one of them."""
+        named = self._settings.engine.device
+        return named if "," in named else of_one
 
     async def _connect_workers(self) -> None:
         while True:

@@ -313,7 +313,7 @@ class Supervisor:
         return [
             Door(
                 line,
-                self._handed[index] - int(self._board.closed[self._rows[index]]),
+                self._handed[index] + int(self._board.balance[self._rows[index]]),
                 partial(self._count_handed, index),
             )
             for index, _, line, _ in well or listening

@@ -72,6 +72,7 @@ class _Worker:
         self._index = birth.index
         self._board = birth.open_board()
         process.choose_kernels(settings.engine.kernels, settings.engine.cache)
+        process.compute_float32_in_full()
         disable_created_metrics()
         names = settings.engine.device.split(",")
         name = names[self._index]

@@ -2,14 +2,14 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import harness
-from bench.harness import in_turn, options, publish, ratio, time_calls
-from bench.tables import LATENCY, RATIO, table
+from bench.harness import LATENCY, RATIO, alternate, options, publish, ratio, table, time_calls
 
 
 def test_options_have_the_type_of_their_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,18 +40,16 @@ def test_a_wrong_option_is_an_error(words: list[str], monkeypatch: pytest.Monkey
 
 def test_sides_take_turns_and_ratios_are_taken_per_round() -> None:
     order = []
-    taken = {"a": iter([1.0, 10.0, 2.0]), "b": iter([2.0, 30.0, 5.0])}
+    taken = {"a": iter([99.0, 1.0, 10.0, 2.0]), "b": iter([99.0, 2.0, 30.0, 5.0])}
 
     def side(name: str) -> float:
         order.append(name)
         return next(taken[name])
 
-    timed = in_turn({"a": lambda: side("a"), "b": lambda: side("b")}, 3)
-    assert order == ["a", "b"] * 3
-    assert ratio((one["b"] for one in timed), (one["a"] for one in timed)) == {
-        "ratio": 2.5,
-        "ratio_range": [2.0, 3.0],
-    }
+    timed = alternate({"a": lambda: side("a"), "b": lambda: side("b")}, 3, unmeasured=1)
+    assert order == ["a", "b"] * 4
+    assert timed == {"a": [1.0, 10.0, 2.0], "b": [2.0, 30.0, 5.0]}
+    assert ratio(timed["b"], timed["a"]) == {"ratio": 2.5, "ratio_range": [2.0, 3.0]}
 
 
 def test_calls_go_on_until_the_time_is_over_and_there_is_one_at_least(
@@ -85,6 +83,8 @@ def test_what_is_published_is_in_a_file_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    publish("x-cpu", lambda result: f"table of {result['rows']}", {"rows": [1]})
-    assert json.loads((tmp_path / "x-cpu.json").read_text()) == {"rows": [1]}
+    publish("x-cpu", lambda result: f"table of {result['rows']}", Namespace(rounds=2), rows=[1])
+    result = json.loads((tmp_path / "x-cpu.json").read_text())
+    assert (result["rows"], result["settings"]) == ([1], {"rounds": 2})
+    assert result["machine"]["command"].startswith("python -m bench.x")
     assert "table of [1]" in capsys.readouterr().out

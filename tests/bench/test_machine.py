@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.machine import describe
+from bench.harness import describe
 
 
 def git(*arguments: str) -> str:

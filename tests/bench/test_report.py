@@ -3,7 +3,7 @@
 import pytest
 
 from bench import report
-from bench.machine import RESULTS
+from bench.harness import RESULTS
 
 
 def test_the_published_tables_are_of_the_result_files(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,11 +34,11 @@ from demo.views import upload, view
 from model import DAT, VARIANTS, create_model
 from model.detection import DETECTORS
 from model.normalise import Normalise
+from service import process
 from service.engine.classification import ClassificationEngine
 from service.engine.classify import Classify
 from service.engine.detection import DetectionEngine
 from service.engine.device import Device
-from service.engine.gpu import compute_float32_in_full
 from service.engine.items import (
     ClassificationInput,
     ClassificationOutput,
@@ -125,7 +125,6 @@ def _logits(model: DAT, images: Tensor) -> Tensor:
 
 def check_logits(name: str, reference: Reference, kind: str) -> None:
     """Every precision, with the kernels and without."""
-    compute_float32_in_full()  # as an engine does
     for dtype in DTYPES[kind]:
         for fused in (True, False) if kind == "cuda" else (False,):
             title = f"{dtype}, {'kernels' if fused else 'plain torch'}"
@@ -301,6 +300,7 @@ def main() -> None:
     parser.add_argument("device", choices=DTYPE, nargs="?", default="cuda")
     arguments = parser.parse_args()
     name, kind = arguments.model, arguments.device
+    process.compute_float32_in_full()  # as the server does
     if name in DETECTORS:
         check_detector(name, kind)
     else:

@@ -21,6 +21,8 @@ from service.errors import (
 CANONICAL = {
     StatusCode.INVALID_ARGUMENT: 400,
     StatusCode.NOT_FOUND: 404,
+    StatusCode.UNAUTHENTICATED: 401,
+    StatusCode.PERMISSION_DENIED: 403,
     StatusCode.RESOURCE_EXHAUSTED: 429,
     StatusCode.CANCELLED: 499,
     StatusCode.INTERNAL: 500,

@@ -1,6 +1,7 @@
 """What is switched for the whole process, each in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -23,7 +24,23 @@ print(json.dumps([
     cv2.getNumThreads(), Image.MAX_IMAGE_PIXELS, kernels.enabled,
     os.environ.get("TRITON_CACHE_DIR"), os.environ.get("TORCHINDUCTOR_CACHE_DIR"),
     os.environ.get("GRPC_VERBOSITY"),
+    torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32,
 ]))
+"""
+
+TF32_AFTER = """
+import json, sys
+import torch
+from service import cli
+backends = torch.backends.cudnn, torch.backends.cuda.matmul
+for arguments in (["serve"], ["evaluate", "--data", "tests"]):
+    for backend in backends:
+        backend.allow_tf32 = True
+    sys.argv[1:] = arguments
+    try:
+        cli.main()
+    except SystemExit:
+        print(json.dumps([backend.allow_tf32 for backend in backends]))
 """
 
 
@@ -45,12 +62,28 @@ def test_every_switch_is_set_by_its_call_alone(tmp_path):
         "process.leave_limits_to_us()",
         f"process.choose_kernels(False, Path({str(tmp_path)!r}))",
         "process.silence_grpc()",
+        "process.compute_float32_in_full()",
     )
     assert before[:2] == after[:2] == ["2000", pytest.approx(0.0001)]
     assert before[4] is not None
-    assert before[5] is True
+    assert before[5] is before[-1] is True
     caches = [str(tmp_path / "triton"), str(tmp_path / "inductor")]
-    assert after[2:] == [1, 1, None, False, *caches, "NONE"]
+    assert after[2:] == [1, 1, None, False, *caches, "NONE", False]
+
+
+def test_float32_is_not_tf32_when_a_gpu_is_opened():
+    """Seen where a command has ended, because there is no such GPU."""
+    free_ports = {f"DAT_SERVER__{name}_PORT": "0" for name in ("HTTP", "GRPC", "METRICS")}
+    ended = subprocess.run(
+        [sys.executable, "-c", TF32_AFTER],
+        cwd=ROOT,
+        env=os.environ | free_ports | {"DAT_ENGINE__DEVICE": "cuda:99"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stderr.count("cuda:99") == 2
+    assert ended.stdout.splitlines() == ["[false, false]"] * 2
 
 
 def line_of_start(event, **settings):

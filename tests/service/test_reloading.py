@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -31,7 +31,7 @@ from tests.versions import (
 )
 
 SHAPES = (0, 2)  # front ends
-SMALL = {"DAT_ENGINE__THREADS": 1, "DAT_LIMITS__DECODE_THREADS": 1}
+SMALL: dict[str, Any] = {"DAT_ENGINE__THREADS": 1, "DAT_LIMITS__DECODE_THREADS": 1}
 
 
 class Served(NamedTuple):

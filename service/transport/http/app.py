@@ -12,8 +12,10 @@ from starlette.types import ASGIApp
 from service.byte_budget import ByteBudget
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.security.access import Access
 from service.settings import Limits
 from service.tasks.catalogue import Catalogue
+from service.transport.http.callers import KnownCallers
 from service.transport.http.context import EXPOSED_HEADERS, RequestContext
 from service.transport.http.failures import show_failures
 from service.transport.http.openapi import HEALTH
@@ -30,6 +32,7 @@ def create_app(
     metrics: Metrics,
     *,
     budget: ByteBudget,
+    access: Access,
     version: str,
     origins: Sequence[str] = (),
 ) -> ASGIApp:
@@ -42,6 +45,7 @@ def create_app(
         limits: of a request.
         metrics: where requests are counted.
         budget: of the bytes of requests in flight.
+        access: who may ask.
         version: of the server.
         origins: those of the pages whose scripts may use the interface; `*` means all.
     """
@@ -61,10 +65,10 @@ def create_app(
     _add_health(app, lifecycle)
 
     # Around everything, so that the answer to a bug has its headers too.
-    around: ASGIApp = app
+    around: ASGIApp = KnownCallers(app, access)
     if origins:
-        around = CORSMiddleware(
-            app,
+        around = CORSMiddleware(  # before a page may show its key, it asks whether it may
+            around,
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],

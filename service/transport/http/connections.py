@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from ipaddress import AddressValueError, IPv6Address
 from json import dumps
-from math import ceil
 from re import compile as pattern
 from typing import Any
 
@@ -36,7 +35,7 @@ from service.errors import (
 from service.metrics import Cut, Metrics, Port
 from service.settings import Server
 from service.transport import request_id as request_ids
-from service.transport.http.schema import ErrorAnswer, error_body
+from service.transport.http.schema import ErrorAnswer, error_body, error_headers
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +68,7 @@ SECURITY_HEADERS = [
 ]
 _ID_HEADER = request_ids.HEADER.encode()
 _ANY_ID = "0" * 32
-_PROBES = b"/health/"
+PROBES = b"/health/"
 _HEAD = b"HTTP/1.1 "  # as the head of every answer begins
 _HOST = pattern(rb"[A-Za-z0-9._~!$&'()*+,;=%-]*(:[0-9]{0,5})?")
 _IPV6_HOST = pattern(rb"\[([0-9A-Fa-f:.]+)\](:[0-9]{0,5})?")
@@ -229,11 +228,14 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Find a place for the connection, and wait for its first request."""
         super().connection_made(transport)
-        self._answers = _Answers(transport, self._end)
+        self._answer_over(transport)
         self.server_state.opened.inc()
         now = self.loop.time()
         self._reserved = not self.server_state.admit(self, now)
         self._wait(_Phase.HEAD, now)
+
+    def _answer_over(self, transport: asyncio.Transport) -> None:
+        self._answers = _Answers(transport, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application, and free the place."""
@@ -419,7 +421,7 @@ class Connection(HttpToolsProtocol):
             raise InvalidRequest(f"a request needs one Host header; this one has {len(hosts)}")
         if hosts and not _is_host(hosts[0]):
             raise InvalidRequest("the Host header must be a host, or a host and a port")
-        if self._reserved and not self.url.startswith(_PROBES):
+        if self._reserved and not self.url.startswith(PROBES):
             self.server_state.count_cut("crowded")
             raise TooManyConnections("this server has no connection left; try again later")
 
@@ -506,7 +508,10 @@ class Connection(HttpToolsProtocol):
         self._wait(_Phase.LINGER, self.loop.time())
         if not self.transport.is_closing():
             self.flow.resume_reading()
-            self.transport.write_eof()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            else:  # TLS throws away by itself what still comes
+                self.transport.close()
 
     # Time
 
@@ -548,7 +553,7 @@ class Connection(HttpToolsProtocol):
 
     def _is_stuck(self, now: float) -> bool:
         """Whether the client has taken nothing of its answers for too long."""
-        unsent = self.transport.get_write_buffer_size()
+        unsent = self._pending()
         if not unsent or not self._unsent or unsent < self._unsent:
             self._taken_at = now
         self._unsent = unsent
@@ -556,6 +561,10 @@ class Connection(HttpToolsProtocol):
         if self.server_state.draining:
             limit = min(limit, _DRAINING_WRITE_TIMEOUT_S)
         return now - self._taken_at >= limit
+
+    def _pending(self) -> int:
+        """0 if the client has taken all answers, else a number that falls when it takes some."""
+        return self.transport.get_write_buffer_size()
 
     def _check_body(self, now: float) -> None:
         if self.cycle.response_complete:  # what comes is thrown away, but not for ever
@@ -716,9 +725,7 @@ class _Said:
         self.error = error
         body = _json(error, _ANY_ID)
         self._before, self._after = body.rsplit(_ANY_ID.encode(), 1)
-        headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS]
-        if error.retry_after_s is not None:
-            headers.append((b"retry-after", str(max(1, ceil(error.retry_after_s))).encode()))
+        headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS, *_of(error)]
         self._head = STATUS_LINE[int(error.http_status)] + _lines(headers)
 
     def answer(
@@ -754,11 +761,13 @@ def _json(error: ServiceError, identity: str) -> bytes:
 
 
 def _headers(error: ServiceError, body: bytes) -> list[tuple[bytes, bytes]]:
-    headers = [
+    return [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         *SECURITY_HEADERS,
+        *_of(error),
     ]
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(max(1, ceil(error.retry_after_s))).encode()))
-    return headers
+
+
+def _of(error: ServiceError) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in error_headers(error).items()]

@@ -1,7 +1,6 @@
 """The answers to requests that failed as a whole."""
 
 from http import HTTPStatus
-from math import ceil
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -10,7 +9,7 @@ from starlette.exceptions import HTTPException
 from service.errors import ServiceError, UnsupportedCoding, quoted
 from service.transport.http import content_coding
 from service.transport.http.context import request_id
-from service.transport.http.schema import ErrorAnswer, ErrorBody, error_body
+from service.transport.http.schema import ErrorAnswer, ErrorBody, error_body, error_headers
 
 
 def show_failures(app: FastAPI) -> None:
@@ -22,9 +21,12 @@ def show_failures(app: FastAPI) -> None:
 
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+    return service_error(request, error)
+
+
+def service_error(request: Request, error: ServiceError) -> Response:
+    """The answer to a request that failed."""
+    headers = error_headers(error)
     if isinstance(error, UnsupportedCoding):
         headers["Accept-Encoding"] = ", ".join(content_coding.READ)
     body = ErrorAnswer(error=error_body(error, request_id(request)))

@@ -1,4 +1,4 @@
-"""Turns requests away by their head alone, while no model that may answer them has room.
+"""Turns requests away by their head alone: of callers who may not ask, and while no model has room.
 
 A crowd asks ten times as often as the server can answer, and what it costs to refuse is taken from
 those that are answered. What is known already is therefore asked before the application begins: the
@@ -16,7 +16,9 @@ import structlog
 from service.errors import ServiceError
 from service.logs import Summed
 from service.metrics import Metrics
+from service.security.access import Access
 from service.tasks.catalogue import Catalogue, Refused
+from service.transport.http.connections import PROBES
 
 # What a small request takes on a busy loop from its head to its place in the queue, seconds.
 # Without it one free place would let all requests pass that come in one turn of the loop.
@@ -43,6 +45,8 @@ class Gate:
         catalogue: of the models.
         tasks: their names.
         metrics: count the requests that are turned away.
+        access: who may ask.
+        cross_origin: whether pages of other origins may ask, whose answers the application writes.
     """
 
     def __init__(
@@ -50,10 +54,15 @@ class Gate:
         catalogue: Catalogue,
         tasks: Collection[str],
         metrics: Metrics,
+        access: Access,
+        *,
+        cross_origin: bool = False,
     ) -> None:
         self._catalogue = catalogue
         self._tasks = {f"/v1/{task}".encode(): task for task in tasks}
         self._metrics = metrics
+        self._access = access
+        self._cross_origin = cross_origin
         self._turned_away = Summed(log.info, "requests turned away")
         # When requests were let pass that may not have reached the queue yet.
         self._passing = {path: deque[float]() for path in self._tasks}
@@ -67,13 +76,19 @@ class Gate:
         What is not certain is left to the application: a query that cannot be read, and pages of
         other origins, which could not read the answer.
         """
+        if self._cross_origin and any(name == b"origin" for name, _ in headers):
+            return None
+        if url.startswith(b"/") and not url.startswith(PROBES):
+            caller = self._access.admit(headers)
+            if isinstance(caller, ServiceError):
+                return caller
         if method != b"POST":
             return None
         now = monotonic()
         shut = self._shut.get(url)
         if shut is None or now >= shut.until:
             shut = self._look(url, now)
-        if shut is None or any(name == b"origin" for name, _ in headers):
+        if shut is None:
             return None
         error = shut.refused.refusal.error
         self._metrics.turned_away(shut.task, shut.refused.model, shut.refused.refusal.reason, error)

@@ -16,7 +16,8 @@ _RETRY_AFTER = {"Retry-After": _header("Seconds after which to try again.", "int
 _SERVER_TIMING = {"Server-Timing": _header("The longest time in each stage, milliseconds.")}
 _ACCEPT_ENCODING = {"Accept-Encoding": _header("The codings that this server reads.")}
 _REQUEST_ID = {"X-Request-Id": _header("The id that the request came with, or a new one.")}
-_ERROR_HEADERS = {415: _ACCEPT_ENCODING, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+_CHALLENGE = {"WWW-Authenticate": _header("How to show a key.")}
+_ERROR_HEADERS = {401: _CHALLENGE, 415: _ACCEPT_ENCODING, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
 _NOBODY_SEES = 499  # the caller has left
 
 

@@ -1,12 +1,13 @@
 """The JSON of the HTTP interface: what OpenAPI documents and what clients parse."""
 
+from math import ceil
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
-from service.errors import ServiceError
+from service.errors import ServiceError, Unauthenticated
 from service.settings import ResizeMode
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
@@ -196,6 +197,16 @@ def _card(core: AnyCore, catalogue: Catalogue) -> dict[str, Any]:
 def error_body(error: ServiceError, request_id: str) -> ErrorBody:
     """The JSON of a failure."""
     return ErrorBody(code=error.code, message=str(error), request_id=request_id)
+
+
+def error_headers(error: ServiceError) -> dict[str, str]:
+    """What the headers of an answer say of a failure."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, ceil(error.retry_after_s)))
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = error.challenge
+    return headers
 
 
 def _pixels(points: NDArray[np.float32]) -> list[Any]:

@@ -53,8 +53,9 @@ def add_task(
                 core = catalogue.find(task.name, name)
                 counted.model = core.card.name
                 identity, card = request_id(request), core.card
-                answering = core.answer(body.uploads, body.options, identity)
-                outcomes = await _unless_disconnected(request, answering)
+                with request.state.caller.spend(len(body.uploads)):
+                    answering = core.answer(body.uploads, body.options, identity)
+                    outcomes = await _unless_disconnected(request, answering)
             counted.outcomes = outcomes
 
             def render() -> str:
@@ -88,7 +89,7 @@ def add_models(app: FastAPI, catalogue: Catalogue) -> None:
     @app.get(
         "/v1/models",
         response_model_exclude_none=True,
-        responses=OK | only(500),
+        responses=OK | only(401, 403, 429, 500),
         tags=["models"],
         summary="The models that are served",
     )
@@ -99,7 +100,7 @@ def add_models(app: FastAPI, catalogue: Catalogue) -> None:
     @app.get(
         "/v1/models/{name}",
         response_model_exclude_none=True,
-        responses=OK | only(404, 500),
+        responses=OK | only(401, 403, 404, 429, 500),
         openapi_extra={"parameters": [NAME]},
         tags=["models"],
         summary="One model, with the names of its classes",

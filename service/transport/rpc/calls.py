@@ -12,6 +12,7 @@ import structlog
 
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.security.access import CREDENTIALS, Access, Caller
 from service.transport import request_id
 from service.transport.rpc.reading import Context
 
@@ -19,6 +20,7 @@ from service.transport.rpc.reading import Context
 Answer = Callable[[Context], Awaitable[Any]]
 
 _HEAR_OUT_S = 1.0
+_HEARD_AT_A_TIME = 8
 
 log = structlog.get_logger(__name__)
 
@@ -47,19 +49,27 @@ def heard_out(answer: Answer) -> Answer:
     """Answer a stream; if it fails, read on for a while what its caller still sends.
 
     A client whose sending fails may take that for the end of the call, and not see its status.
+    What is read costs memory, so that few are heard out at a time.
     """
+    free = asyncio.Semaphore(_HEARD_AT_A_TIME)
 
     async def serve(context: Context) -> None:
         try:
             await answer(context)
         except ServiceError:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_HEAR_OUT_S):
-                    while await context.read() is not grpc.aio.EOF:
-                        pass
+            if not free.locked():
+                async with free:
+                    await _hear_out(context)
             raise
 
     return serve
+
+
+async def _hear_out(context: Context) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_HEAR_OUT_S):
+            while await context.read() is not grpc.aio.EOF:
+                pass
 
 
 async def _refuse(
@@ -105,14 +115,56 @@ def uncounted(answer: Answer) -> Answer:
     return serve
 
 
+def admitted(access: Access, answer: Answer) -> Answer:
+    """Answer a call if its caller may ask; nothing that it sends is read before."""
+
+    async def serve(context: Context) -> Any:
+        caller = access.admit(_headers(context))
+        if isinstance(caller, ServiceError):
+            raise caller
+        return await answer(context)
+
+    return serve
+
+
+def caller_of(access: Access, context: Context) -> Caller:
+    """Who asks; a stream may go on when its key is known no more.
+
+    Raises:
+        Unauthenticated: the key is not known.
+    """
+    caller = access.identify(_headers(context))
+    if isinstance(caller, ServiceError):
+        raise caller
+    return caller
+
+
+def _headers(context: Context) -> list[tuple[bytes, bytes]]:
+    return [
+        (name.encode(), value.encode() if isinstance(value, str) else value)
+        for name, value in context.invocation_metadata() or ()
+        if name in CREDENTIALS
+    ]
+
+
 class Calls:
-    """What calls have in common: what became of them, told to the caller and counted."""
+    """What calls have in common: who may ask, and what became of them, told and counted."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, access: Access) -> None:
         self._responses = metrics.responses
+        self._access = access
 
-    def counted(self, method: str, answer: Answer) -> Answer:
-        """Answer a call, show the caller what became of it, and count that."""
+    def counted(self, method: str, answer: Answer, *, stream: bool = False) -> Answer:
+        """Answer a call if its caller may ask, show what became of it, and count that.
+
+        Args:
+            method: its name in the log.
+            answer: what answers it.
+            stream: whether its caller may send on after a failure, and is heard out.
+        """
+        answer = admitted(self._access, answer)
+        if stream:
+            answer = heard_out(answer)
 
         async def serve(context: Context) -> Any:
             identity, start = _choose_identity(context), perf_counter()

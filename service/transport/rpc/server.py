@@ -9,9 +9,10 @@ import grpc
 from service.byte_budget import ByteBudget
 from service.machine import open_files
 from service.metrics import Metrics
+from service.security.access import Access
 from service.settings import Limits, Server
 from service.tasks.catalogue import Catalogue
-from service.transport.rpc.calls import Calls, heard_out, many_answers, one_answer
+from service.transport.rpc.calls import Calls, many_answers, one_answer
 from service.transport.rpc.reading import Reading
 from service.transport.rpc.task import RpcTask
 from service.transport.rpc.v1 import UNREAD_BYTES, TaskCalls, add_models
@@ -42,6 +43,7 @@ def create_server(
     metrics: Metrics,
     budget: ByteBudget,
     *,
+    access: Access,
     limits: Limits,
     server: Server,
     shared: bool = False,
@@ -54,27 +56,30 @@ def create_server(
         health: what is said of it.
         metrics: of the replica.
         budget: of the bytes of requests.
+        access: who may ask.
         limits: of the settings.
         server: settings of connections.
         shared: whether other processes of this server listen to the same port.
     """
     rpc_server = grpc.aio.server(options=_options(limits, server, shared=shared))
-    calls = Calls(metrics)
+    calls = Calls(metrics, access)
     timeout_s = server.grpc_message_timeout_s
     small = Reading(_SMALL_MESSAGES, patience_s=_SMALL_PATIENCE_S, timeout_s=timeout_s)
     places = max(1, budget.limit // (_RECEIVED * limits.max_body_bytes))
     large = Reading(places, patience_s=_PATIENCE_S, timeout_s=timeout_s)
     for task in tasks:
-        requests = TaskCalls(task, catalogue, metrics, budget, limits=limits, reading=large)
+        requests = TaskCalls(
+            task, catalogue, metrics, budget, access=access, limits=limits, reading=large
+        )
         stream = f"{task.method}Stream"
         methods = {
             task.method: one_answer(calls.counted(task.method, requests.one)),
-            stream: many_answers(calls.counted(stream, heard_out(requests.many))),
+            stream: many_answers(calls.counted(stream, requests.many, stream=True)),
         }
         rpc_server.add_registered_method_handlers(task.service, methods)
     add_models(rpc_server, catalogue, calls, small)
     add_health(rpc_server, health, small)
-    add_reflection(rpc_server, health.services, small)
+    add_reflection(rpc_server, health.services, small, access)
     return rpc_server
 
 

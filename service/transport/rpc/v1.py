@@ -26,11 +26,12 @@ from service.errors import (
 )
 from service.metrics import CountedRequest, Metrics, Protocol
 from service.pb import dat_pb2
+from service.security.access import Access
 from service.settings import Limits
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
 from service.transport.rpc import wire
-from service.transport.rpc.calls import Calls, identity_of, one_answer
+from service.transport.rpc.calls import Calls, caller_of, identity_of, one_answer
 from service.transport.rpc.messages import RESIZE_MODES, error_message
 from service.transport.rpc.reading import Context, Reading
 from service.transport.rpc.task import RpcTask
@@ -58,11 +59,13 @@ class TaskCalls:
         metrics: Metrics,
         budget: ByteBudget,
         *,
+        access: Access,
         limits: Limits,
         reading: Reading,
     ) -> None:
         self._task = task
         self._catalogue = catalogue
+        self._access = access
         self._limits = limits
         self._metrics = metrics
         self._budget = budget
@@ -170,7 +173,8 @@ class TaskCalls:
         options = task.options(request, remaining)
         core = self._catalogue.find(task.name, options.model)
         counted.model = core.card.name
-        outcomes = await core.answer(images, options, identity_of(context))
+        with caller_of(self._access, context).spend(len(images)):
+            outcomes = await core.answer(images, options, identity_of(context))
         counted.outcomes = outcomes
 
         def render() -> bytes:

@@ -7,8 +7,9 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.security.access import Access
 from service.transport.rpc import wire
-from service.transport.rpc.calls import heard_out, many_answers, one_answer, uncounted
+from service.transport.rpc.calls import admitted, heard_out, many_answers, one_answer, uncounted
 from service.transport.rpc.reading import Context, Reading
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -56,8 +57,10 @@ def add_health(server: aio.Server, health: Health, reading: Reading) -> None:
     server.add_registered_method_handlers(_HEALTH, methods)
 
 
-def add_reflection(server: aio.Server, services: Sequence[str], reading: Reading) -> None:
-    """Describe the services to those who ask for them by name."""
+def add_reflection(
+    server: aio.Server, services: Sequence[str], reading: Reading, access: Access
+) -> None:
+    """Describe the services to those who may ask, and ask for them by name."""
     servicer = reflection.aio.ReflectionServicer((*services, _HEALTH, reflection.SERVICE_NAME))
 
     async def requests(
@@ -71,5 +74,9 @@ def add_reflection(server: aio.Server, services: Sequence[str], reading: Reading
             await context.write(response)
 
     serializer = reflection_pb2.ServerReflectionResponse.SerializeToString
-    methods = {"ServerReflectionInfo": many_answers(uncounted(heard_out(reflect)), serializer)}
+    methods = {
+        "ServerReflectionInfo": many_answers(
+            uncounted(heard_out(admitted(access, reflect))), serializer
+        )
+    }
     server.add_registered_method_handlers(reflection.SERVICE_NAME, methods)

@@ -279,17 +279,3 @@ def test_the_cpu_is_taken_without_a_word_where_there_is_no_gpu(machine):
     machine.touch()
     # Nor where it is asked for.
     assert warned(lambda: Device("cpu", threads=1)) == ("cpu:0", [])
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_float32_is_not_tf32_on_a_gpu():
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = True
-    try:
-        Device("cuda").close(0.1)
-        assert not any(backend.allow_tf32 for backend in backends)
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.lanes import Crowd, Lanes, plan
@@ -39,6 +39,7 @@ def test_what_is_left_over_has_all_threads_where_these_are_faster_together():
     assert shares(1, 2, team=False) == [[(1, 1)]]
 
 
+@settings(deadline=None)  # it opens threads
 @given(st.integers(1, 100), st.integers(1, 8), st.booleans())
 def test_all_sizes_of_shares_are_known_beforehand(images, threads, team):
     lanes = Lanes(threads)

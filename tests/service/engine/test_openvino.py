@@ -1,5 +1,6 @@
 import json
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,8 +40,15 @@ def classifier(config: DatConfig, seed: int = 0) -> Classify:
     return Classify(model, torch.float32).eval()
 
 
-def opened(classify: Classify, cache: Path | None, *, threads: int = 1) -> OpenVinoClassify:
-    return OpenVinoClassify(classify, classify.model.config.image_size, (1, 8), threads, cache)
+def opened(
+    classify: Classify,
+    cache: Path | None,
+    *,
+    threads: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> OpenVinoClassify:
+    size = classify.model.config.image_size
+    return OpenVinoClassify(classify, size, (1, 8), threads, cache, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +87,28 @@ def test_every_batch_agrees_with_torch(config, cache):
             ours.sampling_locations, expected.sampling_locations, strict=True
         ):
             torch.testing.assert_close(points, theirs, rtol=0, atol=1e-5)
+
+
+@needs_openvino
+def test_bfloat16_is_rounded_as_in_torch_or_refused(nano, cache):
+    size = nano.model.config.image_size
+    pixels = torch.from_numpy(np.stack([recipe.image(0, index, *size) for index in range(3)]))
+    if "bf16" not in Path("/proc/cpuinfo").read_text("ascii"):
+        with pytest.raises(DeviceUnavailable, match="set it to float32"):
+            opened(nano, cache, dtype=torch.bfloat16)
+        return
+    ours = opened(nano, cache, dtype=torch.bfloat16)(pixels)
+    rounded = Classify(deepcopy(nano.model), torch.bfloat16).eval()
+    with torch.inference_mode():
+        exact, torchs = nano(pixels), rounded(pixels)
+
+    def errors(ranked: Ranked) -> list[float]:
+        numbers = zip((by_class(ranked), *ranked.sampling_locations), expected, strict=True)
+        return [(ours - theirs).abs().max().item() for ours, theirs in numbers]
+
+    expected = by_class(exact), *exact.sampling_locations
+    for error, of_torch in zip(errors(ours), errors(torchs), strict=True):
+        assert 1e-5 < error < 3 * of_torch
 
 
 def by_class(ranked: Ranked) -> torch.Tensor:
@@ -133,7 +163,7 @@ def test_without_the_extra_the_error_says_what_to_install(nano, monkeypatch):
         opened(nano, None)
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
-def test_it_is_for_float32_on_a_cpu(device, dtype):
-    with pytest.raises(DeviceUnavailable, match="float32 on a CPU"):
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.float16)])
+def test_it_is_for_float32_and_bfloat16_on_a_cpu(device, dtype):
+    with pytest.raises(DeviceUnavailable, match="float32 or bfloat16 on a CPU"):
         check_available(torch.device(device), dtype)

@@ -1,0 +1,1 @@
+"""Who may ask, how much, and over which connections: API keys, their limits, TLS."""
