@@ -75,7 +75,6 @@ class _Files:
     def __init__(self, entry: ModelEntry, folder: Path) -> None:
         self._folder = folder
         self._descriptors: list[int] = []
-        self._names: dict[str, str] = {}
         found: dict[str, Path] = {}
         folder.mkdir(mode=0o700)
         for field_, path in entry.files:
@@ -83,14 +82,7 @@ class _Files:
             # Its kind is told by the end of its name.
             found[field_] = link = folder / f"{field_}-{path.name}"
             link.symlink_to(f"/proc/{os.getpid()}/fd/{self._descriptors[-1]}")
-            self._names[str(link)] = str(path)
         self.entry = entry.model_copy(update=found)
-
-    def named(self, text: str) -> str:
-        """A text about the files with the names that they had."""
-        for link, path in self._names.items():
-            text = text.replace(link, path)
-        return text
 
     def close(self) -> None:
         """Close them."""
@@ -233,7 +225,7 @@ class Rollout:
                 self._useful.add(index)
                 self._workers[index].is_useful()
         elif isinstance(message, NotLoaded):
-            version.failed = version.files.named(message.reason)
+            version.failed = message.reason
             version.told.discard(index)
         elif isinstance(message, Unloaded):
             version.told.discard(index)

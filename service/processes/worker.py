@@ -21,7 +21,7 @@ from service.machine import cores
 from service.memory import give_back, give_back_when_quiet
 from service.metrics import Metrics
 from service.models.lineup import ModelEntry
-from service.open_model import OpenModel, Shared, open_model
+from service.open_model import ModelUnusable, OpenModel, Shared, open_model
 from service.processes.birth import Birth
 from service.processes.board import Board, WorkerPlaces, WorkerState
 from service.processes.channel import Line, from_memory, in_memory
@@ -132,7 +132,12 @@ class _Worker:
         forecast = _PublishedForecast(self._board, self._index, place)
         places = partial(_places, self._board, self._index, place)
         loop = asyncio.get_running_loop()
-        opened = await loop.run_in_executor(None, open_model, entry, self._shared, places, forecast)
+        try:
+            opened = await loop.run_in_executor(
+                None, open_model, entry, self._shared, places, forecast
+            )
+        except ModelUnusable as error:
+            raise ModelUnusable(_named(str(error), entry)) from error
         try:
             await opened.load()
         except BaseException:
@@ -240,6 +245,13 @@ class _PublishedForecast(Forecast):
     def batch_ended(self, size: int, compute_s: float, spacing_s: float) -> None:
         super().batch_ended(size, compute_s, spacing_s)
         self._shown[0] = self.seconds_per_item
+
+
+def _named(text: str, entry: ModelEntry) -> str:
+    """A text about the files of a model with their own names; see `rollout`."""
+    for _, path in entry.files:
+        text = text.replace(str(path), os.path.realpath(path))
+    return text
 
 
 def _places(board: Board, worker: int, model: int, _: int) -> WorkerPlaces:
