@@ -209,6 +209,8 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             self._decoders.request(sum(pixels)) as decoding,
         ):
             request = RequestPassage(self._queue, admission, decoding, deadline, self._metrics)
+            if len(uploads) == 1:  # a task of its own would cost as much as all that it does
+                return [await self._outcome(uploads[0], pixels[0], options, request)]
             async with asyncio.TaskGroup() as tasks:
                 running = [
                     tasks.create_task(self._outcome(upload, size, options, request))
