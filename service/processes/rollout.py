@@ -226,7 +226,8 @@ class Rollout:
                 self._workers[index].is_useful()
         elif isinstance(message, NotLoaded):
             version.failed = message.reason
-            version.told.discard(index)
+            if not version.unloading:  # else it answers that too, and only then its place is free
+                version.told.discard(index)
         elif isinstance(message, Unloaded):
             version.told.discard(index)
             version.workers.discard(index)
@@ -256,6 +257,7 @@ class Rollout:
         Returns:
             What became of each model, by its name.
         """
+        await self._until(lambda: self._all_known)
         serving = {version.stamp: version for version in self._serving}
         changes = compare(serving, lineup)
         outcomes = {one.name: Outcome("unchanged", one.version) for one in changes.same}
