@@ -28,6 +28,7 @@ from service.errors import (
     ServiceError,
     all_errors,
 )
+from service.priority import Priority
 
 Protocol = Literal["http", "grpc", "stream"]
 Stage = Literal["decode", "queue", "compute", "postprocess"]
@@ -52,6 +53,11 @@ _STAGE_SECONDS = (
     1, 2.5,
 )  # fmt: skip
 _BODY_BYTES = tuple(float(1024 * 4**n) for n in range(9))
+# The edges are where a forecast is wrong by 5, 10, 15, 20, 30, 50 % of what it took, and by more.
+_TOOK_TO_FORETOLD = (
+    0.25, 0.5, 0.667, 0.769, 0.833, 0.87, 0.909, 0.952, 1.0, 1.053, 1.111, 1.176, 1.25, 1.429, 2.0,
+    4.0,
+)  # fmt: skip
 _LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
@@ -455,10 +461,17 @@ class _ModelVectors:
         )
         self.wait_estimate = Gauge(
             "dat_queue_wait_estimate_seconds",
-            "Time in which the images that wait now will have reached the device.",
+            "Time in which the images that wait now will have their answers.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",
+        )
+        self.foretold = Histogram(
+            "dat_answer_time_ratio",
+            "Time from admission to the answers, of the time that was foretold at admission.",
+            ["model", "priority"],
+            buckets=_TOOK_TO_FORETOLD,
+            registry=registry,
         )
         self.ready = Gauge(
             "dat_model_ready",
@@ -531,6 +544,7 @@ class ModelMetrics:
         self.running = vectors.running.labels(name)
         self._capacity = vectors.capacity.labels(name)
         self.wait_estimate = vectors.wait_estimate.labels(name)
+        self.foretold = {p: vectors.foretold.labels(name, p) for p in get_args(Priority)}
         self.ready = vectors.ready.labels(name, model_version)
         self.load_seconds = {p: vectors.load.labels(name, p) for p in get_args(LoadPhase)}
 

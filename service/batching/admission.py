@@ -6,9 +6,21 @@ from math import inf
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from service.batching.forecast import Forecast
+from prometheus_client import Histogram
+
+from service.batching.forecast import UNKNOWN, Expected, Forecast
 from service.errors import Draining, EngineUnavailable, NotReady, Overloaded, ServiceError
 from service.metrics import ModelMetrics, Rejection
+from service.priority import Priority, fits
+
+# A forecast that is too short costs the work of a caller that leaves; one that is too long turns
+# away a caller that would have got its answer.
+_MARGIN = 1.2
+# A request of the lower class counts as one of the upper class when it has waited so many times as
+# long as all that came before it would have taken, and at least so many seconds: while nothing but
+# the lower class comes, none of it gets in the way of the upper one.
+_AGES = 2.0
+_AGES_S = 1.0
 
 
 class Places(Protocol):
@@ -23,17 +35,26 @@ class Places(Protocol):
         """Places that were given out and not given back."""
 
     @property
+    def held_low(self) -> int:
+        """Those of them that requests of the lower class have."""
+
+    @property
     def running(self) -> int:
         """Items on a device."""
 
-    def take(self, places: int) -> bool:
-        """Give out places, all or none, and say whether there were so many."""
+    def take(self, places: int, priority: Priority) -> bool:
+        """Give out places, all or none, and say whether they were free; see `fits`."""
 
-    def give_back(self, places: int) -> None:
-        """Take places back."""
+    def give_back(self, places: int, priority: Priority) -> None:
+        """Take places back that were given to a request of that class."""
 
     def changed_running(self, items: int) -> None:
         """Count items that went to a device, or with a negative number came back."""
+
+
+def free(places: Places, wanted: int, priority: Priority) -> bool:
+    """Whether a request of that class may take so many places now; see `fits`."""
+    return fits(wanted, priority, held=places.held, held_low=places.held_low, limit=places.limit)
 
 
 class LocalPlaces:
@@ -46,18 +67,24 @@ class LocalPlaces:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
+        self.held_low = 0
         self.running = 0
 
-    def take(self, places: int) -> bool:
-        """Give out places, all or none, and say whether there were so many."""
-        if self.held + places > self.limit:
+    def take(self, places: int, priority: Priority) -> bool:
+        """Give out places, all or none, and say whether they were free."""
+        if not free(self, places, priority):
             return False
-        self.held += places
+        self._change(places, priority)
         return True
 
-    def give_back(self, places: int) -> None:
-        """Take places back."""
-        self.held -= places
+    def give_back(self, places: int, priority: Priority) -> None:
+        """Take places back that were given to a request of that class."""
+        self._change(-places, priority)
+
+    def _change(self, places: int, priority: Priority) -> None:
+        self.held += places
+        if priority == "low":
+            self.held_low += places
 
     def changed_running(self, items: int) -> None:
         """Count items that went to a device, or with a negative number came back."""
@@ -73,21 +100,29 @@ class Admission:
     Attributes:
         since: when the places were given, loop time, seconds.
         request_id: of the request whose places these are.
+        priority: the class of the request.
+        due: from when on the request counts as one of the upper class, loop time, seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         places: int,
-        release: Callable[[int], None],
+        release: Callable[[int, Priority], None],
         forecast: Forecast,
         since: float,
-        request_id: str,
+        request_id: str = "",
+        priority: Priority = "high",
+        expected: Expected = UNKNOWN,
     ) -> None:
         self.since = since
         self.request_id = request_id
+        self.priority = priority
+        ages_s = 0.0 if priority == "high" else max(_AGES_S, _AGES * expected.seconds)
+        self.due = since + ages_s
         self._places = places
         self._release = release
         self._forecast = forecast
+        self._expected = expected
 
     def __enter__(self) -> Self:
         return self
@@ -109,10 +144,21 @@ class Admission:
         """When its caller, as callers are, will have left; loop time, seconds."""
         return self.since + self._forecast.patience_s
 
+    def all_answered(self, ratio: Histogram) -> None:
+        """Note that every item has its result.
+
+        Args:
+            ratio: of the time that took to the time that was foretold.
+        """
+        took_s = asyncio.get_running_loop().time() - self.since
+        self._forecast.answered(self._expected, took_s)
+        if self._expected.seconds:
+            ratio.observe(took_s / self._expected.seconds)
+
     def give_back(self, places: int = 1) -> None:
         """Give back places that are no longer needed."""
         self.forget(places)
-        self._release(places)
+        self._release(places, self.priority)
 
     def forget(self, places: int = 1) -> None:
         """Do without places that were given back by others."""
@@ -167,8 +213,8 @@ class AdmissionControl:
 
     @property
     def wait_estimate_s(self) -> float:
-        """Time in which everything admitted so far will have reached the device, seconds."""
-        return (self._places.held + self._places.running) * self._forecast.seconds_per_item
+        """Time in which everything admitted so far will have its answer, seconds."""
+        return self._forecast.expect(self._places.held, self._places.running).seconds
 
     def open(self) -> None:
         """Begin to admit, and show it in the metrics."""
@@ -185,32 +231,53 @@ class AdmissionControl:
         """Admit nothing any more."""
         self._draining = True
 
-    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
+    def refusal(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Refusal | None:
         """Why so many places could not be taken now, if so; asking counts nowhere.
 
         Args:
             places: that are wanted.
             timeout_s: after which the answers are of no use, seconds; `None` where the caller
                 did not say.
+            priority: the class of the request.
+            decode_s: until its images are decoded, as far as is known, seconds.
         """
+        if (closed := self._closed()) is not None:
+            return closed
+        if not free(self._places, places, priority):
+            return self._full(priority)
+        # With nothing ahead the forecast is put to the test.
+        if not (self._ahead(priority) or self._places.running):
+            return None
+        patience_s = min(self._forecast.patience_s, inf if timeout_s is None else timeout_s)
+        answer_s = _MARGIN * self._expect(places, priority, decode_s).seconds
+        if answer_s > patience_s:
+            late = f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
+            return Refusal("too_late", Overloaded(late, retry_after_s=answer_s - patience_s))
+        return None
+
+    def _closed(self) -> Refusal | None:
+        """Why nothing at all is admitted now, if so."""
         if self._draining:
             return Refusal("draining", Draining("this replica is draining"))
         if not self._open:
             return Refusal("not_ready", NotReady("this replica is starting"))
         if (unavailable := self._unavailable()) is not None:
             return Refusal("engine_unavailable", unavailable)
-        held = self._places.held
-        if held + places > self._places.limit:
-            return self._full(held)
-        ahead = held + self._places.running
-        patience_s = min(self._forecast.patience_s, inf if timeout_s is None else timeout_s)
-        # With nothing ahead the forecast is put to the test.
-        if ahead and (answer_s := self._forecast.answer_s(ahead + places)) > patience_s:
-            late = f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
-            return Refusal("too_late", Overloaded(late, retry_after_s=answer_s - patience_s))
         return None
 
-    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+    def check_room(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> None:
         """Refuse what could not be admitted now; the arguments are those of `refusal`.
 
         Raises:
@@ -219,33 +286,59 @@ class AdmissionControl:
             EngineUnavailable: no device is left, or the model fails again and again.
             Overloaded: fewer places are free, or the answers would come too late.
         """
-        if (refusal := self.refusal(places, timeout_s)) is not None:
+        if (refusal := self.refusal(places, timeout_s, priority, decode_s)) is not None:
             self._metrics.rejected[refusal.reason].inc()
             raise refusal.error
 
-    def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
+    def admit(
+        self,
+        places: int,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Admission:
         """Take places in the queue for a request, all or none.
 
         Args:
             places: as in `refusal`.
             timeout_s: as in `refusal`.
             request_id: under which a batch that fails is logged.
+            priority: as in `refusal`.
+            decode_s: as in `refusal`.
 
         Raises:
             ServiceError: the refusals of `check_room`.
         """
-        self.check_room(places, timeout_s)
-        if not self._places.take(places):  # another process was faster
-            full = self._full(self._places.held)
+        self.check_room(places, timeout_s, priority, decode_s)
+        expected = self._expect(places, priority, decode_s)
+        if not self._places.take(places, priority):  # another process was faster
+            full = self._full(priority)
             self._metrics.rejected[full.reason].inc()
             raise full.error
         since = asyncio.get_running_loop().time()
-        return Admission(places, self._release, self._forecast, since, request_id)
+        return Admission(
+            places, self._release, self._forecast, since, request_id, priority, expected
+        )
 
-    def _full(self, held: int) -> Refusal:
-        full = f"the queue holds {held} of {self._places.limit} images"
+    def _expect(self, places: int, priority: Priority, decode_s: float) -> Expected:
+        """When a request that comes now will have its answers."""
+        waiting = self._ahead(priority) + places
+        return self._forecast.expect(waiting, self._places.running, decode_s)
+
+    def _ahead(self, priority: Priority) -> int:
+        """Items that wait and will be taken before those of a request that comes now."""
+        held = self._places.held
+        # Few of the lower class are old enough to count as upper ones.
+        return held if priority == "low" else held - self._places.held_low
+
+    def _full(self, priority: Priority) -> Refusal:
+        places = self._places
+        full = f"the queue holds {places.held} of {places.limit} images"
+        if priority == "low":
+            full += f", {places.held_low} of them of low priority, which has a share of it"
         return Refusal("queue_full", Overloaded(full, retry_after_s=self.wait_estimate_s))
 
-    def _release(self, places: int) -> None:
-        self._places.give_back(places)
+    def _release(self, places: int, priority: Priority) -> None:
+        self._places.give_back(places, priority)
         self._released()

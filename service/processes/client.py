@@ -9,7 +9,7 @@ from typing import Any
 from service.batching.batcher import Batcher, Entry
 from service.errors import EngineFailed, ServiceError
 from service.processes.arena import TAKEN, Arena
-from service.processes.board import Board
+from service.processes.board import Board, class_of
 from service.processes.channel import Channel
 from service.processes.messages import (
     Answer,
@@ -80,7 +80,8 @@ class Client:
         assert self._arena is not None
         # In this order: a front end that finds the mark corrects the count.
         self._arena.taken[message.slot.number] = TAKEN
-        self._board.taken[self._row, message.model, self._worker] += 1
+        of_class = class_of(message.priority)
+        self._board.taken[self._row, message.model, self._worker, of_class] += 1
         return True
 
     def _receive(self, message: Any) -> None:
@@ -142,12 +143,16 @@ class _Place:
     Attributes:
         request_id: of its request.
         patient_until: as in `Submit`.
+        priority: likewise.
+        due: likewise.
         taken: whether the item left for the device.
     """
 
     def __init__(self, client: Client, message: Submit) -> None:
         self.request_id = message.request_id
         self.patient_until = message.patient_until
+        self.priority = message.priority
+        self.due = message.due
         self.taken = False
         self._client = client
         self._message = message

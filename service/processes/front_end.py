@@ -269,8 +269,11 @@ class _FrontEnd:
         """Make room for the images of a version, and a queue and a core for it."""
         birth, workers = self._birth, len(self.board.state)
         card = replace(facts.card, device=self._devices(facts.card.device))
-        ahead = (workers * _DEPTH + _BATCHES_AHEAD) * card.max_batch
-        slots = self._arena.open_slots(ceil(ahead / birth.front_ends), _slot_size(facts))
+        batches = workers * _DEPTH + _BATCHES_AHEAD
+        ahead = ceil(batches * card.max_batch / birth.front_ends)
+        # The upper class may be half a batch further ahead, rather than wait for the lower one.
+        kept = ceil(card.max_batch / 2)
+        slots = self._arena.open_slots(ahead + kept, _slot_size(facts))
         metrics = self._metrics.add_model(
             card.name, card.version, card.task, facts.queue_limit, devices=()
         )
@@ -282,6 +285,8 @@ class _FrontEnd:
             queue_limit=facts.queue_limit,
             arena=self._arena,
             slots=slots,
+            ahead=ahead,
+            kept=kept,
             metrics=metrics,
         )
         if self.lifecycle.started:

@@ -18,6 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from service.processes.board import Board
+from service.processes.shared_forecast import SharedForecast
 
 # What ended processes have counted.
 _PAST = "past"
@@ -92,13 +93,16 @@ class MergedMetrics(Collector):
             labels=["model"],
         )
         for name, places in self._models().items():
-            held = sum(map(board.held, places))
-            on_device = int(board.running[:, places].sum())
+            held = sum(sum(board.held(place)) for place in places)
             waiting.add_metric([name], held)
-            running.add_metric([name], on_device)
-            rate = max((board.rate(place) for place in places), default=0.0)
-            estimate.add_metric([name], (held + on_device) * rate)
+            running.add_metric([name], int(board.running[:, places].sum()))
+            estimate.add_metric([name], max(self._estimate_s(place) for place in places))
         yield from (waiting, running, estimate)
+
+    def _estimate_s(self, place: int) -> float:
+        board = self._board
+        held, running = sum(board.held(place)), int(board.running[:, place].sum())
+        return SharedForecast(board, place).expect(held, running).seconds
 
     def _of_processes(self) -> Iterator[Metric]:
         merged: dict[str, Metric] = {}

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from service.errors import ServiceError
 from service.models.lineup import ModelEntry
+from service.priority import Priority
 from service.processes.arena import Parcel, Slot
 
 # Over a channel, from a front end to a worker
@@ -28,6 +29,8 @@ class Submit(NamedTuple):
         deadline: loop time, seconds, likewise.
         patient_until: when its caller, as callers are, will have left; loop time, seconds.
         request_id: of its request.
+        priority: the class of its request.
+        due: from when on it counts as one of the upper class, loop time, seconds.
     """
 
     id: int
@@ -38,6 +41,8 @@ class Submit(NamedTuple):
     deadline: float
     patient_until: float
     request_id: str
+    priority: Priority
+    due: float
 
 
 class Cancel(NamedTuple):

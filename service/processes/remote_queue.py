@@ -13,17 +13,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import structlog
-from typing_extensions import override
 
 from service.batching.admission import Admission, AdmissionControl, Refusal
-from service.batching.batcher import Empty, Served, Turn, too_late
-from service.batching.forecast import Forecast
+from service.batching.batcher import Empty, HeldPlace, Served, Turn, too_late
+from service.batching.waiting import Turns
 from service.errors import DeadlineExceeded, EngineUnavailable, WorkerLost
 from service.metrics import ModelMetrics
+from service.priority import Priority
 from service.processes.arena import QUEUED, TAKEN, Arena, Slot, Slots
-from service.processes.board import Board, SharedPlaces, WorkerState
+from service.processes.board import Board, SharedPlaces, WorkerState, class_of
 from service.processes.channel import Channel
 from service.processes.messages import Answer, Cancel, Failure, Ready, Submit, Withdrawn
+from service.processes.shared_forecast import SharedForecast
 
 T = TypeVar("T")
 
@@ -73,6 +74,8 @@ class _Turn:
             deadline,
             admission.patient_until,
             admission.request_id,
+            admission.priority,
+            admission.due,
         )
         pending = Pending(message, self._loop.create_future(), self, admission)
         with self._lock:
@@ -99,9 +102,9 @@ class _Turn:
             self._users -= 1
             return not self._users
 
-    def give_place_back(self) -> None:
+    def give_place_back(self, priority: Priority) -> None:
         """Give back the place of an item whose caller left, and that no worker took."""
-        self._queue.places.give_back(1)
+        self._queue.places.give_back(1, priority)
 
 
 @dataclass(eq=False, slots=True)
@@ -241,7 +244,7 @@ class Workers:
             return
         pending = link.pending.pop(message.id)
         if isinstance(message, Withdrawn):
-            pending.turn.give_place_back()
+            pending.turn.give_place_back(pending.message.priority)
         else:
             self._count_taken(pending, link)
             if isinstance(message, Answer):
@@ -267,7 +270,7 @@ class Workers:
                     pending.future.set_exception(WorkerLost())
                 self._settle(pending)
             elif pending.left:
-                pending.turn.give_place_back()
+                pending.turn.give_place_back(pending.message.priority)
                 self._settle(pending)
             else:
                 pending.link = None
@@ -300,32 +303,14 @@ class Workers:
             self._send(pending)
 
     def _count_taken(self, pending: Pending, link: Link) -> None:
-        self._known[pending.message.model, link.worker] += 1
+        message = pending.message
+        self._known[message.model, link.worker, class_of(message.priority)] += 1
         if not pending.left:
             pending.admission.forget()
 
     def _settle(self, pending: Pending) -> None:
         pending.settled = True
         pending.turn.end()
-
-
-class SharedForecast(Forecast):
-    """A forecast by the batches of the workers, and the callers of this front end.
-
-    Args:
-        board: of the server.
-        model: its index.
-    """
-
-    def __init__(self, board: Board, model: int) -> None:
-        super().__init__()
-        self._board = board
-        self._model = model
-
-    @property
-    @override
-    def seconds_per_item(self) -> float:
-        return self._board.rate(self._model)
 
 
 class RemoteQueue:
@@ -338,7 +323,9 @@ class RemoteQueue:
         model: its index.
         queue_limit: most items admitted and not yet in a batch, of all front ends together.
         arena: of this front end.
-        slots: of the model, as many as images may be decoded and not yet answered.
+        slots: of the model.
+        ahead: images that may be decoded and not yet answered.
+        kept: beyond these, of the upper class; together as many as there are slots.
         metrics: of the model.
 
     Attributes:
@@ -359,6 +346,8 @@ class RemoteQueue:
         queue_limit: int,
         arena: Arena,
         slots: Slots,
+        ahead: int,
+        kept: int,
         metrics: ModelMetrics,
     ) -> None:
         self.workers = workers
@@ -366,7 +355,7 @@ class RemoteQueue:
         self.model = model
         self.arena = arena
         self._slots = slots
-        self._ahead = asyncio.Semaphore(slots.count)
+        self._ahead = Turns(ahead, kept)
         self.forecast = SharedForecast(board, model)
         self.places = SharedPlaces(board, row, model, queue_limit)
         self._admission = AdmissionControl(
@@ -393,35 +382,55 @@ class RemoteQueue:
     async def end(self) -> None:
         """Wait until no slot is used, when nobody asks any more; then give up the slots."""
         for _ in range(self._slots.count):
-            await self._ahead.acquire()
+            await self._ahead.acquire("high", 0.0)
         self.workers.forget(self.model)
         self.arena.close_slots(self._slots)
 
-    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
+    def refusal(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Refusal | None:
         """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
-        return self._admission.refusal(places, timeout_s)
+        return self._admission.refusal(places, timeout_s, priority, decode_s)
 
-    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+    def check_room(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> None:
         """Refuse what could not be admitted now; see `AdmissionControl.check_room`.
 
         Raises:
             ServiceError: as said there.
         """
-        self._admission.check_room(places, timeout_s)
+        self._admission.check_room(places, timeout_s, priority, decode_s)
 
-    def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
+    def admit(
+        self,
+        places: int,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Admission:
         """Take places in the queue for a request; see `AdmissionControl.admit`.
 
         Raises:
             ServiceError: as said there.
         """
-        return self._admission.admit(places, timeout_s, request_id)
+        return self._admission.admit(places, timeout_s, request_id, priority, decode_s)
 
     @asynccontextmanager
-    async def ahead(self, deadline: float) -> AsyncIterator[Turn]:
+    async def ahead(self, place: HeldPlace, deadline: float) -> AsyncIterator[Turn]:
         """Wait for the turn of an image, in which it has a slot; see `Batcher.ahead`.
 
         Args:
+            place: of the image.
             deadline: loop time after which the answer is of no use, seconds.
 
         Raises:
@@ -429,7 +438,7 @@ class RemoteQueue:
         """
         try:
             async with asyncio.timeout_at(deadline):
-                await self._ahead.acquire()
+                await self._ahead.acquire(place.priority, place.due)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
         turn = _Turn(self, self._slots.take())

@@ -8,11 +8,9 @@ from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics
-from typing_extensions import override
 
 from service import process
 from service.batching.batcher import Batcher
-from service.batching.forecast import Forecast
 from service.command_errors import CommandError
 from service.computed_tasks import TASKS
 from service.engine.device import Device
@@ -36,6 +34,7 @@ from service.processes.messages import (
     Unload,
     Unloaded,
 )
+from service.processes.shared_forecast import PublishedForecast
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -129,7 +128,7 @@ class _Worker:
             os._exit(0)  # in the middle of loading
 
     async def _open(self, place: int, entry: ModelEntry) -> OpenModel:
-        forecast = _PublishedForecast(self._board, self._index, place)
+        forecast = PublishedForecast(self._board, self._index, place)
         places = partial(_places, self._board, self._index, place)
         loop = asyncio.get_running_loop()
         try:
@@ -232,19 +231,6 @@ class _Worker:
             os._exit(LOST_EXIT_CODE)
 
         group.create_task(end())
-
-
-class _PublishedForecast(Forecast):
-    """A forecast whose rate everybody can read on the board."""
-
-    def __init__(self, board: Board, worker: int, model: int) -> None:
-        super().__init__()
-        self._shown = board.seconds_per_item[worker, model : model + 1]
-
-    @override
-    def batch_ended(self, size: int, compute_s: float, spacing_s: float) -> None:
-        super().batch_ended(size, compute_s, spacing_s)
-        self._shown[0] = self.seconds_per_item
 
 
 def _named(text: str, entry: ModelEntry) -> str:

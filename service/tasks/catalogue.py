@@ -9,6 +9,7 @@ from weakref import finalize
 from service.batching.admission import Refusal
 from service.errors import NotReady, UnknownModel, quoted
 from service.metrics import CountedRequest
+from service.priority import Priority
 from service.tasks.core import AnyCore
 
 
@@ -90,6 +91,7 @@ class Catalogue:
         only: AnyCore | None = None,
         timeout_s: float | None = None,
         places: int = 1,
+        priority: Priority = "high",
     ) -> None:
         """Refuse a request before it is read, if no model that may answer it could admit it.
 
@@ -99,6 +101,7 @@ class Catalogue:
             only: the model that answers, where the rest of the request cannot name another.
             timeout_s: after which an answer is of no use, seconds, where that is known.
             places: that it needs, as far as is known.
+            priority: its class, as far as is known.
 
         Raises:
             UnknownModel: there is no model of that task.
@@ -106,13 +109,15 @@ class Catalogue:
             EngineUnavailable: nothing can be computed.
             Overloaded: all queues are full, or the answer would come too late.
         """
-        refused = self.refusal(task, only=only, timeout_s=timeout_s, places=places)
+        refused = self.refusal(
+            task, only=only, timeout_s=timeout_s, places=places, priority=priority
+        )
         if refused is None:
             return
         counted.images = 1  # at least, of a request that nobody reads
         if refused.model is not None:
             counted.model = refused.model
-        self._candidates(task, only)[0].check_room(timeout_s, places)
+        self._candidates(task, only)[0].check_room(timeout_s, places, priority)
 
     def refusal(
         self,
@@ -121,6 +126,7 @@ class Catalogue:
         only: AnyCore | None = None,
         timeout_s: float | None = None,
         places: int = 1,
+        priority: Priority = "high",
     ) -> Refused | None:
         """Why `check_room` would refuse a request, if it would; asking counts nowhere.
 
@@ -131,7 +137,7 @@ class Catalogue:
         cores = self._candidates(task, only)
         refusals = []
         for core in cores:
-            refusal = core.refusal(timeout_s, places)
+            refusal = core.refusal(timeout_s, places, priority)
             if refusal is None:
                 return None
             refusals.append(refusal)

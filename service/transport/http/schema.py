@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from service.errors import ServiceError, Unauthenticated
+from service.priority import Priority
 from service.settings import ResizeMode
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
@@ -38,6 +39,11 @@ class OptionsBody(BaseModel):
         description="Seconds from the head of the request until the answer is of no use.",
     )
     model: str | None = Field(None, description="Name of the model; absent: the default.")
+    priority: Priority = Field(
+        "high",
+        description="`low` lets the requests of others go first, for what nobody waits for; the "
+        "header `X-Priority` says the same.",
+    )
 
     @classmethod
     def of_text(cls, given: dict[str, str]) -> Self:
@@ -47,6 +53,15 @@ class OptionsBody(BaseModel):
             pydantic.ValidationError: an option is unknown or ill-typed.
         """
         return cls.model_validate(given)
+
+    def of_every_task(self) -> dict[str, Any]:
+        """What every task's options of the core have of these."""
+        return {
+            "model": self.model,
+            "explain": self.explain,
+            "timeout_s": self.timeout,
+            "priority": self.priority,
+        }
 
 
 class ImagesBody(BaseModel):

@@ -48,9 +48,11 @@ def add_task(
             head = read_head(request, limits, task.form)
             asked = head.options
             only = catalogue.find(task.name, asked.model) if head.names_model else None
-            catalogue.check_room(task.name, counted, only=only, timeout_s=asked.timeout_s)
+            catalogue.check_room(
+                task.name, counted, only=only, timeout_s=asked.timeout_s, priority=asked.priority
+            )
             del only  # another version may serve when the body is there
-            with budget.hold(head.length) as held:
+            with budget.hold(head.length, asked.priority) as held:
                 body = await read_body(request, head, task.form, limits, held)
                 metrics.body_bytes["http"].observe(body.size)
                 counted.images = len(body.uploads)

@@ -5,6 +5,7 @@ from typing import Any
 
 from service.errors import InvalidOption, ServiceError
 from service.pb import dat_pb2
+from service.priority import Priority
 from service.settings import ResizeMode
 from service.tasks.core import Answer, Explain
 from service.tasks.passage import Timing
@@ -22,17 +23,39 @@ RESIZE_MODES: dict[ResizeMode | None, dat_pb2.ResizeMode] = {
     "letterbox": dat_pb2.RESIZE_MODE_LETTERBOX,
 }
 
+_PRIORITIES: dict[int, Priority] = {
+    dat_pb2.PRIORITY_UNSPECIFIED: "high",
+    dat_pb2.PRIORITY_HIGH: "high",
+    dat_pb2.PRIORITY_LOW: "low",
+}
 
-def explain_of(value: int) -> Explain:
-    """What a request asks to be explained.
+
+def options_of_every_task(request: Any, remaining_s: float | None) -> dict[str, Any]:
+    """What every task's options of the core have of a request, and the seconds left for it.
 
     Raises:
-        InvalidOption: the enumeration has no such value.
+        InvalidOption: an enumeration has no such value.
     """
+    return {
+        "model": request.model or None,
+        "explain": _explain_of(request.explain),
+        "timeout_s": remaining_s,
+        "priority": _priority_of(request.priority),
+    }
+
+
+def _explain_of(value: int) -> Explain:
     explain = _EXPLAIN.get(value)
     if explain is None:
         raise InvalidOption(f"explain has no value {value}")
     return explain
+
+
+def _priority_of(value: int) -> Priority:
+    priority = _PRIORITIES.get(value)
+    if priority is None:
+        raise InvalidOption(f"priority has no value {value}")
+    return priority
 
 
 def error_message(error: ServiceError) -> dat_pb2.Error:
