@@ -254,6 +254,44 @@ async def test_a_worker_that_ends_while_it_loads_comes_back_with_what_serves(tmp
         assert (await answer_of_next_worker(server)).version == "b2"
 
 
+async def test_several_workers_change_together(tmp_path):
+    """Or not at all: one of them ends while it loads, and the others unload what they have."""
+    models = ModelFolder(tmp_path)
+    models.serve({"m": "a0"})
+    (tmp_path / "faults").mkdir()
+    with faulty(
+        tmp_path / "faults",
+        DAT_MODEL__NAME="",
+        DAT_MODEL__FILE=models.file,
+        DAT_ENGINE__DEVICE="cpu,cpu",
+        DAT_SERVER__FRONT_ENDS=2,
+        **SMALL,
+    ) as running:
+        server = running.server
+        async with crowd(server, "m") as asked:
+            models.serve({"m": "b1"})
+            await reload(server)
+            await answered(asked, "m", "b1")
+            with running.fault("load"):
+                models.serve({"m": "a2"})
+                server.process.send_signal(signal.SIGHUP)
+                for _ in range(2):
+                    while (line := server.log.get(timeout=30)) and line["event"] != "model":
+                        pass
+                os.kill(processes(server)[1], signal.SIGKILL)
+                assert (await until_reloaded(server))[0]["event"] == "model not reloaded"
+            assert set(asked.versions) == {("m", "a0"), ("m", "b1")}
+            models.serve({"m": "a3"})
+            await reload(server)
+            await answered(asked, "m", "a3")
+        # What was on the device of the worker that was killed.
+        assert {failure.split(":")[0] for failure in asked.failures} <= {
+            "worker_lost",
+            "UNAVAILABLE",
+        }
+        assert len(asked.failures) <= 4
+
+
 ENTRIES = st.lists(
     st.tuples(st.sampled_from("abcd"), st.integers(1, 3)), min_size=1, unique_by=lambda one: one[0]
 )

@@ -52,8 +52,6 @@ class Told:
 class Reloading(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.folder = TemporaryDirectory()
         self.count = 0
         self.wanted: dict[str, str] = {}
         self.before: dict[str, str] = {}
@@ -64,6 +62,8 @@ class Reloading(RuleBasedStateMachine):
 
     @initialize(names=st.sets(st.sampled_from(NAMES), min_size=1))
     def start(self, names: set[str]) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.folder = TemporaryDirectory()
         self.wanted = dict.fromkeys(sorted(names), "0")
         lineup = self.lineup(self.wanted)
         self.board = Board.create(Extent(2 * FRONT_ENDS, WORKERS, places(lineup)))
@@ -200,9 +200,19 @@ class Reloading(RuleBasedStateMachine):
                 assert place in front_end.has
 
     def teardown(self) -> None:
-        """When nothing ends any more, everybody has what serves and nothing else."""
-        if not hasattr(self, "rollout"):
+        if not hasattr(self, "loop"):
             return
+        try:
+            self.everybody_has_what_serves_when_nothing_ends_any_more()
+        finally:
+            if self.reloading is not None:
+                self.reloading.cancel()
+                self.turn()
+            self.rollout.close()
+            self.loop.close()
+            self.folder.cleanup()
+
+    def everybody_has_what_serves_when_nothing_ends_any_more(self) -> None:
         for _ in range(60):
             for index in range(WORKERS):
                 self.worker_goes_on(index, True)
@@ -216,9 +226,6 @@ class Reloading(RuleBasedStateMachine):
         for process in (*self.workers, *self.front_ends):
             assert set(process.has.values()) == serving
         assert all(worker.useful for worker in self.workers)
-        self.rollout.close()
-        self.loop.close()
-        self.folder.cleanup()
 
 
 TestReloading = Reloading.TestCase
