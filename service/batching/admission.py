@@ -23,6 +23,24 @@ _AGES = 2.0
 _AGES_S = 1.0
 
 
+class Count(NamedTuple):
+    """How many places of a queue are in use, and how many items are on a device.
+
+    Attributes:
+        held: places that were given out and not given back.
+        held_low: those of them that requests of the lower class have.
+        running: items on a device.
+    """
+
+    held: int
+    held_low: int
+    running: int
+
+    def fits(self, wanted: int, priority: Priority, limit: int) -> bool:
+        """Whether a request of that class may take so many places more; see `priority.fits`."""
+        return fits(wanted, priority, held=self.held, held_low=self.held_low, limit=limit)
+
+
 class Places(Protocol):
     """The places of a queue, and how many items are on a device."""
 
@@ -30,17 +48,8 @@ class Places(Protocol):
     def limit(self) -> int:
         """Most places that are given out at a time."""
 
-    @property
-    def held(self) -> int:
-        """Places that were given out and not given back."""
-
-    @property
-    def held_low(self) -> int:
-        """Those of them that requests of the lower class have."""
-
-    @property
-    def running(self) -> int:
-        """Items on a device."""
+    def count(self) -> "Count":
+        """What is held and what runs."""
 
     def take(self, places: int, priority: Priority) -> bool:
         """Give out places, all or none, and say whether they were free; see `fits`."""
@@ -52,11 +61,6 @@ class Places(Protocol):
         """Count items that went to a device, or with a negative number came back."""
 
 
-def free(places: Places, wanted: int, priority: Priority) -> bool:
-    """Whether a request of that class may take so many places now; see `fits`."""
-    return fits(wanted, priority, held=places.held, held_low=places.held_low, limit=places.limit)
-
-
 class LocalPlaces:
     """The places of a queue that one process has for itself.
 
@@ -66,13 +70,15 @@ class LocalPlaces:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.held = 0
-        self.held_low = 0
-        self.running = 0
+        self._count = Count(0, 0, 0)
+
+    def count(self) -> Count:
+        """What is held and what runs."""
+        return self._count
 
     def take(self, places: int, priority: Priority) -> bool:
         """Give out places, all or none, and say whether they were free."""
-        if not free(self, places, priority):
+        if not self._count.fits(places, priority, self.limit):
             return False
         self._change(places, priority)
         return True
@@ -81,14 +87,15 @@ class LocalPlaces:
         """Take places back that were given to a request of that class."""
         self._change(-places, priority)
 
-    def _change(self, places: int, priority: Priority) -> None:
-        self.held += places
-        if priority == "low":
-            self.held_low += places
-
     def changed_running(self, items: int) -> None:
         """Count items that went to a device, or with a negative number came back."""
-        self.running += items
+        held, held_low, running = self._count
+        self._count = Count(held, held_low, running + items)
+
+    def _change(self, places: int, priority: Priority) -> None:
+        held, held_low, running = self._count
+        low = places if priority == "low" else 0
+        self._count = Count(held + places, held_low + low, running)
 
 
 class Admission:
@@ -208,13 +215,14 @@ class AdmissionControl:
 
     @property
     def held(self) -> int:
-        """Places that were given out and not given back."""
-        return self._places.held
+        """Places that were given out here and not given back; a worker gives none out."""
+        return self._places.count().held if self._places.limit else 0
 
     @property
     def wait_estimate_s(self) -> float:
         """Time in which everything admitted so far will have its answer, seconds."""
-        return self._forecast.expect(self._places.held, self._places.running).seconds
+        count = self._places.count()
+        return self._forecast.expect(count.held, count.running).seconds
 
     def open(self) -> None:
         """Begin to admit, and show it in the metrics."""
@@ -224,7 +232,9 @@ class AdmissionControl:
     def show(self) -> None:
         """Let the metrics show this queue from now on."""
         self._metrics.show(
-            lambda: self._places.held, lambda: self._places.running, lambda: self.wait_estimate_s
+            lambda: self._places.count().held,
+            lambda: self._places.count().running,
+            lambda: self.wait_estimate_s,
         )
 
     def drain(self) -> None:
@@ -247,19 +257,31 @@ class AdmissionControl:
             priority: the class of the request.
             decode_s: until its images are decoded, as far as is known, seconds.
         """
+        return self._judge(places, timeout_s, priority, decode_s)[0]
+
+    def _judge(
+        self, places: int, timeout_s: float | None, priority: Priority, decode_s: float
+    ) -> tuple[Refusal | None, Expected]:
+        """Why a request is refused, if it is, and when it would have its answers."""
         if (closed := self._closed()) is not None:
-            return closed
-        if not free(self._places, places, priority):
-            return self._full(priority)
+            return closed, UNKNOWN
+        count = self._places.count()
+        if not count.fits(places, priority, self._places.limit):
+            return self._full(count, priority), UNKNOWN
+        # Few of the lower class are old enough to count as upper ones.
+        ahead = count.held if priority == "low" else count.held - count.held_low
+        expected = self._forecast.expect(ahead + places, count.running, decode_s)
         # With nothing ahead the forecast is put to the test.
-        if not (self._ahead(priority) or self._places.running):
-            return None
-        patience_s = min(self._forecast.patience_s, inf if timeout_s is None else timeout_s)
-        answer_s = _MARGIN * self._expect(places, priority, decode_s).seconds
-        if answer_s > patience_s:
-            late = f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
-            return Refusal("too_late", Overloaded(late, retry_after_s=answer_s - patience_s))
-        return None
+        if ahead or count.running:
+            patience_s = min(self._forecast.patience_s, inf if timeout_s is None else timeout_s)
+            answer_s = _MARGIN * expected.seconds
+            if answer_s > patience_s:
+                late = (
+                    f"the answer would take {answer_s:.2g} s, and is wanted in {patience_s:.2g} s"
+                )
+                error = Overloaded(late, retry_after_s=answer_s - patience_s)
+                return Refusal("too_late", error), expected
+        return None, expected
 
     def _closed(self) -> Refusal | None:
         """Why nothing at all is admitted now, if so."""
@@ -286,9 +308,7 @@ class AdmissionControl:
             EngineUnavailable: no device is left, or the model fails again and again.
             Overloaded: fewer places are free, or the answers would come too late.
         """
-        if (refusal := self.refusal(places, timeout_s, priority, decode_s)) is not None:
-            self._metrics.rejected[refusal.reason].inc()
-            raise refusal.error
+        self._refuse(self.refusal(places, timeout_s, priority, decode_s))
 
     def admit(
         self,
@@ -310,33 +330,25 @@ class AdmissionControl:
         Raises:
             ServiceError: the refusals of `check_room`.
         """
-        self.check_room(places, timeout_s, priority, decode_s)
-        expected = self._expect(places, priority, decode_s)
+        refusal, expected = self._judge(places, timeout_s, priority, decode_s)
+        self._refuse(refusal)
         if not self._places.take(places, priority):  # another process was faster
-            full = self._full(priority)
-            self._metrics.rejected[full.reason].inc()
-            raise full.error
+            self._refuse(self._full(self._places.count(), priority))
         since = asyncio.get_running_loop().time()
         return Admission(
             places, self._release, self._forecast, since, request_id, priority, expected
         )
 
-    def _expect(self, places: int, priority: Priority, decode_s: float) -> Expected:
-        """When a request that comes now will have its answers."""
-        waiting = self._ahead(priority) + places
-        return self._forecast.expect(waiting, self._places.running, decode_s)
+    def _refuse(self, refusal: Refusal | None) -> None:
+        """Count a refusal, if it is one, and raise its error."""
+        if refusal is not None:
+            self._metrics.rejected[refusal.reason].inc()
+            raise refusal.error
 
-    def _ahead(self, priority: Priority) -> int:
-        """Items that wait and will be taken before those of a request that comes now."""
-        held = self._places.held
-        # Few of the lower class are old enough to count as upper ones.
-        return held if priority == "low" else held - self._places.held_low
-
-    def _full(self, priority: Priority) -> Refusal:
-        places = self._places
-        full = f"the queue holds {places.held} of {places.limit} images"
+    def _full(self, count: Count, priority: Priority) -> Refusal:
+        full = f"the queue holds {count.held} of {self._places.limit} images"
         if priority == "low":
-            full += f", {places.held_low} of them of low priority, which has a share of it"
+            full += f", {count.held_low} of them of low priority, which has a share of it"
         return Refusal("queue_full", Overloaded(full, retry_after_s=self.wait_estimate_s))
 
     def _release(self, places: int, priority: Priority) -> None:

@@ -639,7 +639,7 @@ class Batcher(Generic[Item, Result]):
         since = self._served_at if self._crowded else max(asked, self._served_at)
         self.forecast.batch_ended(size, compute_s, now - since, crowded=self._crowded)
         self._served_at = now
-        self._crowded = self._places.held >= self._max_batch
+        self._crowded = self._places.count().held >= self._max_batch
 
 
 def too_late() -> DeadlineExceeded:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching.admission import free
+from service.batching.admission import Count
 from service.priority import Priority
 
 # Who holds the lock may be waiting for a core; but a process that is stopped in the middle of an
@@ -36,6 +36,9 @@ class WorkerState(IntEnum):
     STARTING = 0
     READY = 1
     DOWN = 2
+
+
+_READY = WorkerState.READY.value  # to look it up there takes a microsecond
 
 
 class Extent(NamedTuple):
@@ -115,12 +118,12 @@ class Board:
         start, self._end = self._end, self._end + 8 * prod(shape)
         return np.frombuffer(self._memory, np.int64, prod(shape), start).reshape(shape)
 
-    def held(self, model: int) -> tuple[int, int]:
-        """Places in the queue of a model that all front ends hold, by the class of the request."""
+    def count(self, model: int) -> Count:
+        """Places in the queue of a model that all front ends hold, and its items on devices."""
         places = self.admitted[:, model] - self.returned[:, model]
         places -= self.taken[:, model].sum(1)
         high, low = (self.alive @ places).tolist()
-        return high, low
+        return Count(high + low, low, int(self.running[:, model].sum()))
 
     def loads(self) -> NDArray[np.int64]:
         """Items that each worker was sent and did not answer, `(workers,)`."""
@@ -129,7 +132,7 @@ class Board:
 
     def able(self, model: int) -> NDArray[np.bool_]:
         """Which workers can run a model now, `(workers,)`."""
-        able: NDArray[np.bool_] = (self.state == WorkerState.READY) & (self.serving[:, model] != 0)
+        able: NDArray[np.bool_] = (self.state == _READY) & (self.serving[:, model] != 0)
         return able
 
     def enter(self, row: int) -> None:
@@ -175,25 +178,14 @@ class SharedPlaces:
         self._row = row
         self._model = model
 
-    @property
-    def held(self) -> int:
-        """Places that all front ends hold."""
-        return sum(self._board.held(self._model))
-
-    @property
-    def held_low(self) -> int:
-        """Those of them that requests of the lower class have."""
-        return self._board.held(self._model)[1]
-
-    @property
-    def running(self) -> int:
-        """Items of the model on all devices."""
-        return int(self._board.running[:, self._model].sum())
+    def count(self) -> Count:
+        """What all front ends hold, and what runs on all devices."""
+        return self._board.count(self._model)
 
     def take(self, places: int, priority: Priority) -> bool:
         """Give out places, all or none, and say whether they were free."""
         with _Lock(self._board.descriptor, self._model) as locked:
-            if not locked or not free(self, places, priority):
+            if not locked or not self.count().fits(places, priority, self.limit):
                 return False
             self._board.admitted[self._row, self._model, class_of(priority)] += places
             return True
@@ -216,22 +208,15 @@ class WorkerPlaces:
     """
 
     limit = 0
-    held_low = 0
 
     def __init__(self, board: Board, worker: int, model: int) -> None:
         self._running = board.running[worker, model : model + 1]
         self._board = board
         self._model = model
 
-    @property
-    def held(self) -> int:
-        """Places that all front ends hold: a crowd is a crowd of all workers."""
-        return sum(self._board.held(self._model))
-
-    @property
-    def running(self) -> int:
-        """Items of the model on the device."""
-        return int(self._running[0])
+    def count(self) -> Count:
+        """What all front ends hold: a crowd is a crowd of all workers."""
+        return self._board.count(self._model)
 
     def take(self, places: int, priority: Priority) -> bool:
         """No place is given out by a worker."""

@@ -18,7 +18,7 @@ from service.images.decoders import Decoders
 from service.leaving import await_threads, end_stuck, leave_on_signal
 from service.lifecycle import Lifecycle
 from service.logs import LineWriter
-from service.machine import cores, raise_open_files
+from service.machine import raise_open_files
 from service.memory import give_back_when_quiet
 from service.metrics import Metrics, ModelMetrics
 from service.models.card import ModelFacts
@@ -121,7 +121,7 @@ def share(settings: Settings, front_ends: int) -> Settings:
     own = {
         "max_bytes_in_flight": bytes_in_flight,
         "max_pixels_in_flight": pixels_in_flight,
-        "decode_threads": limits.decode_threads or max(1, cores() // front_ends),
+        "decode_threads": max(1, limits.decoders // front_ends),
         "max_streams": ceil(limits.max_streams / front_ends),
     }
     connections = {"max_connections": ceil(server.connections / front_ends)}

@@ -93,16 +93,15 @@ class MergedMetrics(Collector):
             labels=["model"],
         )
         for name, places in self._models().items():
-            held = sum(sum(board.held(place)) for place in places)
+            held = sum(board.count(place)[0] for place in places)
             waiting.add_metric([name], held)
             running.add_metric([name], int(board.running[:, places].sum()))
             estimate.add_metric([name], max(self._estimate_s(place) for place in places))
         yield from (waiting, running, estimate)
 
     def _estimate_s(self, place: int) -> float:
-        board = self._board
-        held, running = sum(board.held(place)), int(board.running[:, place].sum())
-        return SharedForecast(board, place).expect(held, running).seconds
+        held, _, running = self._board.count(place)
+        return SharedForecast(self._board, place).expect(held, running).seconds
 
     def _of_processes(self) -> Iterator[Metric]:
         merged: dict[str, Metric] = {}

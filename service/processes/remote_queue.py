@@ -168,6 +168,7 @@ class Workers:
         self._unsent: dict[int, Pending] = {}
         self._next = 0
         self.met = asyncio.Event()
+        self._able: dict[int, bool] = {}  # which models can be run, as looked at last
         # Places that each worker gave back on our behalf, as far as it told us.
         self._known = np.zeros_like(board.taken[row])
 
@@ -209,6 +210,7 @@ class Workers:
 
         To be called again and again.
         """
+        self._able.clear()
         self._send_unsent()
         if not self._unsent or any(link.ready for link in self._links.values()):
             return
@@ -228,8 +230,11 @@ class Workers:
 
     def able(self, model: int) -> bool:
         """Whether any worker that this front end knows can run a model."""
-        able = self._board.able(model)
-        return any(link.ready and able[link.worker] for link in self._links.values())
+        if model not in self._able:
+            able = self._board.able(model)
+            links = self._links.values()
+            self._able[model] = any(link.ready and able[link.worker] for link in links)
+        return self._able[model]
 
     def forget(self, model: int) -> None:
         """Note that this front end has nothing of a version any more; another gets its place."""
@@ -239,6 +244,7 @@ class Workers:
         """Take what a worker tells."""
         if isinstance(message, Ready):
             link.ready = True
+            self._able.clear()
             self.met.set()
             self._send_unsent()
             return
@@ -262,6 +268,7 @@ class Workers:
         if self._links.get(link.worker) is not link:
             return
         del self._links[link.worker]
+        self._able.clear()
         log.warning("worker lost", worker=link.worker, images=len(link.pending))
         for pending in link.pending.values():
             if self._arena.taken[pending.message.slot.number] == TAKEN:
@@ -282,12 +289,7 @@ class Workers:
         self._send_unsent()
 
     def _send(self, pending: Pending) -> None:
-        able, loads = self._board.able(pending.message.model), self._board.loads()
-        link = min(
-            (link for link in self._links.values() if link.ready and able[link.worker]),
-            key=lambda link: loads[link.worker],
-            default=None,
-        )
+        link = self._least_loaded(pending.message.model)
         if link is None:
             self._unsent[pending.message.id] = pending
             return
@@ -296,6 +298,17 @@ class Workers:
         self._arena.taken[pending.message.slot.number] = QUEUED
         self._board.sent[self._row, link.worker] += 1
         link.channel.send(pending.message)
+
+    def _least_loaded(self, model: int) -> Link | None:
+        """The worker that gets the next item of a model, if any can run it."""
+        if not self.able(model):
+            return None
+        ready = [link for link in self._links.values() if link.ready]
+        if len(ready) == 1:
+            return ready[0]
+        able, loads = self._board.able(model), self._board.loads()
+        fit = (link for link in ready if able[link.worker])
+        return min(fit, key=lambda link: loads[link.worker], default=None)
 
     def _send_unsent(self) -> None:
         unsent, self._unsent = self._unsent, {}

@@ -1,6 +1,7 @@
 """What the batches of the workers have shown, as everybody can read it on the board."""
 
 from math import inf
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,8 @@ from typing_extensions import override
 
 from service.batching.forecast import Batches, Expected, Forecast
 from service.processes.board import BATCH_SIZES, Board
+
+_FRESH_S = 0.01  # a batch or two
 
 
 class PublishedForecast(Forecast):
@@ -51,10 +54,13 @@ class SharedForecast(Forecast):
         super().__init__()
         self._board = board
         self._model = model
+        self._read_at = -inf
 
     @override
     def expect(self, waiting: int, running: int, decode_s: float = 0.0) -> Expected:
-        self.batches = self._read()
+        now = monotonic()
+        if now - self._read_at > _FRESH_S:
+            self.batches, self._read_at = self._read(), now
         return super().expect(waiting, running, decode_s)
 
     def _read(self) -> Batches:
