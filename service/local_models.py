@@ -177,7 +177,8 @@ class LocalModels:
     async def _open(self, stamp: Stamp) -> OpenModel:
         loop, entry = asyncio.get_running_loop(), stamp.entry
         await loop.run_in_executor(None, require_files_of, entry, self._shared.settings)
-        opened = await loop.run_in_executor(None, open_model, entry, self._shared)
+        reader = self._shared.reader
+        opened = await loop.run_in_executor(reader, open_model, entry, self._shared)
         try:
             await opened.load()
         except BaseException:

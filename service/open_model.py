@@ -1,6 +1,7 @@
 """One model on its devices: weights, engines and batcher, put together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from service.command_errors import StartupError
 from service.computed_tasks import TASKS, ComputedTask, Engine, EngineChoice
 from service.engine.device import Device
 from service.errors import EngineUnavailable
+from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics
 from service.models.card import ModelCard, ModelFacts
 from service.models.lineup import ModelEntry
 from service.models.load import LoadedModel, load
 from service.settings import Settings
+from service.threads import open_pool
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +80,11 @@ class Shared:
     def dispatch(self) -> Dispatch:
         """What gives out the places on the devices, to the batches of all models."""
         return Dispatch(self.devices)
+
+    @cached_property
+    def reader(self) -> ThreadPoolExecutor:
+        """The thread that reads new versions: always the same, whose free memory is given back."""
+        return open_pool(1, "reader", reach_heap)
 
     @property
     def device_names(self) -> list[str]:

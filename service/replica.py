@@ -138,7 +138,7 @@ async def serve(  # noqa: PLR0917
                     task.cancel()
     if not loaded or models.loading:
         end(0, "stopped", lines.flush, loading=True)  # nothing waits for an answer
-    for pool in (of_loop, decoders.pool):
+    for pool in (of_loop, decoders.pool, shared.reader):
         pool.shutdown(wait=False, cancel_futures=True)
     closed = [device.close(_CLOSE_S / 4) for device in devices]
     if not all(closed) or not await_threads(_CLOSE_S / 2):

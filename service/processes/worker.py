@@ -124,6 +124,7 @@ class _Worker:
             await self._leave.wait()
             for task in (*tasks, *self._running.values()):
                 task.cancel()
+        self._shared.reader.shutdown(wait=False)
         if not self._device.close(_CLOSE_S):
             os._exit(0)  # in the middle of loading
 
@@ -133,7 +134,7 @@ class _Worker:
         loop = asyncio.get_running_loop()
         try:
             opened = await loop.run_in_executor(
-                None, open_model, entry, self._shared, places, forecast
+                self._shared.reader, open_model, entry, self._shared, places, forecast
             )
         except ModelUnusable as error:
             raise ModelUnusable(_named(str(error), entry)) from error
