@@ -89,7 +89,7 @@ class Client:
             self._submit(message)
         elif isinstance(message, Cancel):
             item = self._items.get(message.id)
-            if item is not None and self._queues[item.message.model].withdraw(item.entry):
+            if item is not None and self._withdraw(item):
                 self._end(item, Withdrawn(message.id))
         else:
             assert isinstance(message, Opened)
@@ -109,6 +109,8 @@ class Client:
 
     def _answer(self, item: "_Item") -> None:
         message, future = item.message, item.entry.future
+        if future.cancelled():
+            return
         error = future.exception()
         if not self._here or (self._only_taken and not item.place.taken):
             return
@@ -121,6 +123,14 @@ class Client:
         else:
             self._end(item, Failure(message.id, EngineFailed("the image failed on the device")))
 
+    def _withdraw(self, item: "_Item") -> bool:
+        """Take an item out of the queue, and say whether it still was there."""
+        withdrawn = self._queues[item.message.model].withdraw(item.entry)
+        if withdrawn:
+            # What waits for its answer would hold it, and with it the arena.
+            item.entry.future.cancel()
+        return withdrawn
+
     def _end(self, item: "_Item", answer: Answer | Failure | Withdrawn) -> None:
         assert self._channel is not None
         del self._items[item.message.id]
@@ -132,8 +142,10 @@ class Client:
         self._here = False
         os.close(self._descriptor)
         for item in self._items.values():
-            self._queues[item.message.model].withdraw(item.entry)
+            self._withdraw(item)
         self._items.clear()
+        # The memory is given back with the last of its arrays that is on the device.
+        self._arena = self._channel = None
         self._on_gone()
 
 

@@ -303,20 +303,24 @@ class Supervisor:
                 self._ready.set()
 
     def _doors(self) -> list[Door]:
-        """The front ends that take connections, without those that do not turn just now."""
+        """The front ends that take connections: those that can answer, if there are any.
+
+        One that does not turn just now is left out likewise.
+        """
         listening = [
             (index, child, child.line, self._pulses[child].still_s)
             for index, child in enumerate(self._front_ends)
             if child in self._listening and child.line is not None
         ]
         well = [one for one in listening if one[3] < _STILL_S]
+        serving = [one for one in well if one[1] in self._serving]
         return [
             Door(
                 line,
                 self._handed[index] + int(self._board.balance[self._rows[index]]),
                 partial(self._count_handed, index),
             )
-            for index, _, line, _ in well or listening
+            for index, _, line, _ in serving or well or listening
         ]
 
     def _count_handed(self, index: int) -> None:
