@@ -18,6 +18,7 @@ from service.processes import birth
 def _launch(
     self: ClassificationEngine, batch: Sequence[ClassificationInput]
 ) -> Callable[[], list[ClassificationOutput]]:
+    assert self._model is not None
     classes = self._model.config.num_classes
     nothing = ClassificationOutput(
         np.full(classes, 1 / classes, np.float32), np.arange(classes, dtype=np.int32)

@@ -20,7 +20,7 @@ lets what loads a model wait as long as the file is there.
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any, NoReturn
@@ -90,7 +90,7 @@ def faulty_launch(self: ClassificationEngine, batch: Sequence[Any]) -> Any:
     return launch(self, batch)
 
 
-def faulty_load(self: ClassificationEngine) -> Computing:
+def faulty_load(self: ClassificationEngine) -> Generator[None, None, Computing]:
     wait_while("load")
     return load(self)
 

@@ -49,6 +49,7 @@ ROOMS = {
 # Those who put the house together, and see all of it.
 ON_TOP = {
     "service", "service.__main__", "service.cli", "service.replica", "service.servers",
+    "service.local_models", "service.reloading",
     "service.open_model", "service.open_core", "service.computed_tasks", "service.served_tasks",
     "service.processes", "service.http_server", "service.event_loop", "service.evaluation",
     "service.pb", "service.transport",

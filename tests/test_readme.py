@@ -175,7 +175,7 @@ def test_every_metric_is_in_the_tables_and_no_other(server):
 def merged(tmp_path: Path) -> MergedMetrics:
     board, restarts = Board.create(Extent(2, 1, 1)), {("worker-0", "killed"): 1}
     processes = [("supervisor", os.getpid())]
-    return MergedMetrics(tmp_path, board, lambda: ["dat_nano"], lambda: processes, restarts)
+    return MergedMetrics(tmp_path, board, lambda: {"dat_nano": [0]}, lambda: processes, restarts)
 
 
 def test_what_only_many_processes_show_is_in_their_table(merged: MergedMetrics):

@@ -207,10 +207,6 @@ class AdmissionControl:
         self._released = released
         self._open = False
         self._draining = False
-        # Asked for when somebody reads the metrics: these change with every image.
-        metrics.waiting.set_function(lambda: places.count().held)
-        metrics.running.set_function(lambda: places.count().running)
-        metrics.wait_estimate.set_function(lambda: self.wait_estimate_s)
 
     @property
     def draining(self) -> bool:
@@ -219,8 +215,8 @@ class AdmissionControl:
 
     @property
     def held(self) -> int:
-        """Places that were given out and not given back."""
-        return self._places.count().held
+        """Places that were given out here and not given back; a worker gives none out."""
+        return self._places.count().held if self._places.limit else 0
 
     @property
     def wait_estimate_s(self) -> float:
@@ -229,8 +225,17 @@ class AdmissionControl:
         return self._forecast.expect(count.held, count.running).seconds
 
     def open(self) -> None:
-        """Begin to admit."""
+        """Begin to admit, and show it in the metrics."""
         self._open = True
+        self.show()
+
+    def show(self) -> None:
+        """Let the metrics show this queue from now on."""
+        self._metrics.show(
+            lambda: self._places.count().held,
+            lambda: self._places.count().running,
+            lambda: self.wait_estimate_s,
+        )
 
     def drain(self) -> None:
         """Admit nothing any more."""

@@ -288,13 +288,21 @@ class Batcher(Generic[Item, Result]):
         self._breaker.on_change(observer)
 
     def open(self) -> None:
-        """Begin to admit."""
+        """Begin to admit, and show it in the metrics."""
         self._admission.open()
+
+    def show(self) -> None:
+        """Let the metrics show this queue from now on."""
+        self._admission.show()
 
     def begin_drain(self) -> None:
         """Stop admitting; `run` returns once everything admitted has its answer."""
         self._admission.drain()
         self._wakeup.set()
+
+    def close(self) -> None:
+        """Forget the runners, once `run` has returned: who still holds this holds none of them."""
+        self._runners = ()
 
     def refusal(
         self,

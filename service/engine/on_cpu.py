@@ -70,6 +70,9 @@ class OnCpu:
         self._metrics.replays["eager"].inc()
         return lambda: parts
 
+    def forget(self) -> None:
+        """Nothing: there are no graphs."""
+
     def warm_up(self, images: Sequence[NDArray[np.uint8]], _: Wanted) -> None:
         """Run a batch that counts nowhere."""
         self._run(images)

@@ -5,7 +5,7 @@ waits for the whole device: a thread that needs results waits for the event behi
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Generic, NamedTuple
 from weakref import finalize
@@ -95,8 +95,10 @@ class Pipeline(Generic[Outputs]):
         """How many graphs there are."""
         return len(self._graphs)
 
-    def capture_ahead(self, blanks: Sequence[Row]) -> None:
+    def capture_ahead(self, blanks: Sequence[Row]) -> Iterator[None]:
         """Capture the graphs of some sizes for all buckets, and keep them for good.
+
+        It is one graph in each step, in the thread of the device.
 
         Args:
             blanks: an image of each size.
@@ -111,6 +113,15 @@ class Pipeline(Generic[Outputs]):
         for shape, blank in sorted(shapes, key=lambda one: _pixels(one[0]), reverse=True):
             self._graphs.put_ahead(shape, self._captured(shape, blank))
             self._metrics.graphs.inc()
+            yield
+
+    def forget(self) -> None:
+        """Drop the graphs and the slots, and count them no more."""
+        self._metrics.graphs.dec(len(self._graphs))
+        self._metrics.memory(self._device.name, "graphs").dec(self.graphs_bytes)
+        self._graphs.clear()
+        self._free.clear()
+        self._wanted.clear()
 
     async def settle(self) -> None:
         """Capture a graph that batches called for; no image waits for a graph of its own.

@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 from enum import IntEnum
 from math import prod
+from time import sleep
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 from service.batching.admission import Count
 from service.priority import Priority
 
-# A process that is stopped in the middle of an admission must not stop the others.
-_TRIES = 200
+# Who holds the lock may be waiting for a core; but a process that is stopped in the middle of an
+# admission must not stop the others. So they try again at once, and then for 60 ms.
+_AT_ONCE, _TRIES, _PAUSE_S = 50, 300, 0.0002
 _CLASSES = 2
 # Sizes of batches whose times are shown, with figures of all batches.
 BATCH_SIZES = 32
@@ -45,7 +47,7 @@ class Extent(NamedTuple):
     Attributes:
         rows: places for front ends on the board; each has two, for itself and its successor.
         workers: one for each device.
-        models: served by each worker.
+        models: places for versions of models, see `rollout`.
     """
 
     rows: int
@@ -78,6 +80,8 @@ class Board:
         serving: `(workers, models)`, whether the worker can run the model.
         running: `(workers, models)`, items on the device.
         batches: `(workers, models, cells)`, what batches have shown (`shared_forecast`).
+
+    A model here is a version of one, by its place.
     """
 
     def __init__(self, descriptor: int, extent: Extent) -> None:
@@ -137,6 +141,13 @@ class Board:
         for cells in of_row:
             cells[row] = 0
         self.alive[row] = 1
+
+    def clear(self, model: int) -> None:
+        """Empty a place for another version; nobody has anything of the one before."""
+        of_rows = (self.admitted, self.returned, self.taken)
+        of_workers = (self.serving, self.running, self.batches)
+        for cells in (*of_rows, *of_workers):
+            cells[:, model] = 0
 
 
 def _size(extent: Extent) -> int:
@@ -228,11 +239,14 @@ class _Lock:
         self._index = index
 
     def __enter__(self) -> bool:
-        for _ in range(_TRIES):
+        for tries in range(_TRIES):
             with suppress(BlockingIOError):
                 fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._index)
                 return True
-            os.sched_yield()
+            if tries < _AT_ONCE:
+                os.sched_yield()
+            else:
+                sleep(_PAUSE_S)
         return False
 
     def __exit__(self, *_: Any) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.batching.batcher import Batcher, Entry
@@ -30,7 +30,7 @@ class Client:
         arena: descriptor of its memory.
         board: of the server.
         worker: index of this worker.
-        queues: of the models, once these are read.
+        queues: of the versions that are loaded, by their places.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Client:
         arena: int,
         board: Board,
         worker: int,
-        queues: Sequence[Batcher[Any, Any]],
+        queues: Mapping[int, Batcher[Any, Any]],
     ) -> None:
         self._row = row
         self._descriptor = arena
@@ -93,8 +93,7 @@ class Client:
                 self._end(item, Withdrawn(message.id))
         else:
             assert isinstance(message, Opened)
-            self._arena = Arena(self._descriptor, message.size, message.slots)
-            os.close(self._descriptor)
+            self._arena = Arena(self._descriptor)
 
     def _submit(self, message: Submit) -> None:
         assert self._arena is not None
@@ -141,8 +140,7 @@ class Client:
     def _gone(self) -> None:
         """Give up the items of a front end that ended."""
         self._here = False
-        if self._arena is None:
-            os.close(self._descriptor)
+        os.close(self._descriptor)
         for item in self._items.values():
             self._withdraw(item)
         self._items.clear()

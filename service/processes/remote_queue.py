@@ -236,6 +236,10 @@ class Workers:
             self._able[model] = any(link.ready and able[link.worker] for link in links)
         return self._able[model]
 
+    def forget(self, model: int) -> None:
+        """Note that this front end has nothing of a version any more; another gets its place."""
+        self._known[model] = 0
+
     def _receive(self, link: Link, message: Any) -> None:
         """Take what a worker tells."""
         if isinstance(message, Ready):
@@ -387,6 +391,13 @@ class RemoteQueue:
     def begin_drain(self) -> None:
         """Stop admitting."""
         self._admission.drain()
+
+    async def end(self) -> None:
+        """Wait until no slot is used, when nobody asks any more; then give up the slots."""
+        for _ in range(self._slots.count):
+            await self._ahead.acquire("high", 0.0)
+        self.workers.forget(self.model)
+        self.arena.close_slots(self._slots)
 
     def refusal(
         self,

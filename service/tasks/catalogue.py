@@ -1,7 +1,10 @@
 """The models that a replica serves, by task and name."""
 
+import asyncio
+import gc
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import finalize
 
 from service.batching.admission import Refusal
 from service.errors import NotReady, UnknownModel, quoted
@@ -17,8 +20,16 @@ class Refused(NamedTuple):
     refusal: Refusal
 
 
+# Between two looks for cores that hold themselves, seconds; doubled each time.
+_LOOK_S = 1.0
+
+
 class Catalogue:
-    """The cores of all models, once these are read."""
+    """The cores of all models, once these are read.
+
+    Who was given a core can be answered by it as long as they hold it, also when `fill` has put
+    another one in its place: the core is gone only when nobody holds it any more (`Held`).
+    """
 
     def __init__(self) -> None:
         self._cores: tuple[AnyCore, ...] = ()
@@ -159,3 +170,32 @@ class Catalogue:
     def is_default(self, core: AnyCore) -> bool:
         """Whether a core answers the requests of its task that name no model."""
         return core is self.default(core.card.task)
+
+
+class Held:
+    """Whether anybody still holds a core; holds none itself.
+
+    Args:
+        core: that is in no catalogue any more.
+    """
+
+    def __init__(self, core: AnyCore) -> None:
+        loop, self._gone = asyncio.get_running_loop(), asyncio.Event()
+
+        def note() -> None:
+            # In whichever thread lets go of it.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._gone.set)
+
+        finalize(core, note).atexit = False
+
+    async def end(self) -> None:
+        """Wait until nobody holds it."""
+        pause_s = _LOOK_S
+        while not self._gone.is_set():
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._gone.wait()
+            except TimeoutError:
+                gc.collect()  # a failure may hold the frames that it came through, and they it
+                pause_s *= 2

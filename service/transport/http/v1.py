@@ -47,15 +47,17 @@ def add_task(
         with metrics.request(task.name, "http") as counted:
             head = read_head(request, limits, task.form)
             asked = head.options
-            named = catalogue.find(task.name, asked.model) if head.names_model else None
+            only = catalogue.find(task.name, asked.model) if head.names_model else None
             catalogue.check_room(
-                task.name, counted, only=named, timeout_s=asked.timeout_s, priority=asked.priority
+                task.name, counted, only=only, timeout_s=asked.timeout_s, priority=asked.priority
             )
+            del only  # another version may serve when the body is there
             with budget.hold(head.length, asked.priority) as held:
                 body = await read_body(request, head, task.form, limits, held)
                 metrics.body_bytes["http"].observe(body.size)
                 counted.images = len(body.uploads)
-                core = named or catalogue.find(task.name, body.options.model)
+                name = asked.model if head.names_model else body.options.model
+                core = catalogue.find(task.name, name)
                 counted.model = core.card.name
                 identity, card = request_id(request), core.card
                 with request.state.caller.spend(len(body.uploads)):
