@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from service.processes.arena import Arena, Slot, plan
+from service.processes.arena import Arena, Slot
 
 DTYPES = (np.uint8, np.int16, np.float32, np.float64, np.bool_)
 SLOTS, SIZE = 3, 4096
@@ -56,9 +56,9 @@ def assert_same(one: Any, other: Any) -> None:
 @pytest.fixture(scope="module")
 def ends():
     """The arena as both processes have it, and its slots."""
-    size, count, (slots,) = plan([(SLOTS, SIZE)])
     descriptor = os.memfd_create("arena")
-    ours, theirs = Arena(descriptor, size, count), Arena(descriptor, size, count)
+    ours, theirs = Arena(descriptor), Arena(descriptor)
+    slots = ours.open_slots(SLOTS, SIZE)
     yield ours, theirs, [slots.take() for _ in range(SLOTS)]
     os.close(descriptor)
 
@@ -116,9 +116,11 @@ def test_pixels_that_were_decoded_into_the_slot_are_not_copied(ends, shape):
 @settings(max_examples=50, deadline=None)
 @given(models=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3 * SIZE)), max_size=4))
 def test_slots_of_all_models_lie_apart_and_come_back(models):
-    size, count, planned = plan(models)
+    descriptor = os.memfd_create("arena")
+    arena = Arena(descriptor)
     taken: list[Slot] = []
-    for (many, least), slots in zip(models, planned, strict=True):
+    for many, least in models:
+        slots = arena.open_slots(many, least)
         own = [slots.take() for _ in range(many)]
         assert all(slot.size >= least for slot in own)
         with pytest.raises(IndexError):
@@ -127,7 +129,8 @@ def test_slots_of_all_models_lie_apart_and_come_back(models):
             slots.give_back(slot)
         assert {slots.take() for _ in range(many)} == set(own)
         taken += own
-    assert sorted(slot.number for slot in taken) == list(range(count))
+    os.close(descriptor)
+    assert sorted(slot.number for slot in taken) == list(range(len(taken)))
     spans = sorted((slot.offset, slot.offset + slot.size) for slot in taken)
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
-    assert all(count <= start and end <= size for start, end in spans)
+    assert all(len(arena.taken) <= start for start, _ in spans)

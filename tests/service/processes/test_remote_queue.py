@@ -20,7 +20,7 @@ from service.batching.dispatch import Dispatch
 from service.errors import DeadlineExceeded, EngineFailed, EngineUnavailable, Overloaded
 from service.metrics import Metrics
 from service.priority import Priority
-from service.processes.arena import Arena, plan
+from service.processes.arena import Arena
 from service.processes.board import Board, Extent, WorkerPlaces, WorkerState
 from service.processes.channel import pair
 from service.processes.client import Client
@@ -48,9 +48,9 @@ class Server:
     def __init__(self, max_batch, limit):
         self.board = Board.create(Extent(1, WORKERS, 1))
         self.board.enter(0)
-        self.size, self.slots, (slots,) = plan([(AHEAD + KEPT, SLOT_BYTES)])
         self.memory = os.memfd_create("arena")
-        arena = Arena(self.memory, self.size, self.slots)
+        arena = Arena(self.memory)
+        slots = arena.open_slots(AHEAD + KEPT, SLOT_BYTES)
         self.workers = Workers(self.board, 0, arena)
         self.queue = RemoteQueue(
             self.workers,
@@ -90,11 +90,11 @@ class Server:
         batcher.open()
         ours, theirs = pair()
         channel = await self.workers.connect(index, ours)
-        channel.send(Opened(0, self.size, self.slots))
+        channel.send(Opened(0))
         ready = asyncio.Event()
         ready.set()
         end = theirs.dup()
-        client = Client(0, os.dup(self.memory), self.board, index, [batcher])
+        client = Client(0, os.dup(self.memory), self.board, index, {0: batcher})
         await client.open(theirs.detach(), ready)
         self.board.state[index], self.board.serving[index, 0] = WorkerState.READY, 1
         self.running[index] = (asyncio.create_task(batcher.run()), end, releases)
