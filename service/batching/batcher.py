@@ -22,7 +22,7 @@ from service.batching.admission import Admission, AdmissionControl, Places, Refu
 from service.batching.breaker import Breaker, Fit
 from service.batching.dispatch import Dispatch, Place, no_device
 from service.batching.forecast import Forecast
-from service.batching.waiting import Turns, Waiting
+from service.batching.waiting import T, Turns, Waiting
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -33,7 +33,6 @@ from service.errors import (
 from service.metrics import ModelMetrics
 from service.priority import Priority
 
-T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -9,14 +9,14 @@ from functools import partial
 from itertools import chain
 from threading import Lock
 from time import monotonic, perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import structlog
 
 from service.batching.admission import Admission, AdmissionControl, Refusal
 from service.batching.batcher import Empty, HeldPlace, Served, Turn, too_late
-from service.batching.waiting import Turns
+from service.batching.waiting import T, Turns
 from service.errors import DeadlineExceeded, EngineUnavailable, WorkerLost
 from service.metrics import ModelMetrics
 from service.priority import Priority
@@ -25,8 +25,6 @@ from service.processes.board import Board, SharedPlaces, WorkerState, class_of
 from service.processes.channel import Channel
 from service.processes.messages import Answer, Cancel, Failure, Ready, Submit, Withdrawn
 from service.processes.shared_forecast import SharedForecast
-
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
