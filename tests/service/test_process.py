@@ -58,6 +58,7 @@ def switched(*calls: str):
 def test_every_switch_is_set_by_its_call_alone(tmp_path):
     before = switched()
     after = switched(
+        "import torch",  # where it is loaded; a front end does without
         "process.compute_alone()",
         "process.leave_limits_to_us()",
         f"process.choose_kernels(False, Path({str(tmp_path)!r}))",

@@ -194,6 +194,7 @@ async def post(server: RunningServer) -> tuple[asyncio.StreamReader, asyncio.Str
     return reader, writer
 
 
+@pytest.mark.faults
 async def test_a_front_end_that_is_killed_takes_only_its_own_callers_along(held):
     """Its requests are in every stage: on the device, in the queue, being received."""
     server = held.server
