@@ -229,7 +229,7 @@ def test_points_are_explained_in_pixels():
         for parameter in layer.attention.offset_proj.parameters():
             parameter.data.zero_()
     with torch.inference_mode():
-        _, locations = model.forward_explained(pictures(1, 4))
+        _, locations, _ = model.forward_explained(pictures(1, 4))
     layers = point_layers(model.config, model.config.image_size)
     for layer, layer_locations in zip(layers, locations, strict=True):
         side, points = 32 >> layer.stage, SMALL.stages[layer.stage].points

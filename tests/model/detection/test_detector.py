@@ -290,11 +290,11 @@ def test_the_whole_detector_is_one_graph(kind):
             detector.find(images, sizes, scales)
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
-            found, _ = detector.find(images, sizes, scales)
+            found, *_ = detector.find(images, sizes, scales)
         for seed in range(3):
             images.copy_(torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)))
             graph.replay()
-            eager, _ = detector.find(images, sizes, scales)
+            eager, *_ = detector.find(images, sizes, scales)
             assert min(found.counts) > 3
             assert found.counts.tolist() == eager.counts.tolist()
             torch.testing.assert_close(found.boxes, eager.boxes)
@@ -304,7 +304,7 @@ def test_the_whole_detector_is_one_graph(kind):
 def test_found_is_what_the_detections_are_cut_from(detector):
     images, sizes = torch.randn(2, 3, 96, 128), torch.tensor([[96, 128], [40, 50]])
     with torch.inference_mode():
-        found, locations = detector.find(images, sizes, torch.ones(2, 2))
+        found, locations, _ = detector.find(images, sizes, torch.ones(2, 2))
         explained = detector.forward_explained(images, sizes, torch.ones(2, 2))
     assert [len(one.labels) for one in explained.detections] == found.counts.tolist()
     assert min(found.counts) > 3
