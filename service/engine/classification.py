@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from typing_extensions import override
 
 from model.dat import DAT
 from service.engine import gpu
+from service.engine.asked import Layers, attention_of
 from service.engine.classify import Classify, Ranked
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device, DeviceUnavailable
@@ -52,15 +52,18 @@ class _Runs(Protocol):
         """Memory of the device that the graphs took."""
 
     def launch(
-        self, images: Sequence[NDArray[np.uint8]], wanted: Wanted
+        self, batch: Sequence[ClassificationInput], wanted: Wanted
     ) -> Callable[[], Sequence[Ranked]]:
-        """Begin a batch of images `(H, W, 3)`; the function returned waits for its end.
+        """Begin a batch; the function returned waits for its end.
 
         Its results come in parts with at least as many rows as images, in their order.
         """
 
-    def warm_up(self, images: Sequence[NDArray[np.uint8]], wanted: Wanted) -> None:
-        """Run a batch that counts nowhere."""
+    def warm_up(self, batch: Sequence[ClassificationInput], wanted: Wanted) -> None:
+        """Run a batch that counts nowhere, without attention."""
+
+    async def settle(self) -> None:
+        """Work of its own after a batch."""
 
 
 class ClassificationEngine(Engine):
@@ -157,10 +160,10 @@ class ClassificationEngine(Engine):
                 compiled=self._compiled,
                 capture=capture,
             )
-        blank = np.zeros((*self._image_size, 3), np.uint8)
+        blank = self._blank()
         for bucket in reversed(warm_up):
             run = partial(runs.warm_up, [blank] * bucket, Wanted(points=True))
-            self._pace.timed(run, bucket * blank.size)()
+            self._pace.timed(run, bucket * blank.pixels.size)()
         self._runs = runs
         self._metrics.load_seconds["warmup"].set(perf_counter() - built)
         return Computing(
@@ -180,13 +183,22 @@ class ClassificationEngine(Engine):
     def launch(
         self, batch: Sequence[ClassificationInput]
     ) -> Callable[[], list[ClassificationOutput]]:
+        wanted = wanted_of(batch)
+        parts = self._loaded.launch(batch, wanted)
+        return lambda: _split(parts(), batch, wanted.attention)
+
+    @override
+    async def settle(self) -> None:
+        await self._loaded.settle()
+
+    @property
+    def _loaded(self) -> _Runs:
         assert self._runs is not None, "the model is not loaded: this is a bug"
-        parts = self._runs.launch([item.pixels for item in batch], wanted_of(batch))
-        return lambda: _split(parts(), batch)
+        return self._runs
 
 
 def _split(
-    parts: Sequence[Ranked], batch: Sequence[ClassificationInput]
+    parts: Sequence[Ranked], batch: Sequence[ClassificationInput], layers: Layers
 ) -> list[ClassificationOutput]:
     """The output of each item; the parts have at least as many rows, in their order."""
     outputs: list[ClassificationOutput] = []
@@ -200,6 +212,7 @@ def _split(
                 scores[row],
                 classes[row],
                 tuple(layer[row] for layer in locations) if item.wanted.points else (),
+                attention_of(item, layers, part.attention, row),
             )
             for row, item in enumerate(items)
         ]
