@@ -51,8 +51,8 @@ class Backbone(Trunk):
     ) -> Features:
         """Maps of normalised images `(B, 3, H, W)` of the size that the backbone is for.
 
-        For the other arguments see `Trunk.stage_maps`. Padding counts as image here, as in the official code: the same image with more of it
-        gives other maps.
+        For the other arguments see `Trunk.stage_maps`. Padding counts as image here, as in the
+        official code: the same image with more of it gives other maps.
 
         Raises:
             ValueError: the images are of another size.

@@ -129,8 +129,9 @@ class Detector(nn.Module):
     ) -> ExplainedFound:
         """What `forward_explained` returns, in fixed shapes on the device of the images.
 
-        For `layers` and `cells`, the attention that is asked for, see `Trunk.stage_maps`. On CUDA with the kernels of `model.kernels` it waits for nothing and creates nothing from
-        host values, so it can be captured in a CUDA graph once it has run.
+        For `layers` and `cells`, the attention that is asked for, see `Trunk.stage_maps`. On CUDA
+        with the kernels of `model.kernels` it waits for nothing and creates nothing from host
+        values, so it can be captured in a CUDA graph once it has run.
 
         Raises:
             ValueError: a size that the backbone cannot take.

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from model.attention_weights import AttentionWeights
 from model.geometry import MOST_QUERIES
-from service.engine.items import Item, LayerAttention
+from service.engine.items import AskingItem, LayerAttention
 
 Layers = tuple[int, ...]  # deformable layers whose attention any image of a batch wants, ascending
 
 
-def cells_of(item: Item, layers: Layers) -> NDArray[np.int64]:
+def cells_of(item: AskingItem, layers: Layers) -> NDArray[np.int64]:
     """`(len(layers), MOST_QUERIES)` cells; the first one in layers of which an image wants none."""
     cells = np.zeros((len(layers), MOST_QUERIES), np.int64)
     for layer, of_layer in zip(item.wanted.attention, item.cells, strict=True):
@@ -23,7 +23,7 @@ def cells_of(item: Item, layers: Layers) -> NDArray[np.int64]:
 
 
 def attention_of(
-    item: Item, layers: Layers, attention: Sequence[AttentionWeights], row: int
+    item: AskingItem, layers: Layers, attention: Sequence[AttentionWeights], row: int
 ) -> tuple[LayerAttention, ...]:
     """The attention that an image wants, from that of its batch.
 

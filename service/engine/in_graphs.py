@@ -44,7 +44,8 @@ class InGraphs:
         plain = fused(classify, len(buckets)) if compiled else classify
 
         def work(pixels: Tensor, *cells: Tensor, layers: Layers = ()) -> Ranked:
-            return classify(pixels, *cells, layers=layers) if layers else plain(pixels)
+            ranked: Ranked = classify(pixels, *cells, layers=layers) if layers else plain(pixels)
+            return ranked
 
         self._pipeline = Pipeline[Ranked](device, work, buckets, metrics, capture=capture)
         blank = np.zeros((*classify.model.config.image_size, 3), np.uint8)

@@ -29,9 +29,7 @@ class Wanted:
 def wanted_of(batch: "Sequence[Item]") -> Wanted:
     """What any image of a batch wants."""
     layers = {layer for item in batch for layer in item.wanted.attention}
-    return Wanted(
-        points=any(item.wanted.points for item in batch), attention=tuple(sorted(layers))
-    )
+    return Wanted(points=any(item.wanted.points for item in batch), attention=tuple(sorted(layers)))
 
 
 # For each layer whose attention is wanted, the cells of `MOST_QUERIES` queries, along the rows of
@@ -49,6 +47,10 @@ class Item(Protocol):
     @property
     def wanted(self) -> Wanted:
         """What its request wants."""
+
+
+class AskingItem(Item, Protocol):
+    """An image whose request may ask about attention."""
 
     @property
     def cells(self) -> Cells:

@@ -167,9 +167,7 @@ class _InLanes:
         if len(self._explaining) > ATTENTION_KEPT:
             self._explaining.popitem(last=False)
         traced = self._trace(of_layers, len(pixels), layers)
-        return self._map(
-            lambda rows: traced[_length(rows)](pixels[rows], cells[rows]), len(pixels)
-        )
+        return self._map(lambda rows: traced[_length(rows)](pixels[rows], cells[rows]), len(pixels))
 
     def _map(self, compute: Callable[[slice], Ranked], images: int) -> Sequence[Ranked]:
         return self._lanes.map(compute, images, team=self._team)

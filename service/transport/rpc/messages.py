@@ -6,6 +6,7 @@ from typing import Any
 from service.errors import InvalidOption, ServiceError
 from service.pb import dat_pb2
 from service.settings import ResizeMode
+from service.tasks.attention import AttendedLayer, AttendedQuery, AttentionOptions, Queries
 from service.tasks.core import Answer, Explain
 from service.tasks.passage import Timing
 from service.tasks.points import LayerPoints
@@ -15,6 +16,7 @@ _EXPLAIN: dict[int, Explain] = {
     dat_pb2.EXPLAIN_NONE: "none",
     dat_pb2.EXPLAIN_POINTS: "points",
     dat_pb2.EXPLAIN_OBJECTS: "objects",
+    dat_pb2.EXPLAIN_ATTENTION: "attention",
 }
 RESIZE_MODES: dict[ResizeMode | None, dat_pb2.ResizeMode] = {
     None: dat_pb2.RESIZE_MODE_UNSPECIFIED,
@@ -35,6 +37,22 @@ def explain_of(value: int) -> Explain:
     return explain
 
 
+def attention_of(options: dat_pb2.AttentionOptions) -> AttentionOptions:
+    """Whose attention a request asks for.
+
+    Raises:
+        InvalidOption: it names queries and leaves them to the model.
+    """
+    given: Queries = tuple((query.x, query.y) for query in options.queries)
+    if options.auto and given:
+        raise InvalidOption("attention has both auto and queries; give one of them")
+    return AttentionOptions(
+        queries="auto" if options.auto else given or None,
+        layers=tuple((layer.stage, layer.block) for layer in options.layers),
+        top_n=options.top_n if options.HasField("top_n") else None,
+    )
+
+
 def error_message(error: ServiceError) -> dat_pb2.Error:
     """The message of a failure."""
     return dat_pb2.Error(code=error.code, message=str(error), grpc_code=error.grpc_code.value[0])
@@ -46,6 +64,7 @@ def of_every_task(answer: Answer) -> dict[str, Any]:
         "width": answer.width,
         "height": answer.height,
         "points": _points(answer.points),
+        "attention": _attention(answer.attention),
         "timing": _timing(answer.timing),
     }
 
@@ -68,4 +87,37 @@ def _layer(layer: LayerPoints) -> dat_pb2.DeformableLayer:
         columns=columns,
         sampling_locations=layer.sampling_locations.ravel().tolist(),
         reference_points=layer.reference_points.ravel().tolist(),
+    )
+
+
+def _attention(layers: Sequence[AttendedLayer] | None) -> dat_pb2.Attention | None:
+    return None if layers is None else dat_pb2.Attention(layers=map(_attended_layer, layers))
+
+
+def _attended_layer(layer: AttendedLayer) -> dat_pb2.AttentionLayer:
+    groups, rows, columns = layer.received.shape
+    return dat_pb2.AttentionLayer(
+        stage=layer.stage,
+        block=layer.block,
+        groups=groups,
+        rows=rows,
+        columns=columns,
+        received=layer.received.ravel().tolist(),
+        queries=map(_attended_query, layer.queries),
+    )
+
+
+def _attended_query(query: AttendedQuery) -> dat_pb2.AttentionQuery:
+    row, column = query.cell
+    x, y = query.centre
+    return dat_pb2.AttentionQuery(
+        row=row,
+        column=column,
+        centre=dat_pb2.Position(x=x, y=y),
+        group_keys=query.group_keys.ravel().tolist(),
+        group_weights=query.group_weights.ravel().tolist(),
+        group_points=query.group_points.ravel().tolist(),
+        keys=query.keys.tolist(),
+        weights=query.weights.tolist(),
+        points=query.points.ravel().tolist(),
     )
