@@ -59,14 +59,19 @@ def error_message(error: ServiceError) -> dat_pb2.Error:
 
 
 def of_every_task(answer: Answer) -> dict[str, Any]:
-    """What every task says of an image, by the fields that its messages share."""
-    return {
+    """What every task says of an image, by the fields that its messages share.
+
+    Those of a task without attention need no field for it.
+    """
+    fields: dict[str, Any] = {
         "width": answer.width,
         "height": answer.height,
         "points": _points(answer.points),
-        "attention": _attention(answer.attention),
         "timing": _timing(answer.timing),
     }
+    if answer.attention is not None:
+        fields["attention"] = _attention(answer.attention)
+    return fields
 
 
 def _timing(timing: Timing) -> dat_pb2.Timing:
@@ -90,8 +95,8 @@ def _layer(layer: LayerPoints) -> dat_pb2.DeformableLayer:
     )
 
 
-def _attention(layers: Sequence[AttendedLayer] | None) -> dat_pb2.Attention | None:
-    return None if layers is None else dat_pb2.Attention(layers=map(_attended_layer, layers))
+def _attention(layers: Sequence[AttendedLayer]) -> dat_pb2.Attention:
+    return dat_pb2.Attention(layers=map(_attended_layer, layers))
 
 
 def _attended_layer(layer: AttendedLayer) -> dat_pb2.AttentionLayer:
