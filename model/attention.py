@@ -443,7 +443,8 @@ class DeformableAttention(nn.Module):
         cells = torch.where(asked.cells < 0, chosen.gather(1, rank), asked.cells)
         grid = grid_positions(self.query_rows, self.query_columns).view(-1, 2)
         positions = grid.index_select(0, cells.flatten()).view(*cells.shape, 2)
-        taken = queries.gather(2, cells[:, None, :, None].expand(-1, self.heads, -1, keys.shape[3]))
+        per_head = cells.view(len(cells), 1, -1, 1).expand(-1, self.heads, -1, keys.shape[3])
+        taken = queries.gather(2, per_head)
         bias = bias_of_queries(self.relative_position_bias_table, positions, locations)
         weights = (taken @ keys.transpose(-1, -2) + bias).softmax(-1)
         return AttentionWeights(

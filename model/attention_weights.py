@@ -100,6 +100,7 @@ def most_attended_cells(
     of_cells = torch.scatter_add(none, 1, points, received.reshape(B, -1))
     if within is not None:
         rows, columns = (torch.arange(side, device=received.device) for side in size)
-        seen = (rows < within[:, :1]).unsqueeze(2) & (columns < within[:, 1:]).unsqueeze(1)
+        most_rows, most_columns = within.unsqueeze(-1).unbind(1)
+        seen = (rows < most_rows).unsqueeze(2) & (columns < most_columns).unsqueeze(1)
         of_cells = torch.where(seen.view(B, -1), of_cells, -1.0)
     return of_cells.topk(CHOSEN_QUERIES).indices
