@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -63,6 +64,20 @@ def test_every_image_gets_the_attention_it_asks_for(threads, settings):
     for output, expected in zip(outputs, forward(engine, plain), strict=True):
         np.testing.assert_array_equal(output.scores, expected.scores)
         np.testing.assert_array_equal(output.classes, expected.classes)
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
+def test_beside_openvino_torch_answers_those_who_ask():
+    engine, _ = opened(backend="openvino", max_batch=4)
+    torch_alone, _ = opened(max_batch=4)
+    plain = inputs(4, explain=False)
+    outputs = forward(engine, asking(plain))
+    for output, item in zip(outputs, asking(plain), strict=True):
+        (solo,) = forward(torch_alone, [item])
+        assert_equal(output, solo, 1e-5)
+        np.testing.assert_allclose(output.scores, solo.scores, atol=1e-4)
+    others = forward(engine, plain)
+    np.testing.assert_array_equal(outputs[2].scores, others[2].scores)
 
 
 def test_graphs_of_attention_are_captured_when_they_come_again_and_used_by_those_who_ask():
