@@ -9,6 +9,7 @@ of the device to JSON and to a gRPC message, is measured apart.
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -102,6 +103,13 @@ def cpu_seconds(call: Callable[[], object], times: int) -> float:
 def measure(name: str, batch: int, chosen: Namespace) -> tuple[list[Row], list[Row]]:
     """The engine with each kind, and what their answers take on top."""
     opened = open_model(name, batch)
+    with closing(opened.engine):
+        return measure_opened(name, opened, chosen)
+
+
+def measure_opened(name: str, opened: Opened, chosen: Namespace) -> tuple[list[Row], list[Row]]:
+    """The same of a model in its engine."""
+    batch = len(opened.batch)
     times = 1 if name in DETECTORS else chosen.times
     batches = {kind: asking(opened, kind) for kind in KINDS}
     taken = alternate(

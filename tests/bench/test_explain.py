@@ -7,6 +7,7 @@ from bench.explain import KINDS, asking, measure, open_model, tables
 
 def test_every_kind_is_asked_of_the_engine_and_answered() -> None:
     opened = open_model("dat_nano", 2)
+    opened.engine.close()
     layers = {kind: asking(opened, kind)[1].wanted.attention for kind in KINDS}
     assert layers == {
         "plain": (),
