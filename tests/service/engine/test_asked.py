@@ -108,6 +108,30 @@ def test_graphs_of_attention_are_captured_when_they_come_again_and_used_by_those
         assert_equal(output, forward(alone, [item])[0], 1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-4), ("bfloat16", 0.2)])
+def test_graphs_on_a_gpu_give_the_attention_of_the_cpu(dtype, atol):
+    engine, metrics = opened(device="cuda", dtype=dtype, buckets=(4,))
+    exact, _ = opened(max_batch=4)
+    plain = inputs(4, explain=False)
+    # In half precision close cells change places.
+    asked = [item for item in asking(plain) if -1 not in np.ravel(item.cells)]
+
+    async def run():
+        for _ in range(CAPTURE_AFTER):
+            await engine.run_batch(asked)
+            await engine.settle()
+        assert metrics.graphs._value.get() == 2
+        return await engine.run_batch(asked), await engine.run_batch(plain)
+
+    outputs, others = asyncio.run(run())
+    for output, theirs in zip(outputs, forward(exact, asked), strict=True):
+        for one, other in zip(output.attention, theirs.attention, strict=True):
+            np.testing.assert_array_equal(one.cells, other.cells)
+            np.testing.assert_allclose(one.weights, other.weights, atol=atol)
+    np.testing.assert_array_equal(outputs[0].scores, others[0].scores)
+
+
 @pytest.mark.parametrize("capture", [None, recorded])
 async def test_a_detector_gives_every_image_the_attention_it_asks_for(capture):
     engine, _ = await opened_detector(buckets=(4,), capture=capture)
