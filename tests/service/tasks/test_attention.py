@@ -63,7 +63,11 @@ def test_a_query_is_the_cell_whose_centre_is_nearest_to_it_in_the_image(seen, da
         )
         assert len(of_layer) == MOST_QUERIES
         for query, cell in zip(queries, of_layer, strict=False):
-            centre = layer.centre(divmod(cell, columns), seen.pixel_map)
+            at = divmod(cell, columns)
+            for index_on_axis, side in zip(at, seen.resized, strict=True):
+                centre_in_input = layer.first_cell + layer.cell_stride * index_on_axis
+                assert centre_in_input < side or not index_on_axis
+            centre = layer.centre(at, seen.pixel_map)
             ours = np.abs(np.subtract(centre, query))
             nearest = np.abs(centres - query)
             # Along each axis, because the two need not have one scale.
