@@ -7,13 +7,16 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 from torch import nn
 
 from model import create_model
 from model.geometry import CHOSEN_QUERIES, MOST_QUERIES
 from service.engine.classify import Classify
+from service.engine.device import Device
 from service.engine.items import Wanted
-from service.engine.pipeline import CAPTURE_AFTER
+from service.engine.pipeline import CAPTURE_AFTER, GRAPHS_KEPT, Pipeline
+from service.metrics import Metrics
 from tests.service.engine.launches import launches
 from tests.service.engine.test_classification import forward, inputs, opened
 from tests.service.engine.test_detection import inputs as scenes
@@ -106,6 +109,30 @@ def test_graphs_of_attention_are_captured_when_they_come_again_and_used_by_those
     alone, _ = opened(max_batch=1)
     for output, item in zip(outputs, asked, strict=True):
         assert_equal(output, forward(alone, [item])[0], 1e-5)
+
+
+async def test_graphs_of_attention_push_out_no_others():
+    metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", 1)
+
+    def work(pixels, layers=()):
+        return pixels.float().mean((1, 2, 3)) + sum(layers)
+
+    pipeline = Pipeline(Device("cpu", 1), work, (1,), metrics, capture=recorded)
+    image = (np.full((8, 8, 3), 7, np.uint8),)
+
+    async def come_again(layers):
+        for _ in range(CAPTURE_AFTER + 1):
+            (mean,) = pipeline.launch([image], lambda outputs: [outputs], layers)()
+            assert mean.item() == 7 + sum(layers)
+            await pipeline.settle()
+
+    await come_again(())
+    for layer in range(1, GRAPHS_KEPT + 2):
+        await come_again((layer,))
+    assert len(pipeline) == metrics.graphs._value.get() == GRAPHS_KEPT + 1
+    eager = metrics.replays["eager"]._value.get()
+    await come_again(())
+    assert metrics.replays["eager"]._value.get() == eager
 
 
 @pytest.mark.gpu
