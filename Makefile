@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow convert evaluate test-gpu check format proto bench settings demo demo-detector image-test
+.PHONY: help run test test-slow test-faults convert evaluate test-gpu check format proto bench settings demo demo-detector image-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -25,11 +25,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 run: $(VENV)/.runtime ## install what is needed and serve the demo models
 	@exec $(BIN)/dat-serve
 
-test: $(VENV)/.dev ## install what is needed and run the tests, but for those that `make test-slow` runs
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile
+test: $(VENV)/.dev ## install what is needed and run the tests, but for those of the next two
+	$(BIN)/python -m pytest -m 'not slow and not faults' --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.dev ## run the tests that take long and break rarely
 	$(BIN)/python -m pytest -m slow --timeout 900 --numprocesses 2 --dist loadfile
+
+test-faults: $(VENV)/.dev ## [SOAK=seconds] [CROWD=seconds]: kills, crowds, storms and a soak, which take minutes
+	$(BIN)/python -m pytest -m faults -rP --timeout 600 --numprocesses 0 \
+		--soak-seconds $(or $(SOAK),60) --crowd-seconds $(or $(CROWD),30)
 
 convert: $(VENV)/.runtime ## CHECKPOINT=… OUT=….safetensors [OPTIONS=…]: one file with all that is known of a model
 	@$(BIN)/dat-serve convert --checkpoint '$(CHECKPOINT)' --out '$(OUT)' $(OPTIONS)

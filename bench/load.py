@@ -27,6 +27,7 @@ from PIL import Image
 from bench.harness import Row, options
 from service.pb.dat_pb2 import ClassifyRequest, DetectRequest
 from service.pb.dat_pb2_grpc import ClassifierServiceStub, DetectorServiceStub
+from service.processes.birth import Birth
 
 PICTURES = 16  # sent in turn
 PATIENCE_S = 60.0
@@ -69,7 +70,10 @@ class HttpClient:
         patience_s: after so many seconds without an answer it leaves.
     """
 
-    def __init__(self, port: int, path: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, port: int, path: str, patience_s: float = PATIENCE_S, channels: int = 1
+    ) -> None:
+        del channels  # there are as many connections as requests in flight
         self._port, self._path, self._patience_s = port, path, patience_s
         self._idle: list[Connection] = []
         self._in_flight = 0
@@ -138,23 +142,35 @@ class HttpClient:
 
 
 class GrpcClient:
-    """Unary calls over one HTTP/2 channel; the path is that of HTTP for the same task."""
+    """Unary calls over HTTP/2 channels in turn; the path is that of HTTP for the same task.
 
-    def __init__(self, port: int, path: str, patience_s: float = PATIENCE_S) -> None:
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    Args:
+        port: of the server.
+        path: as above.
+        patience_s: after so many seconds without an answer it leaves.
+        channels: each a connection of its own.
+    """
+
+    def __init__(
+        self, port: int, path: str, patience_s: float = PATIENCE_S, channels: int = 1
+    ) -> None:
+        # Without the option all channels of a process to one address share a connection.
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        opened = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", own) for _ in range(channels)]
         self._detects, self._patience_s = path == "/v1/detect", patience_s
-        self._classify = ClassifierServiceStub(channel).Classify
-        self._detect = DetectorServiceStub(channel).Detect
+        self._classify = itertools.cycle([ClassifierServiceStub(one).Classify for one in opened])
+        self._detect = itertools.cycle([DetectorServiceStub(one).Detect for one in opened])
 
     async def send(self, jpeg: bytes) -> Reply:
         """Send one image; the status is the name of the gRPC code."""
         try:
             if self._detects:
-                found = await self._detect(DetectRequest(images=[jpeg]), timeout=self._patience_s)
+                detect = next(self._detect)
+                found = await detect(DetectRequest(images=[jpeg]), timeout=self._patience_s)
                 timing = found.results[0].image.timing
             else:
-                request = ClassifyRequest(images=[jpeg])
-                answer = await self._classify(request, timeout=self._patience_s)
+                classify = next(self._classify)
+                answer = await classify(ClassifyRequest(images=[jpeg]), timeout=self._patience_s)
                 timing = answer.results[0].classification.timing
         except grpc.aio.AioRpcError as failure:
             return Reply(failure.code().name)
@@ -236,8 +252,24 @@ async def probe(port: int, every_s: float, end: float) -> list[Answer]:
     return answers
 
 
-def process_cpu_s(pid: int) -> float:
-    """CPU seconds used so far by a process and its threads."""
+def cpu_s(pid: int) -> dict[str, float]:
+    """CPU seconds that each process of a server has used so far, with its threads.
+
+    Args:
+        pid: of a server of one process, or of the supervisor of several.
+
+    Returns:
+        Seconds by name; a server of one process is called `server`.
+    """
+    children = {}
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        *command, birth, _ = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+        if "child" in command:
+            children[Birth.read(birth).name] = _cpu_s(int(child))
+    return {"supervisor" if children else "server": _cpu_s(pid), **children}
+
+
+def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -288,16 +320,17 @@ def percentiles(latencies: list[float]) -> dict[str, float]:
 async def run(chosen: Namespace) -> Row:
     """Send the load that the options describe and return its figures."""
     jpegs = [make_jpeg(chosen.height, chosen.width, seed=seed) for seed in range(PICTURES)]
-    client = CLIENTS[chosen.protocol](chosen.port, chosen.path, chosen.leave_after)
+    client = CLIENTS[chosen.protocol](chosen.port, chosen.path, chosen.leave_after, chosen.channels)
     load = Load(client.send, jpegs, chosen.ask_again)
     start = time.perf_counter() + chosen.warmup
     end = start + chosen.seconds
 
-    async def cpu_in_window() -> tuple[float, float]:
+    async def cpu_in_window() -> tuple[float, Row]:
         await asyncio.sleep(start - time.perf_counter())
-        client, server = time.process_time(), process_cpu_s(chosen.server_pid)
+        client, server = time.process_time(), cpu_s(chosen.server_pid)
         await asyncio.sleep(end - time.perf_counter())
-        return time.process_time() - client, process_cpu_s(chosen.server_pid) - server
+        used = {name: total - server[name] for name, total in cpu_s(chosen.server_pid).items()}
+        return time.process_time() - client, used
 
     async with asyncio.TaskGroup() as group:
         cpu = group.create_task(cpu_in_window())
@@ -307,10 +340,11 @@ async def run(chosen: Namespace) -> Row:
             await load.open_loop(chosen.rate, end)
         else:
             await load.closed_loop(chosen.concurrency, end)
-    client_cpu_s, server_cpu_s = cpu.result()
+    client_cpu_s, by_process = cpu.result()
     figures = summarize(load.answers, start, end) | {
         "client_cpu_s": client_cpu_s,
-        "server_cpu_s": server_cpu_s,
+        "server_cpu_s": sum(by_process.values()),
+        "cpu_s_by_process": by_process,
         "jpeg_bytes": round(float(np.mean([len(jpeg) for jpeg in jpegs]))),
     }
     if chosen.probe_every:
@@ -323,7 +357,8 @@ def main() -> None:
     """Print the figures of one run as JSON.
 
     With a `rate` of arrivals a second the loop is open, else `concurrency` requests are in flight.
-    All times are seconds; 0 between probes sends none. A `core` of 0 or more is the only one used.
+    Several `channels` are for gRPC alone. All times are seconds; 0 between probes sends none. A
+    `core` of 0 or more is the only one used.
     """
     chosen = options(
         "bench.load",
@@ -333,6 +368,7 @@ def main() -> None:
         path="/v1/classify",
         port=0,
         server_pid=0,
+        channels=1,
         concurrency=1,
         rate=0.0,
         seconds=10.0,

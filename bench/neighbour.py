@@ -1,7 +1,7 @@
 """Measure a server whose cores a neighbour wants as well, beside the same server in quiet.
 
 The neighbour is one process that never waits. It has half of the core that both want, so a fair
-share is all the cores but half of one.
+share is all the cores but half of one. The server is one process, or has front ends and a worker.
 """
 
 import subprocess
@@ -41,10 +41,11 @@ def measure(server: RunningServer, seconds: float, in_flight: int, *, crowded: b
     return float(figures["answered_per_s"])
 
 
-def rows(model: str, rounds: int, seconds: float) -> list[Row]:
+def rows(model: str, front_ends: int, rounds: int, seconds: float) -> list[Row]:
     """One row for each number of requests in flight."""
     checkpoint = None if model == DEMO else {"model": recipe_state(model)}
-    with running_server(checkpoint, DAT_MODEL__NAME=model) as server:
+    settings = {"DAT_MODEL__NAME": model, "DAT_SERVER__FRONT_ENDS": front_ends}
+    with running_server(checkpoint, **settings) as server:
         trials = {
             (in_flight, crowded): partial(measure, server, seconds, in_flight, crowded=crowded)
             for in_flight, crowded in product(IN_FLIGHT[model], (False, True))
@@ -54,8 +55,8 @@ def rows(model: str, rounds: int, seconds: float) -> list[Row]:
     return [
         {
             "model": model,
+            "front_ends": front_ends,
             "in_flight": in_flight,
-            "code": "this",
             "quiet_per_s": median(rates[in_flight, False]),
             "crowded_per_s": median(rates[in_flight, True]),
             "share_of_fair": ratio(rates[in_flight, True], rates[in_flight, False])["ratio"] / fair,
@@ -68,13 +69,16 @@ def tables(result: Row) -> str:
     """The table of `neighbour-cpu.json`."""
     columns = {
         "model": "{model}",
+        "front ends": "{front_ends}",
         "in flight": "{in_flight}",
         "code": "{code}",
         "in quiet, answers/s": "{quiet_per_s:rate}",
         "beside a busy neighbour": "{crowded_per_s:rate}",
         "of the fair share": "**{share_of_fair:.0%}**",
     }
-    return table(columns, result["rows"])
+    # What older files do not say.
+    was = {"code": "this", "front_ends": 0}
+    return table(columns, (was | row for row in result["rows"]))
 
 
 def main() -> None:
@@ -84,10 +88,15 @@ def main() -> None:
         __doc__,
         {"models": IN_FLIGHT},
         models=list(IN_FLIGHT),
+        front_ends=[0, cores()],
         rounds=3,
         seconds=4.0,
     )
-    found = [row for name in chosen.models for row in rows(name, chosen.rounds, chosen.seconds)]
+    found = [
+        row
+        for name, front_ends in product(chosen.models, chosen.front_ends)
+        for row in rows(name, front_ends, chosen.rounds, chosen.seconds)
+    ]
     publish("neighbour-cpu", tables, chosen, rows=found)
 
 

@@ -4,6 +4,9 @@ The server answers the demo model. Its capacity is what it answers with 32 reque
 by the same clients on the same cores; then requests come at a multiple of that rate, whether or not
 the ones before were answered (`bench.load`). Then there are storms of callers that leave after
 50 ms and ask again at once, and do or do not say so beforehand.
+
+All that is asked of one process, and of front ends with a worker. There it is told what CPU time
+the worker has, with requests in flight and in the crowd: refusals should not take it.
 """
 
 from statistics import median
@@ -45,7 +48,14 @@ def overload(server: RunningServer, times: float, seconds: float, **crowd: objec
         "recovered": after["answered_per_s"] / capacity,
         "server_cpus": during["server_cpu_s"] / seconds,
         "client_cpus": during["client_cpu_s"] / seconds,
+        "worker_cpus": [_worker_cpu_s(before) / (seconds / 4), _worker_cpu_s(during) / seconds],
     }
+
+
+def _worker_cpu_s(figures: Row) -> float:
+    """CPU seconds of all workers."""
+    used = figures["cpu_s_by_process"]
+    return float(sum(used[name] for name in used if name.startswith("worker")))
 
 
 def storm(server: RunningServer, rate: float, seconds: float, path: str) -> Row:
@@ -70,6 +80,7 @@ def storm(server: RunningServer, rate: float, seconds: float, path: str) -> Row:
 def tables(result: Row) -> str:
     """The tables of `overload-cpu.json`."""
     overloads = {
+        "front ends": "{front_ends}",
         "clients have": "{clients}",
         "asked for, of capacity": "{times:g}",
         "capacity, answers/s": "{capacity_per_s:rate}",
@@ -78,9 +89,11 @@ def tables(result: Row) -> str:
         "probes p50 / p99 ms": "{probes}",
         "two seconds later, of capacity": "{recovered:.2f}",
         "server CPUs": "{server_cpus:.2f}",
+        "workers' CPUs before / then": "{workers}",
         "clients' CPUs": "{client_cpus:.2f}",
     }
     storms = {
+        "front ends": "{front_ends}",
         "callers who leave after 50 ms": "`{path}`",
         "requests/s": "{requests_per_s:.0f}",
         "answers/s": "{answered_per_s:rate}",
@@ -88,11 +101,14 @@ def tables(result: Row) -> str:
         "probes p50 / p99 ms": "{probes}",
         "answers": "{answers}",
     }
-    trials: dict[tuple[str, float], list[Row]] = {}
-    for row in result["overload"]:
-        trials.setdefault((row["clients"], row["times"]), []).append(row)
+    # What older files do not say.
+    was = {"front_ends": 0}
+    trials: dict[tuple[int, str, float], list[Row]] = {}
+    for row in (was | row for row in result["overload"]):
+        trials.setdefault((row["front_ends"], row["clients"], row["times"]), []).append(row)
     storm_rows = [
-        row
+        was
+        | row
         | {
             "requests_per_s": sum(row["statuses"].values()) / result["storm_seconds"],
             "probes": _latency([row], "probes_ms"),
@@ -112,7 +128,15 @@ def _over_all_rounds(rounds: list[Row]) -> Row:
         **ratio(answered, (row["capacity_per_s"] for row in rounds)),
         "refused": _latency(rounds, "refused_ms"),
         "probes": _latency(rounds, "probes_ms"),
+        "workers": _worker_cpus(rounds),
     }
+
+
+def _worker_cpus(rounds: list[Row]) -> str:
+    if not rounds[0]["front_ends"]:
+        return "-"
+    before, then = (median(row["worker_cpus"][when] for row in rounds) for when in (0, 1))
+    return f"{before:.2f} / {then:.2f}"
 
 
 def _latency(rounds: list[Row], key: str) -> str:
@@ -123,24 +147,38 @@ def _latency(rounds: list[Row], key: str) -> str:
 
 def main() -> None:
     """Measure, write the result file and print its tables."""
-    chosen = options("bench.overload", __doc__, times=[2.0, 4.0, 10.0], rounds=3, seconds=30.0)
+    chosen = options(
+        "bench.overload",
+        __doc__,
+        front_ends=[0, cores()],
+        times=[2.0, 4.0, 10.0],
+        rounds=3,
+        seconds=30.0,
+    )
     places: dict[str, dict[str, object]] = {
         "a core of their own": {"core": cores() - 1},
         "any core": {},
     }
-    with running_server(None, DAT_MODEL__NAME=MODEL) as server:
-        found = [
-            {"clients": where, **overload(server, times, chosen.seconds, **crowd)}
-            for _ in range(chosen.rounds)
-            for where, crowd in places.items()
-            for times in chosen.times
-        ]
-        capacity = median(row["capacity_per_s"] for row in found)
-        storms = [
-            storm(server, 3 * capacity, chosen.seconds, path)
-            for path in ("/v1/classify", f"/v1/classify?timeout={PATIENCE_S}")
-        ]
     seconds = chosen.seconds
+    found: list[Row] = []
+    storms: list[Row] = []
+    for front_ends in chosen.front_ends:
+        shape = {"front_ends": front_ends}
+        with running_server(
+            None, DAT_MODEL__NAME=MODEL, DAT_SERVER__FRONT_ENDS=front_ends
+        ) as server:
+            trials = [
+                shape | {"clients": where, **overload(server, times, seconds, **crowd)}
+                for _ in range(chosen.rounds)
+                for where, crowd in places.items()
+                for times in chosen.times
+            ]
+            capacity = median(row["capacity_per_s"] for row in trials)
+            found += trials
+            storms += [
+                shape | storm(server, 3 * capacity, seconds, path)
+                for path in ("/v1/classify", f"/v1/classify?timeout={PATIENCE_S}")
+            ]
     publish("overload-cpu", tables, chosen, overload=found, storms=storms, storm_seconds=seconds)
 
 

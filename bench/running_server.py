@@ -33,12 +33,13 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    checkpoint: dict[str, Any] | None = None, /, **settings: object
+    checkpoint: dict[str, Any] | None = None, program: str = "service", /, **settings: object
 ) -> Iterator[RunningServer]:
     """Start a server, wait until it is ready, and stop it at the end.
 
     Args:
         checkpoint: content of the file that it loads its weights from; `None` needs none.
+        program: module that is the server.
         **settings: such as `DAT_MODEL__NAME="dat_tiny_224"`.
 
     Raises:
@@ -55,7 +56,7 @@ def running_server(
             chosen["DAT_MODEL__CHECKPOINT"] = str(weights)
         with log.open("w") as output:
             server = subprocess.Popen(
-                [sys.executable, "-m", "service"],
+                [sys.executable, "-m", program],
                 env=os.environ | chosen | {name: str(value) for name, value in settings.items()},
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -253,11 +253,11 @@ def _child(arguments: Namespace) -> int:
     from service.processes.birth import Birth, end_with_parent  # noqa: PLC0415
 
     end_with_parent(arguments.supervisor)
-    for number in (signal.SIGTERM, signal.SIGINT):  # may come to all processes; one tells the rest
+    # They may come to all processes; one tells the rest.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     birth = Birth.read(arguments.birth)
     chosen = settings.Settings()
-    lineup = choose_models(chosen)
     lines = logs.configure(chosen.log, process=birth.name)
     logs.never_wait_for_errors()
     process.begin()
@@ -266,10 +266,10 @@ def _child(arguments: Namespace) -> int:
         if birth.kind == "worker":
             from service.processes.worker import work  # noqa: PLC0415
 
-            return _run(work(birth, chosen, lineup))
+            return _run(work(birth, chosen))
         from service.processes.front_end import answer  # noqa: PLC0415
 
-        return _run(answer(birth, chosen, lineup, lines))
+        return _run(answer(birth, chosen, lines))
 
     return _with_enough(live)
 

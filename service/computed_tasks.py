@@ -42,6 +42,13 @@ class Engine(Runner, Protocol):
             RuntimeError: the device cannot be used, or a graph cannot be captured.
         """
 
+    async def unload(self) -> None:
+        """Give its memory back; no batch comes any more.
+
+        Raises:
+            EngineUnavailable: the device is lost.
+        """
+
 
 @dataclass(frozen=True)
 class EngineChoice:

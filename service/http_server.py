@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import InvalidRequest
 from service.metrics import Metrics
 from service.settings import Server
+from service.threads import show_name
 from service.transport.http.connections import Connection, Connections
 
 _METRICS_CONNECTIONS = 16
@@ -107,6 +108,7 @@ def serve_metrics(
     )
 
     def serve() -> None:
+        show_name()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(http_server.serve(sockets=[listener]))
 

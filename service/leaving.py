@@ -29,7 +29,9 @@ _IDLE = (
 )
 
 
-def leave_on_signal(within_s: float, flush: Callable[[], None]) -> asyncio.Event:
+def leave_on_signal(
+    within_s: float, flush: Callable[[], None], on_hangup: Callable[[], None] = lambda: None
+) -> asyncio.Event:
     """An event that the first SIGTERM or SIGINT sets; a second one ends the process at once.
 
     A thread of its own reads the signals: the event loop may be busy with a checkpoint, and the
@@ -38,8 +40,12 @@ def leave_on_signal(within_s: float, flush: Callable[[], None]) -> asyncio.Event
     Args:
         within_s: after the first signal the process ends with `STUCK_EXIT_CODE`, seconds.
         flush: writes what waits to be logged.
+        on_hangup: is called on the event loop at each SIGHUP; that of a terminal that is closed
+            ends the process like SIGTERM.
     """
     loop, leave = asyncio.get_running_loop(), asyncio.Event()
+    # A terminal that is closed sends SIGHUP as well; what `nohup` started goes on.
+    attended = _attended() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
@@ -50,16 +56,22 @@ def leave_on_signal(within_s: float, flush: Callable[[], None]) -> asyncio.Event
 
     for number in _SIGNALS:
         signal.signal(number, on_signal)
+    signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def tell(callback: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the process is at its end
+            loop.call_soon_threadsafe(callback)
 
     def watch() -> None:
         with reader, writer:
-            _await_signal(reader)
-            with suppress(RuntimeError):  # the loop is closed: the process is at its end
-                loop.call_soon_threadsafe(leave.set)
-            reader.settimeout(within_s)
+            while _await_signal(reader) == signal.SIGHUP and not (attended and not _attended()):
+                tell(on_hangup)
+            tell(leave.set)
+            deadline = monotonic() + within_s
             try:
-                number = _await_signal(reader)
+                while (number := _await_signal(reader, deadline)) == signal.SIGHUP:
+                    pass
             except TimeoutError:
                 end_stuck(flush)
             os._exit(128 + number)
@@ -115,13 +127,28 @@ def busy_threads() -> list[str]:
     return lines
 
 
-def _await_signal(reader: socket.socket) -> int:
-    """The next of our signals.
+def _attended() -> bool:
+    """Whether the process has a terminal that could be closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _await_signal(reader: socket.socket, deadline: float | None = None) -> int:
+    """The next of our signals, or SIGHUP.
+
+    Args:
+        reader: of the numbers of signals.
+        deadline: monotonic, seconds.
 
     Raises:
         TimeoutError: none came in time.
     """
     while True:
+        if deadline is not None:
+            reader.settimeout(max(1e-3, deadline - monotonic()))
         number = reader.recv(1)[0]
-        if number in _SIGNALS:
+        if number in (*_SIGNALS, signal.SIGHUP):
             return number

@@ -31,6 +31,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict
 
 from service.settings import Log
+from service.threads import show_name
 
 _LINES = 4096  # that wait to be written
 _AT_ONCE = 256  # lines of one write
@@ -106,6 +107,7 @@ class LineWriter:
             self._count(lines)
 
     def _run(self) -> None:
+        show_name()
         taken = True
         while True:
             lines, told = 0, 0

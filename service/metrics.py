@@ -6,9 +6,10 @@ the queue or the device is meant.
 """
 
 from asyncio import CancelledError
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from time import perf_counter
 from typing import Literal, get_args
@@ -27,6 +28,7 @@ from service.errors import (
     ServiceError,
     all_errors,
 )
+from service.priority import Priority
 
 Protocol = Literal["http", "grpc", "stream"]
 Stage = Literal["decode", "queue", "compute", "postprocess"]
@@ -34,6 +36,7 @@ Explanation = Literal["points", "objects", "attention"]
 Rejection = Literal["queue_full", "too_late", "draining", "not_ready", "engine_unavailable"]
 Trigger = Literal["full", "idle"]
 LoadPhase = Literal["read", "build", "warmup"]
+Reload = Literal["added", "reloaded", "removed", "failed"]
 Part = Literal["weights", "graphs"]
 Port = Literal["http", "metrics"]
 Cut = Literal[
@@ -50,6 +53,11 @@ _STAGE_SECONDS = (
     1, 2.5,
 )  # fmt: skip
 _BODY_BYTES = tuple(float(1024 * 4**n) for n in range(9))
+# The edges are where a forecast is wrong by 5, 10, 15, 20, 30, 50 % of what it took, and by more.
+_TOOK_TO_FORETOLD = (
+    0.25, 0.5, 0.667, 0.769, 0.833, 0.87, 0.909, 0.952, 1.0, 1.053, 1.111, 1.176, 1.25, 1.429, 2.0,
+    4.0,
+)  # fmt: skip
 _LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
@@ -203,6 +211,15 @@ class Metrics:
             "Lines of the log that nobody read in time.",
             registry=registry,
         )
+        model_reloads = Counter(
+            "dat_model_reloads",
+            "Models that a reload of the server changed, or could not change.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.model_reloads = {
+            outcome: model_reloads.labels(outcome) for outcome in get_args(Reload)
+        }
         Gauge(
             "dat_build_info",
             "What this replica is made of; the version of torch names its CUDA.",
@@ -213,7 +230,7 @@ class Metrics:
 
     def add_task(self, task: str) -> None:
         """Count the requests of one more task whose model is not known."""
-        self._bind_requests(_UNKNOWN, "", task)
+        self.bind_requests(_UNKNOWN, "", task)
 
     def add_model(
         self,
@@ -223,7 +240,9 @@ class Metrics:
         capacity: int,
         devices: Sequence[str] = ("cpu:0",),
     ) -> "ModelMetrics":
-        """The instruments of one more model.
+        """The instruments of one more model, or of another version of one.
+
+        Gauges show the version that `ModelMetrics.show` was called for last.
 
         Args:
             name: of the model.
@@ -232,7 +251,8 @@ class Metrics:
             capacity: most images admitted and not yet on the device.
             devices: names of those that run it.
         """
-        self._bind_requests(name, model_version, task)
+        if (name, task, "ok") not in self._images:
+            self.bind_requests(name, model_version, task)
         return ModelMetrics(
             self,
             self._vectors,
@@ -243,7 +263,8 @@ class Metrics:
             devices=devices,
         )
 
-    def _bind_requests(self, model: str, model_version: str, task: str) -> None:
+    def bind_requests(self, model: str, model_version: str, task: str) -> None:
+        """Count the requests of a model for one of its versions from now on."""
         codes = {error.code: error.outcome for error in all_errors()}
         for code, outcome in [("ok", _OK), *codes.items()]:
             self._images[model, task, code] = self._images_vector.labels(model, task, outcome, code)
@@ -440,10 +461,17 @@ class _ModelVectors:
         )
         self.wait_estimate = Gauge(
             "dat_queue_wait_estimate_seconds",
-            "Time in which the images that wait now will have reached the device.",
+            "Time in which the images that wait now will have their answers.",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",
+        )
+        self.foretold = Histogram(
+            "dat_answer_time_ratio",
+            "Time from admission to the answers, of the time that was foretold at admission.",
+            ["model", "priority"],
+            buckets=_TOOK_TO_FORETOLD,
+            registry=registry,
         )
         self.ready = Gauge(
             "dat_model_ready",
@@ -464,6 +492,9 @@ class _ModelVectors:
 class ModelMetrics:
     """The instruments of one model, and those of the replica that count for it.
 
+    Counters of all versions are the same; what is of one version alone is seen between `show` and
+    `hide`.
+
     Attributes:
         model: its name.
     """
@@ -480,6 +511,8 @@ class ModelMetrics:
         devices: Sequence[str],
     ) -> None:
         self.model = name
+        self._count_requests = partial(replica.bind_requests, name, model_version, task)
+        self._limit = capacity
         self.rejected = replica.rejected
         self.decode_errors = replica.decode_errors
         self.stage = {stage: vectors.stage.labels(name, stage) for stage in get_args(Stage)}
@@ -499,6 +532,8 @@ class ModelMetrics:
         self.captures = {o: vectors.captures.labels(name, o) for o in ("ok", "failed")}
         self.graphs = vectors.graphs.labels(name)
         self._engine_info = vectors.engine_info
+        self._info: list[Gauge] = []
+        self._weights: dict[str, tuple[Gauge, int]] = {}
         self._memory = vectors.memory
         for device in devices:
             for part in get_args(Part):
@@ -507,19 +542,67 @@ class ModelMetrics:
         self.abandoned = vectors.abandoned.labels(name)
         self.waiting = vectors.waiting.labels(name)
         self.running = vectors.running.labels(name)
-        vectors.capacity.labels(name).set(capacity)
+        self._capacity = vectors.capacity.labels(name)
         self.wait_estimate = vectors.wait_estimate.labels(name)
+        self.foretold = {p: vectors.foretold.labels(name, p) for p in get_args(Priority)}
         self.ready = vectors.ready.labels(name, model_version)
         self.load_seconds = {p: vectors.load.labels(name, p) for p in get_args(LoadPhase)}
+
+    def show(
+        self,
+        held: Callable[[], float],
+        running: Callable[[], float],
+        wait_estimate_s: Callable[[], float],
+    ) -> None:
+        """Show this version, and count requests for it.
+
+        Args:
+            held: images admitted and not yet on the device.
+            running: images on the device.
+            wait_estimate_s: time in which those will have reached it, seconds.
+        """
+        self._count_requests()
+        self._capacity.set(self._limit)
+        self.failing.set(0)
+        # Asked for when somebody reads the metrics: these change with every image.
+        self.waiting.set_function(held)
+        self.running.set_function(running)
+        self.wait_estimate.set_function(wait_estimate_s)
+        for info in self._info:
+            info.set(1)
+        for gauge, size in self._weights.values():
+            gauge.set(size)
+
+    def hide(self) -> None:
+        """Let the gauges of this version be 0."""
+        for gauge in (self.waiting, self.running, self.wait_estimate):
+            gauge.set_function(_none)
+        for gauge in (self._capacity, self.failing, self.ready, *self._info):
+            gauge.set(0)
+        for gauge, _ in self._weights.values():
+            gauge.set(0)
+
+    def forget(self) -> None:
+        """Let all gauges of the model be 0: no version of it is served any more."""
+        self.hide()
+        for gauge in self.load_seconds.values():
+            gauge.set(0)
 
     def memory(self, device: str, part: Part) -> Gauge:
         """Bytes of one of the devices that a part of the model takes."""
         return self._memory.labels(self.model, device, part)
 
-    def engine_is(self, **labels: str) -> None:
+    def engine_is(self, weights_bytes: int, *, device: str, **labels: str) -> None:
         """Tell what computes the model on one of the devices.
 
         Args:
-            **labels: of `dat_model_engine_info`, without the model.
+            weights_bytes: memory of that device which holds the parameters.
+            device: its name.
+            **labels: others of `dat_model_engine_info`, without the model.
         """
-        self._engine_info.labels(model=self.model, **labels).set(1)
+        self._info.append(self._engine_info.labels(model=self.model, device=device, **labels))
+        self._weights[device] = self.memory(device, "weights"), weights_bytes
+
+
+def _none() -> float:
+    return 0.0

@@ -36,7 +36,7 @@ def open_decoders(limits: Limits, metrics: Metrics) -> Decoders:
         RuntimeError: the system gives no more threads.
     """
     pool = open_workers(limits.decoders)
-    return Decoders(pool, limits.pixels_in_flight, metrics.pixels_in_flight)
+    return Decoders(pool, limits.decoders, limits.pixels_in_flight, metrics.pixels_in_flight)
 
 
 def open_core(  # noqa: PLR0917

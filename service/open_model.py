@@ -1,6 +1,8 @@
 """One model on its devices: weights, engines and batcher, put together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,11 +22,14 @@ from service.batching.forecast import Forecast
 from service.command_errors import StartupError
 from service.computed_tasks import TASKS, ComputedTask, Engine, EngineChoice
 from service.engine.device import Device
+from service.errors import EngineUnavailable
+from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics
 from service.models.card import ModelCard, ModelFacts
 from service.models.lineup import ModelEntry
 from service.models.load import LoadedModel, load
 from service.settings import Settings
+from service.threads import open_pool
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +59,13 @@ class OpenModel:
             computing.show(self.metrics)
             log.info("computes", model=self.facts.card.name, **computing.log_fields())
 
+    async def close(self) -> None:
+        """Give the memory of the engines back, once no batch is run any more."""
+        self.batcher.close()
+        for engine in self.engines:
+            with suppress(EngineUnavailable):  # its device is lost, and its memory with it
+                await engine.unload()
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -68,6 +80,11 @@ class Shared:
     def dispatch(self) -> Dispatch:
         """What gives out the places on the devices, to the batches of all models."""
         return Dispatch(self.devices)
+
+    @cached_property
+    def reader(self) -> ThreadPoolExecutor:
+        """The thread that reads new versions: always the same, whose free memory is given back."""
+        return open_pool(1, "reader", reach_heap)
 
     @property
     def device_names(self) -> list[str]:
@@ -163,7 +180,7 @@ def _log(card: ModelCard, source: Path) -> None:
         version=card.version,
         task=card.task,
         variant=card.variant,
-        source=str(source),
+        source=str(source.resolve()),
         classes=card.classes,
         parameters=f"{card.parameters / 1e6:.1f} M",
         device=card.device,

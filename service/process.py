@@ -28,6 +28,10 @@ ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 # on a CPU gives it up and wants it back at each of its hundreds of operations.
 _SWITCH_INTERVAL_S = 0.0001
 
+# After so many new objects the garbage collector looks at them, by default 700. A request makes
+# hundreds that wait for the device with it, and leaves none that only the collector finds.
+_NEW_OBJECTS = 10_000
+
 
 def begin() -> None:
     """Set what has to be set before torch is imported, which reads the variables once.
@@ -114,3 +118,4 @@ def loaded() -> None:
     memory.keep_freed()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS)

@@ -6,7 +6,6 @@ The only module that sees all others.
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import Any
@@ -19,19 +18,19 @@ from service.computed_tasks import TASKS, ComputedTask
 from service.engine.device import Device, open_devices
 from service.event_loop import measure_lag, open_loop_pool
 from service.http_server import serve_metrics
-from service.images.decoders import Decoders
 from service.leaving import await_threads, end, end_stuck, leave_on_signal
 from service.lifecycle import Lifecycle
+from service.local_models import LocalModels
 from service.logs import LineWriter
 from service.machine import raise_open_files
 from service.memory import give_back_when_quiet
 from service.metrics import Metrics
 from service.models.lineup import Lineup
 from service.open_core import open_core, open_decoders
-from service.open_model import OpenModel, Shared, open_model
+from service.open_model import OpenModel, Shared
 from service.ports import Ports
+from service.reloading import Reloads
 from service.security.security import open_security
-from service.served_tasks import ServedTask
 from service.servers import Servers, open_servers
 from service.settings import Settings
 from service.tasks.catalogue import Catalogue
@@ -69,14 +68,13 @@ async def serve(  # noqa: PLR0917
         StartupError: the gRPC port was taken, or keys and certificates were changed, meanwhile.
         RuntimeError: a device cannot be used, or the system gives no more threads.
     """
+    reload = asyncio.Event()
     leave = leave_on_signal(
-        settings.server.drain_delay_s + settings.server.drain_grace_s + _CLOSE_S, lines.flush
+        settings.server.drain_delay_s + settings.server.drain_grace_s + _CLOSE_S,
+        lines.flush,
+        reload.set,
     )
-    raise_open_files()
-    process.leave_limits_to_us()
-    process.choose_kernels(settings.engine.kernels, settings.engine.cache)
-    process.compute_float32_in_full()
-    disable_created_metrics()  # a second series for each counter and histogram, read by nobody
+    _prepare(settings)
     start = perf_counter()
     metrics = Metrics(CollectorRegistry())
     lines.on_dropped(metrics.log_lines_dropped.inc)
@@ -89,12 +87,17 @@ async def serve(  # noqa: PLR0917
     need_spare(sum(device.threads for device in devices))
     shared = Shared(settings, devices, metrics, tasks)
     served = [task.served for task in tasks]
-    models: list[OpenModel] = []
     catalogue = Catalogue()
     lifecycle = Lifecycle(
         lambda: all(device.healthy for device in devices),
-        lambda: shared.dispatch.available and any(model.batcher.trusted for model in models),
+        lambda: shared.dispatch.available and any(model.batcher.trusted for model in models.opened),
     )
+
+    def answering(model: OpenModel) -> AnyCore:
+        limits = settings.limits
+        return open_core(model.facts, model.batcher, decoders, limits, model.metrics, served)
+
+    models = LocalModels(shared, answering, catalogue, lifecycle.changed)
     async with AsyncExitStack() as serving:
         serving.enter_context(serve_metrics(metrics_port, settings.server, metrics))
         security = await serving.enter_async_context(open_security(settings.security, metrics))
@@ -102,41 +105,40 @@ async def serve(  # noqa: PLR0917
             open_servers(served, settings, ports, catalogue, lifecycle, metrics, security)
         )
         async with _watched(devices):
-            loaded = await _unless(leave, _load(lineup, shared, models, decoders.pool))
+            loaded = await _unless(leave, models.load(lineup, decoders.pool))
         if loaded:
-            cores = _open_cores(models, decoders, settings, served)
-            catalogue.fill(cores, lineup.default)
             _let_know(lifecycle, devices, models, servers.health)
             async with asyncio.TaskGroup() as group:
                 background = [
-                    *(group.create_task(model.batcher.run()) for model in models),
                     *(group.create_task(device.watch()) for device in devices),
                     group.create_task(measure_lag(metrics)),
                     group.create_task(give_back_when_quiet()),
                 ]
                 process.loaded()
-                for model in models:
-                    model.batcher.open()
+                models.start(group)
                 await lifecycle.start()
+                reloads = group.create_task(Reloads(settings, models.reload, metrics, reload).run())
                 log.info(
                     "ready",
                     **servers.ports,
                     metrics_port=metrics_port.getsockname()[1],
-                    models=[core.card.name for core in cores],
-                    default=lineup.default or cores[0].card.name,
+                    models=[core.card.name for core in catalogue.cores],
+                    default=catalogue.describe(None).card.name,
                     seconds=round(perf_counter() - start, 2),
                 )
                 await leave.wait()
+                reloads.cancel()
                 log.info("draining")
                 metrics.draining.set(1)
                 await lifecycle.drain()
                 await asyncio.sleep(settings.server.drain_delay_s)
                 await _stop(servers, models, devices, settings.server.drain_grace_s)
+                models.stop()
                 for task in background:
                     task.cancel()
-    if not loaded:
+    if not loaded or models.loading:
         end(0, "stopped", lines.flush, loading=True)  # nothing waits for an answer
-    for pool in (of_loop, decoders.pool):
+    for pool in (of_loop, decoders.pool, shared.reader):
         pool.shutdown(wait=False, cancel_futures=True)
     closed = [device.close(_CLOSE_S / 4) for device in devices]
     if not all(closed) or not await_threads(_CLOSE_S / 2):
@@ -144,16 +146,13 @@ async def serve(  # noqa: PLR0917
     log.info("stopped")
 
 
-async def _load(
-    lineup: Lineup, shared: Shared, models: list[OpenModel], pool: ThreadPoolExecutor
-) -> None:
-    """Open the models in another thread, so that probes are answered meanwhile, and load them."""
-    loop = asyncio.get_running_loop()
-    models += [
-        await loop.run_in_executor(pool, open_model, entry, shared) for entry in lineup.models
-    ]
-    for model in models:
-        await model.load()
+def _prepare(settings: Settings) -> None:
+    """Set what holds for the whole process."""
+    raise_open_files()
+    process.leave_limits_to_us()
+    process.choose_kernels(settings.engine.kernels, settings.engine.cache)
+    process.compute_float32_in_full()
+    disable_created_metrics()  # a second series for each counter and histogram, read by nobody
 
 
 async def _unless(leave: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
@@ -172,18 +171,6 @@ async def _unless(leave: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool
     return not leave.is_set()
 
 
-def _open_cores(
-    models: Sequence[OpenModel],
-    decoders: Decoders,
-    settings: Settings,
-    tasks: Sequence[ServedTask],
-) -> list[AnyCore]:
-    return [
-        open_core(model.facts, model.batcher, decoders, settings.limits, model.metrics, tasks)
-        for model in models
-    ]
-
-
 @asynccontextmanager
 async def _watched(devices: Sequence[Device]) -> AsyncIterator[None]:
     """Watch the devices while models are loaded on them."""
@@ -198,30 +185,28 @@ async def _watched(devices: Sequence[Device]) -> AsyncIterator[None]:
 def _let_know(
     lifecycle: Lifecycle,
     devices: Sequence[Device],
-    models: Sequence[OpenModel],
+    models: LocalModels,
     health: Health,
 ) -> None:
     """Keep gRPC's health and the metrics up to date with lifecycle, devices and models."""
 
     async def show() -> None:
         working = any(device.healthy for device in devices)
-        for model in models:
+        for model in models.opened:
             model.metrics.ready.set(lifecycle.started and working and model.batcher.trusted)
         await health.show(serving=lifecycle.ready)
 
     lifecycle.observe(show)
     for device in devices:
         device.on_loss(lifecycle.changed)
-    for model in models:
-        model.batcher.on_change(lifecycle.changed)
 
 
 async def _stop(
-    servers: Servers, models: Sequence[OpenModel], devices: Sequence[Device], grace_s: float
+    servers: Servers, models: LocalModels, devices: Sequence[Device], grace_s: float
 ) -> None:
     """Wait for what is in flight; shortly before the end of the grace tell the rest to give up."""
-    for model in models:
-        model.batcher.begin_drain()
+    for batcher in models.batchers:
+        batcher.begin_drain()
 
     def give_up() -> None:
         for device in devices:

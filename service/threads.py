@@ -7,7 +7,9 @@ was ready.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, BrokenBarrierError
+from contextlib import suppress
+from pathlib import Path
+from threading import Barrier, BrokenBarrierError, current_thread
 
 from service.machine import cores
 
@@ -27,6 +29,15 @@ def need_spare(others: int) -> None:
     open_pool(of_grpc + 1 + others, "spare").shutdown()
 
 
+def show_name() -> None:
+    """Give the calling thread its name for `top` and `perf` as well; from 3.14 on Python does.
+
+    Threads that it begins, such as those of OpenMP, have that name too.
+    """
+    with suppress(OSError):  # other systems have other ways
+        Path("/proc/thread-self/comm").write_text(current_thread().name)
+
+
 def open_pool(
     threads: int, name: str, begin: Callable[[], None] = lambda: None
 ) -> ThreadPoolExecutor:
@@ -40,7 +51,12 @@ def open_pool(
     Raises:
         RuntimeError: the system gives no more threads.
     """
-    pool = ThreadPoolExecutor(threads, name, initializer=begin)
+
+    def begin_named() -> None:
+        show_name()
+        begin()
+
+    pool = ThreadPoolExecutor(threads, name, initializer=begin_named)
     together = Barrier(threads)
 
     def meet() -> None:

@@ -120,6 +120,12 @@ def channel(server: RunningServer) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(server.grpc_target, unlimited)
 
 
+def own_channel(target: str) -> grpc.aio.Channel:
+    """A channel with a connection of its own, which may come to any process of a server."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    return grpc.aio.insecure_channel(target, options)
+
+
 def message(images: Sequence[bytes], **options: Any) -> dat_pb2.ClassifyRequest:
     return dat_pb2.ClassifyRequest(
         images=images,

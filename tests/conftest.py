@@ -18,7 +18,7 @@ from model import VARIANTS, DatConfig
 from model.config import StageConfig
 from model.official import official_shapes
 from tests import recipe
-from tests.faults import Faulty, one_by_one
+from tests.faults import SHAPES, Faulty, one_by_one
 from tests.server import RunningServer, start_server
 
 process.compute_float32_in_full()  # as the server does, for tests on a GPU
@@ -43,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=GOLDEN / "det",
         help="golden cases of the official detectors",
+    )
+    parser.addoption(
+        "--soak-seconds", type=float, default=60, help="how long `make test-faults` soaks"
+    )
+    parser.addoption(
+        "--crowd-seconds", type=float, default=30, help="how long its crowds ask for too much"
     )
 
 
@@ -125,15 +131,17 @@ def server() -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture(scope="session")
-def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+@pytest.fixture(scope="session", params=SHAPES)
+def slow_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Faulty]:
     """A server that takes one image at a time, as long as a test says."""
-    with one_by_one(tmp_path_factory.mktemp("faults")) as running:
+    with one_by_one(tmp_path_factory.mktemp("faults"), **SHAPES[request.param]) as running:
         yield running
 
 
-@pytest.fixture
-def fresh_slow_server(tmp_path: Path) -> Iterator[Faulty]:
+@pytest.fixture(params=SHAPES)
+def fresh_slow_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Faulty]:
     """A server like `slow_server` that has seen nothing yet."""
-    with one_by_one(tmp_path) as running:
+    with one_by_one(tmp_path, **SHAPES[request.param]) as running:
         yield running

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tests.server import RunningServer, start_server
 
+# What makes a server one process, or a supervisor with two front ends and a worker.
+SHAPES: dict[str, dict[str, object]] = {"one": {}, "many": {"DAT_SERVER__FRONT_ENDS": 2}}
+
 
 @dataclass(frozen=True)
 class Faulty:
@@ -40,7 +43,7 @@ def faulty(folder: Path, **settings: object) -> Iterator[Faulty]:
 
 
 @contextmanager
-def one_by_one(folder: Path) -> Iterator[Faulty]:
+def one_by_one(folder: Path, **settings: object) -> Iterator[Faulty]:
     """Start a server that takes one image at a time; with the fault `wait`, as long as it is told.
 
     Its queue has eight places, and a request at most eight images.
@@ -52,5 +55,6 @@ def one_by_one(folder: Path) -> Iterator[Faulty]:
         DAT_LIMITS__MAX_IMAGES=8,
         DAT_ENGINE__HANG_TIMEOUT_S=100,
         DAT_SERVER__DRAIN_GRACE_S=30,
+        **settings,
     ) as running:
         yield running

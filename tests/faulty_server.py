@@ -10,15 +10,17 @@ its own:
     hiccup   the device refuses something, and is as well as before
     memory   the batch takes more memory than there is; `memory-N`, with more than N images
     error    the batch fails
+    leak     some memory of each image stays
 
 Green pictures hang, red ones fail, blue ones take more memory than there is, and the answers of
 white ones cannot be made. The file `decode` lets the threads that decode wait for ever, and `load`
 lets what loads a model wait as long as the file is there.
 """
 
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any, NoReturn
@@ -38,6 +40,8 @@ launch, load = ClassificationEngine.launch, ClassificationEngine._load
 prepare, submit = decode.prepare, ImagePassage.submit
 COLOURS = {"hang": (0, 255, 0), "error": (255, 0, 0), "memory": (0, 0, 255)}
 UNSHOWABLE = (255, 255, 255)
+LEAK_BYTES = 1 << 16  # of an image
+leaked: list[bytes] = []
 
 
 def is_colour(pixels: Any, colour: tuple[int, int, int]) -> bool:
@@ -75,7 +79,9 @@ def fail(fault: str) -> None:
 def faulty_launch(self: ClassificationEngine, batch: Sequence[Any]) -> Any:
     for file in folder.iterdir():
         fault, _, most = file.name.partition("-")
-        if not most or len(batch) > int(most):
+        if fault == "leak":
+            leaked.extend(os.urandom(LEAK_BYTES) for _ in batch)
+        elif not most or len(batch) > int(most):
             fail(fault)
     for item in batch:
         for fault, colour in COLOURS.items():
@@ -84,7 +90,7 @@ def faulty_launch(self: ClassificationEngine, batch: Sequence[Any]) -> Any:
     return launch(self, batch)
 
 
-def faulty_load(self: ClassificationEngine) -> Computing:
+def faulty_load(self: ClassificationEngine) -> Generator[None, None, Computing]:
     wait_while("load")
     return load(self)
 
@@ -96,8 +102,9 @@ def faulty_prepare(*arguments: Any) -> Any:
 
 
 async def faulty_submit(self: ImagePassage, item: Any) -> Computed:
+    unshowable = is_colour(item.pixels, UNSHOWABLE)  # the result may take the place of the pixels
     computed = await submit(self, item)
-    if is_colour(item.pixels, UNSHOWABLE):
+    if unshowable:
         raise ValueError("told to fail")
     return computed
 

@@ -14,7 +14,7 @@ from tests.server import ROOT
 LEAVES = {
     "service.errors", "service.settings", "service.metrics", "service.machine", "service.logs",
     "service.threads", "service.text_file", "service.byte_budget", "service.lifecycle",
-    "service.ports", "service.command_errors",
+    "service.ports", "service.command_errors", "service.priority",
 }  # fmt: skip
 # The model without torch: what follows from a configuration, and pixels.
 TORCH_FREE = {
@@ -23,14 +23,14 @@ TORCH_FREE = {
 }  # fmt: skip
 # What each room may know beside itself and the leaves, from the top of the house down.
 ROOMS = {
-    "service.transport.request_id": set(),
+    "service.transport.request_id": set(), "service.transport.priority": set(),
     "service.transport.http": {
-        "service.transport.request_id", "service.tasks", "service.models.card",
-        "service.security",
+        "service.transport.request_id", "service.transport.priority", "service.tasks",
+        "service.models.card", "service.security",
     },
     "service.transport.rpc": {
-        "service.transport.request_id", "service.tasks", "service.models.card", "service.pb",
-        "service.security",
+        "service.transport.request_id", "service.transport.priority", "service.tasks",
+        "service.models.card", "service.pb", "service.security",
     },
     "service.tasks": TORCH_FREE | {
         "service.batching", "service.images", "service.engine.items", "service.models.card",
@@ -49,6 +49,7 @@ ROOMS = {
 # Those who put the house together, and see all of it.
 ON_TOP = {
     "service", "service.__main__", "service.cli", "service.replica", "service.servers",
+    "service.local_models", "service.reloading",
     "service.open_model", "service.open_core", "service.computed_tasks", "service.served_tasks",
     "service.processes", "service.http_server", "service.event_loop", "service.evaluation",
     "service.pb", "service.transport",

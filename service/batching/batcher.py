@@ -1,11 +1,11 @@
-"""Turns single images into batches, in order of arrival.
+"""Turns single images into batches, in order of arrival within each class of requests.
 
 The batcher knows nothing of images, torch or transports: it moves opaque items from callers to
 the runner of a device and the results back.
 """
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from service.batching.admission import Admission, AdmissionControl, Places, Refu
 from service.batching.breaker import Breaker, Fit
 from service.batching.dispatch import Dispatch, Place, no_device
 from service.batching.forecast import Forecast
+from service.batching.waiting import T, Turns, Waiting
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -30,8 +31,8 @@ from service.errors import (
     ServiceError,
 )
 from service.metrics import ModelMetrics
+from service.priority import Priority
 
-T = TypeVar("T")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -101,6 +102,14 @@ class HeldPlace(Protocol):
     def patient_until(self) -> float:
         """When its caller, as callers are, will have left; loop time, seconds."""
 
+    @property
+    def priority(self) -> Priority:
+        """The class of the request."""
+
+    @property
+    def due(self) -> float:
+        """From when on it counts as one of the upper class, loop time, seconds."""
+
     def give_back(self) -> None:
         """Note that the item left the queue."""
 
@@ -150,16 +159,35 @@ class Queue(Protocol):
     def forecast(self) -> Forecast:
         """Learns from the images and their callers."""
 
-    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
+    def refusal(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Refusal | None:
         """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
 
-    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+    def check_room(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> None:
         """Refuse what could not be admitted now; see `AdmissionControl.check_room`."""
 
-    def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
+    def admit(
+        self,
+        places: int,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Admission:
         """Take places in the queue for a request; see `AdmissionControl.admit`."""
 
-    def ahead(self, deadline: float) -> AbstractAsyncContextManager[Turn]:
+    def ahead(self, place: HeldPlace, deadline: float) -> AbstractAsyncContextManager[Turn]:
         """Wait for the turn of an image; see `Batcher.ahead`."""
 
 
@@ -179,11 +207,12 @@ class _LocalTurn:
 
 
 class Batcher(Generic[Item, Result]):
-    """A bounded first-in, first-out queue before one or several devices.
+    """A bounded queue before one or several devices: the upper class before the lower one.
 
-    A batch leaves as soon as a device has a place for it (see `Dispatch`) and an item waits, with
-    up to `max_batch` of those that wait: the oldest, and the next ones of its group, so that no
-    group waits for ever.
+    Each class is served first come, first served, and who waits for long in the lower one counts
+    as one of the upper (`Waiting`). A batch leaves as soon as a device has a place for it (see
+    `Dispatch`) and an item waits, with up to `max_batch` of those that wait: the first, and the
+    next ones of its group, so that no group waits for ever.
     Every item gets exactly one answer: a result or an error. An item whose
     caller left or whose deadline passed leaves the queue at once and never reaches the device.
     What the forecast says cannot be answered in its time is not admitted, and a batch is only so
@@ -226,7 +255,7 @@ class Batcher(Generic[Item, Result]):
         self._goes_ahead = goes_ahead
         self._breaker = Breaker(metrics.failing)
         self._fit = Fit(max_batch)
-        self._queue: OrderedDict[Entry[Item, Result], None] = OrderedDict()
+        self._queue: Waiting[Entry[Item, Result]] = Waiting()
         self.forecast = forecast or Forecast()
         self._wakeup = asyncio.Event()
         self._admission = AdmissionControl(
@@ -237,9 +266,11 @@ class Batcher(Generic[Item, Result]):
             released=self._wakeup.set,  # a drain waits for the last place
         )
         ahead = sum(dispatch.depths) + _BATCHES_AHEAD
-        self._ahead = asyncio.Semaphore(ahead * max_batch)
+        # The upper class may be half a batch further ahead, rather than wait for the lower one.
+        self._ahead = Turns(ahead * max_batch, kept=-(-max_batch // 2))
         self._turn = _LocalTurn(self.submit)
         self._served_at = 0.0  # end of the newest batch, perf_counter
+        self._crowded = False  # whether a whole batch, decoded or not, waited then
 
     @property
     def wait_estimate_s(self) -> float:
@@ -256,41 +287,70 @@ class Batcher(Generic[Item, Result]):
         self._breaker.on_change(observer)
 
     def open(self) -> None:
-        """Begin to admit."""
+        """Begin to admit, and show it in the metrics."""
         self._admission.open()
+
+    def show(self) -> None:
+        """Let the metrics show this queue from now on."""
+        self._admission.show()
 
     def begin_drain(self) -> None:
         """Stop admitting; `run` returns once everything admitted has its answer."""
         self._admission.drain()
         self._wakeup.set()
 
-    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
-        """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
-        return self._admission.refusal(places, timeout_s)
+    def close(self) -> None:
+        """Forget the runners, once `run` has returned: who still holds this holds none of them."""
+        self._runners = ()
 
-    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+    def refusal(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Refusal | None:
+        """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
+        return self._admission.refusal(places, timeout_s, priority, decode_s)
+
+    def check_room(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> None:
         """Refuse what could not be admitted now; see `AdmissionControl.check_room`.
 
         Raises:
             ServiceError: as said there.
         """
-        self._admission.check_room(places, timeout_s)
+        self._admission.check_room(places, timeout_s, priority, decode_s)
 
-    def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
+    def admit(
+        self,
+        places: int,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Admission:
         """Take places in the queue for a request; see `AdmissionControl.admit`.
 
         Raises:
             ServiceError: as said there.
         """
-        return self._admission.admit(places, timeout_s, request_id)
+        return self._admission.admit(places, timeout_s, request_id, priority, decode_s)
 
     @asynccontextmanager
-    async def ahead(self, deadline: float) -> AsyncIterator["Turn"]:
-        """Wait until few enough images are decoded and not yet answered, in order of arrival.
+    async def ahead(self, place: HeldPlace, deadline: float) -> AsyncIterator["Turn"]:
+        """Wait until few enough images are decoded and not yet answered.
 
-        An image is decoded and submitted in this context, its turn.
+        An image is decoded and submitted in this context, its turn. Turns are given in the order
+        of the queue.
 
         Args:
+            place: of the image in the queue.
             deadline: loop time after which the answer is of no use, seconds.
 
         Raises:
@@ -298,7 +358,7 @@ class Batcher(Generic[Item, Result]):
         """
         try:
             async with asyncio.timeout_at(deadline):
-                await self._ahead.acquire()
+                await self._ahead.acquire(place.priority, place.due)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
         try:
@@ -345,7 +405,7 @@ class Batcher(Generic[Item, Result]):
         """
         future = asyncio.get_running_loop().create_future()
         entry = Entry[Item, Result](item, place, future, enqueued_at, deadline)
-        self._queue[entry] = None
+        self._queue.add(entry, place.priority, place.due)
         self._wakeup.set()
         if len(self._queue) >= self._max_batch:
             self._dispatch.reconsider()
@@ -354,10 +414,7 @@ class Batcher(Generic[Item, Result]):
     def withdraw(self, entry: Entry[Item, Result]) -> bool:
         """Note that nobody waits for an entry, and say whether it still was in the queue."""
         entry.left = True
-        if entry not in self._queue:
-            return False
-        del self._queue[entry]
-        return True
+        return self._queue.discard(entry)
 
     async def run(self) -> None:
         """Serve batches until drained."""
@@ -383,8 +440,8 @@ class Batcher(Generic[Item, Result]):
         return self._breaker.error() if self._breaker.open else None
 
     def _refuse_waiting(self, error: EngineUnavailable) -> None:
-        while self._queue:
-            entry, _ = self._queue.popitem(last=False)
+        for entry in list(self._queue):
+            self._queue.discard(entry)
             entry.place.give_back()
             if not entry.future.done():
                 entry.future.set_exception(error.again())
@@ -421,7 +478,7 @@ class Batcher(Generic[Item, Result]):
             wanted = min(earliest, self._wanted_by(entry, loop_time))
             if alive and batch and loop_time + self.forecast.compute_s(len(batch) + 1) > wanted:
                 break
-            del self._queue[entry]
+            self._queue.discard(entry)
             entry.place.give_back()
             if not alive:
                 _fail(entry, too_late())
@@ -554,6 +611,7 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         size = len(part)
         self._places.changed_running(size)
+        self.forecast.batch_began()
         try:
             results = await runner.run_batch([entry.item for entry in part])
             answers = list(zip(part, results, strict=True))
@@ -575,10 +633,12 @@ class Batcher(Generic[Item, Result]):
         self._metrics.stage["compute"].observe(compute_s)
         self._metrics.busy_seconds[device].inc(compute_s)
         # Under load the time between the ends of two batches, on whichever devices they were,
-        # and with the time in which other models had those.
+        # and with the time in which other models had those, or images were still to be decoded.
         now = perf_counter()
-        self.forecast.batch_ended(size, compute_s, now - max(asked, self._served_at))
+        since = self._served_at if self._crowded else max(asked, self._served_at)
+        self.forecast.batch_ended(size, compute_s, now - since, crowded=self._crowded)
         self._served_at = now
+        self._crowded = self._places.count().held >= self._max_batch
 
 
 def too_late() -> DeadlineExceeded:

@@ -5,14 +5,14 @@ Learned from the batches and the callers before. Knows nothing of queues, device
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
+from typing import NamedTuple
 
-_SMOOTHING = 0.2  # share of the newest measurement
-# A forecast that is too short costs the work of a caller that leaves; one that is too long turns
-# away a caller that would have got its answer.
-_MARGIN = 1.2
-
+_SMOOTHING = 0.1  # share of the newest measurement: the last batches of a crowd are the fastest
+_SMOOTHING_OF_ANSWERS = 0.01  # of which a crowd gives hundreds
+_MOST_CORRECTED = 2.0  # times more or less; what is further off was something else
 _CALLERS = 64  # whose end is remembered
 _IMPATIENT = 0.1  # share of callers that left, from which on they tell what the next ones will do
 _EARLY = 0.2  # quantile of the times after which they left
@@ -20,57 +20,132 @@ _RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
 _FORGOTTEN_S = 20.0
 
 
+class Expected(NamedTuple):
+    """When an answer is expected.
+
+    Attributes:
+        seconds: from now; 0 where nothing was measured yet.
+        of_crowd: the same before `Forecast` corrects it; 0 where no crowd is ahead.
+    """
+
+    seconds: float = 0.0
+    of_crowd: float = 0.0
+
+
+UNKNOWN = Expected()
+
+
+@dataclass
+class Batches:
+    """What the batches of one model have shown.
+
+    Attributes:
+        compute_s: time on the device, seconds, by size.
+        usual: items in a batch.
+        stretch: between the ends of two batches, of the time that one takes.
+        began_at: when the device turned to the newest, by the clock of the forecast.
+    """
+
+    compute_s: dict[int, float] = field(default_factory=dict)
+    usual: float = 0.0
+    stretch: float = 0.0
+    began_at: float = inf
+
+
 class Forecast:
     """What the batches and the callers of one model have shown.
 
     Args:
         clock: seconds; any start.
+
+    Attributes:
+        batches: what these have shown.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._seconds_per_item = 0.0
-        self._compute_s: dict[int, float] = {}
-        self._decode_s = 0.0
+        self.batches = Batches()
         self._ends: deque[float | None] = deque(maxlen=_CALLERS)  # ages of those that left
         self._patience_s = inf
         self._evidence_at = -inf
+        self._correction = 1.0  # what answers in a crowd took of what batches alone foretell
 
-    @property
-    def seconds_per_item(self) -> float:
-        """Between two items that leave a busy queue; 0 where nothing was measured yet."""
-        return self._seconds_per_item
+    def batch_began(self) -> None:
+        """Note that a device turned to a batch."""
+        self.batches.began_at = self._clock()
 
-    def batch_ended(self, size: int, compute_s: float, spacing_s: float) -> None:
+    def batch_ended(self, size: int, compute_s: float, spacing_s: float, *, crowded: bool) -> None:
         """Learn from a batch.
 
         Args:
             size: its items.
             compute_s: how long it had the device, seconds.
             spacing_s: since the end of the batch before it, while there was work.
+            crowded: whether a whole batch waited all that time.
         """
-        self._seconds_per_item = _smoothed(self._seconds_per_item, spacing_s / size)
-        self._compute_s[size] = _smoothed(self._compute_s.get(size, 0.0), compute_s)
+        seen = self.batches
+        seen.compute_s[size] = _smoothed(seen.compute_s.get(size, 0.0), compute_s)
+        seen.usual = _smoothed(seen.usual, size)
+        # Of several devices one alone may have been at work, which says nothing of all of them.
+        if crowded or seen.stretch >= 1.0 or not seen.stretch:
+            seen.stretch = _smoothed(seen.stretch, spacing_s / max(compute_s, 1e-9))
 
-    def decoded(self, seconds: float) -> None:
-        """Learn from an image that was decoded."""
-        self._decode_s = _smoothed(self._decode_s, seconds)
+    def answered(self, expected: Expected, took_s: float) -> None:
+        """Learn from an answer that was expected.
 
-    def answer_s(self, items: int) -> float:
-        """Time until `items`, those ahead and those that come now, have their answers, seconds.
-
-        0 where nothing was measured yet.
+        What it costs to receive, decode and answer a crowd, on cores that the device may need as
+        well, shows in whole answers and not in single batches.
         """
-        return _MARGIN * (items * self.seconds_per_item + self._decode_s)
+        if expected.of_crowd:
+            newest = took_s / expected.of_crowd
+            newest = min(max(newest, 1 / _MOST_CORRECTED), _MOST_CORRECTED)
+            self._correction += _SMOOTHING_OF_ANSWERS * (newest - self._correction)
+
+    def expect(self, waiting: int, running: int, decode_s: float = 0.0) -> Expected:
+        """When all that wait will have their answers.
+
+        Args:
+            waiting: items, those ahead and those that come now.
+            running: items on the devices.
+            decode_s: until those that come now are decoded, seconds.
+        """
+        if not self.batches.compute_s:
+            return UNKNOWN
+        largest = max(self.batches.compute_s)
+        ahead_s = self._on_device_s(running, largest)
+        if not waiting:
+            return Expected(self.batches.stretch * ahead_s)
+        before, last = divmod(waiting - 1, largest)
+        # Others will join the last batch as they join any.
+        own_s = self.compute_s(max(last + 1, min(largest, round(self.batches.usual))))
+        ahead_s += before * self.compute_s(largest)
+        stretch = self.batches.stretch
+        seconds = max(stretch * ahead_s, decode_s) + max(stretch, 1.0) * own_s
+        return Expected(self._correction * seconds, seconds) if before else Expected(seconds)
+
+    def _on_device_s(self, running: int, largest: int) -> float:
+        if not running:
+            return 0.0
+        batches, rest = divmod(running, largest)
+        all_s = batches * self.compute_s(largest) + (self.compute_s(rest) if rest else 0.0)
+        # One of them is on its way already, by how much is known of the newest.
+        newest_s = self.compute_s(min(running, largest))
+        return all_s - min(max(0.0, self._clock() - self.batches.began_at), newest_s)
 
     def compute_s(self, size: int) -> float:
-        """Time on the device of a batch of that size; 0 where nothing was measured yet."""
-        if size in self._compute_s:
-            return self._compute_s[size]
-        if not self._compute_s:
-            return 0.0
-        nearest = min(self._compute_s, key=lambda known: abs(known - size))
-        return self._compute_s[nearest] * max(1.0, size / nearest)
+        """Time on the device of a batch of that size; 0 where nothing was measured yet.
+
+        Between two sizes that were measured it grows evenly, beyond all of them with the size.
+        """
+        if size in self.batches.compute_s or not self.batches.compute_s:
+            return self.batches.compute_s.get(size, 0.0)
+        smaller = max((known for known in self.batches.compute_s if known < size), default=None)
+        larger = min((known for known in self.batches.compute_s if known > size), default=None)
+        if smaller is None or larger is None:
+            nearest = smaller or larger or size
+            return self.batches.compute_s[nearest] * max(1.0, size / nearest)
+        low_s, high_s = self.batches.compute_s[smaller], self.batches.compute_s[larger]
+        return low_s + (high_s - low_s) * (size - smaller) / (larger - smaller)
 
     def caller_left(self, age_s: float) -> None:
         """Learn from a caller that left before its answer, `age_s` seconds after it came."""

@@ -1,6 +1,6 @@
 """One classifier on one device: loaded, warmed up, and run in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -50,6 +50,9 @@ class _Runs(Protocol):
     @property
     def graphs_bytes(self) -> int:
         """Memory of the device that the graphs took."""
+
+    def forget(self) -> None:
+        """Drop the graphs, and count them no more."""
 
     def launch(
         self, batch: Sequence[ClassificationInput], wanted: Wanted
@@ -111,7 +114,7 @@ class ClassificationEngine(Engine):
         )
         if backend == "openvino":
             check_available(device.torch_device, self.dtype)
-        self._model = model
+        self._model: DAT | None = model
         self._image_size = model.config.image_size
         self._backend = backend
         self._cache = cache
@@ -124,7 +127,8 @@ class ClassificationEngine(Engine):
         return ClassificationInput(np.zeros((*self._image_size, 3), np.uint8))
 
     @override
-    def _load(self) -> Computing:
+    def _load(self) -> Generator[None, None, Computing]:
+        assert self._model is not None, "the model was unloaded: this is a bug"
         device = self._device.torch_device
         began = perf_counter()
         kernels = gpu.kernels_on(device)
@@ -137,11 +141,8 @@ class ClassificationEngine(Engine):
         capture = self._capture
         if capture is None and device.type == "cuda":
             capture = CudaCapture(device)
-        runs: _Runs
-        # On a CPU every part of a batch is computed once when it is traced or compiled.
-        warm_up = self.buckets[-1:]
         if capture is None:
-            runs = OnCpu(
+            self._runs = OnCpu(
                 classify,
                 self.buckets,
                 self._device,
@@ -151,8 +152,7 @@ class ClassificationEngine(Engine):
                 cache=self._cache,
             )
         else:
-            warm_up = self.buckets
-            runs = InGraphs(
+            graphs = InGraphs(
                 classify,
                 self.buckets,
                 self._device,
@@ -160,11 +160,8 @@ class ClassificationEngine(Engine):
                 compiled=self._compiled,
                 capture=capture,
             )
-        blank = self._blank()
-        for bucket in reversed(warm_up):
-            run = partial(runs.warm_up, [blank] * bucket, Wanted(points=True))
-            self._pace.timed(run, bucket * blank.pixels.size)()
-        self._runs = runs
+            self._runs = graphs
+            yield from graphs.capture_ahead()
         self._metrics.load_seconds["warmup"].set(perf_counter() - built)
         return Computing(
             device=self._device.name,
@@ -173,28 +170,41 @@ class ClassificationEngine(Engine):
             dtype=self.dtype,
             kernels=kernels,
             tf32=gpu.tf32(device),
-            graphs=runs.graphs,
+            graphs=self._runs.graphs,
             weights_bytes=weights_bytes,
-            graphs_bytes=runs.graphs_bytes,
+            graphs_bytes=self._runs.graphs_bytes,
             seconds=perf_counter() - began,
         )
+
+    @override
+    def _warm_ups(self) -> Iterator[Callable[[], object]]:
+        assert self._runs is not None
+        blank = self._blank()
+        # On a CPU every part of a batch was computed once when it was traced or compiled.
+        captured = len(self.buckets) if self._runs.graphs else 1
+        for bucket in self.buckets[: -captured - 1 : -1]:
+            run = partial(self._runs.warm_up, [blank] * bucket, Wanted(points=True))
+            yield self._pace.timed(run, bucket * blank.pixels.size)
+
+    @override
+    def _unload(self) -> None:
+        if self._runs is not None:
+            self._runs.forget()
+        self._runs = self._model = None
 
     @override
     def launch(
         self, batch: Sequence[ClassificationInput]
     ) -> Callable[[], list[ClassificationOutput]]:
+        assert self._runs is not None, "the model is not loaded: this is a bug"
         wanted = wanted_of(batch)
-        parts = self._loaded.launch(batch, wanted)
+        parts = self._runs.launch(batch, wanted)
         return lambda: _split(parts(), batch, wanted.attention)
 
     @override
     async def settle(self) -> None:
-        await self._loaded.settle()
-
-    @property
-    def _loaded(self) -> _Runs:
         assert self._runs is not None, "the model is not loaded: this is a bug"
-        return self._runs
+        await self._runs.settle()
 
 
 def _split(

@@ -48,9 +48,8 @@ class Computing:
         }
 
     def show(self, metrics: ModelMetrics) -> None:
-        """Show it in the metrics of the model, but for the graphs, which count themselves."""
-        metrics.engine_is(**self._labels())
-        metrics.memory(self.device, "weights").set(self.weights_bytes)
+        """Have the metrics of the model show it, but for the graphs, which count themselves."""
+        metrics.engine_is(self.weights_bytes, **self._labels())
 
     def _labels(self) -> dict[str, str]:
         return {

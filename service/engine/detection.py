@@ -1,6 +1,6 @@
 """One detector on its device: loaded, warmed up, and run in batches of equally large images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from time import perf_counter
 
@@ -63,7 +63,8 @@ class DetectionEngine(Engine):
             buckets=buckets,
             default_max_batch=DEFAULT_MAX_BATCH[device.torch_device.type],
         )
-        self._detector = detector
+        self._detector: Detector | None = detector
+        self._has_masks = detector.config.has_masks
         self._sizes = tuple(sizes)
         self._capture = capture
         self._pipeline: Pipeline[ExplainedFound] | None = None
@@ -73,12 +74,14 @@ class DetectionEngine(Engine):
         await self._loaded.settle()
 
     @override
-    def _load(self) -> Computing:
+    def _load(self) -> Generator[None, None, Computing]:
+        detector = self._detector
+        assert detector is not None, "the model was unloaded: this is a bug"
         device = self._device.torch_device
         began = perf_counter()
         kernels = gpu.kernels_on(device)
         normalise = Normalise(self.dtype).to(device)
-        self._detector.cast(self.dtype).to(device).eval()
+        detector.cast(self.dtype).to(device).eval()
         built = perf_counter()
         self._metrics.load_seconds["build"].set(built - began)
         capture = self._capture
@@ -94,7 +97,7 @@ class DetectionEngine(Engine):
             layers: Layers = (),
         ) -> ExplainedFound:
             images = normalise(pixels, resized)
-            return self._detector.find(images, resized, scales, layers, cells)
+            return detector.find(images, resized, scales, layers, cells)
 
         pipeline = Pipeline(
             self._device,
@@ -103,17 +106,12 @@ class DetectionEngine(Engine):
             self._metrics,
             capture=capture,
             # The detector itself forgets sizes after a while.
-            reads=self._detector.backbone_for,
+            reads=detector.backbone_for,
         )
         for size in self._sizes:
-            self._detector.backbone_for(size)
-        pipeline.capture_ahead([_row(_blank(size)) for size in self._sizes])
-        blank = self._blank()
-        warm_up = partial(
-            pipeline.warm_up, [_row(blank)], partial(_select, wanted=Wanted(points=True))
-        )
-        self._pace.timed(warm_up, blank.pixels.size)()
+            detector.backbone_for(size)
         self._pipeline = pipeline
+        yield from pipeline.capture_ahead([_row(_blank(size)) for size in self._sizes])
         self._metrics.load_seconds["warmup"].set(perf_counter() - built)
         return Computing(
             device=self._device.name,
@@ -123,10 +121,24 @@ class DetectionEngine(Engine):
             kernels=kernels,
             tf32=gpu.tf32(device),
             graphs=len(pipeline),
-            weights_bytes=memory_of(self._detector),
+            weights_bytes=memory_of(detector),
             graphs_bytes=pipeline.graphs_bytes,
             seconds=perf_counter() - began,
         )
+
+    @override
+    def _warm_ups(self) -> Iterator[Callable[[], object]]:
+        blank = self._blank()
+        warm_up = partial(
+            self._loaded.warm_up, [_row(blank)], partial(_select, wanted=Wanted(points=True))
+        )
+        yield self._pace.timed(warm_up, blank.pixels.size)
+
+    @override
+    def _unload(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.forget()
+        self._pipeline = self._detector = None
 
     @override
     def _blank(self) -> DetectionInput:
@@ -146,8 +158,7 @@ class DetectionEngine(Engine):
             partial(_select, wanted=wanted),
             wanted.attention,
         )
-        masks = self._detector.config.has_masks
-        return lambda: _split(results(), batch, wanted.attention, masks=masks)
+        return lambda: _split(results(), batch, wanted.attention, masks=self._has_masks)
 
 
 def _blank(size: Size) -> DetectionInput:

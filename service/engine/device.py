@@ -3,7 +3,7 @@
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from threading import Event
 from time import monotonic
@@ -78,6 +78,11 @@ class Device:
         self._loss: EngineUnavailable | None = None
         self._on_loss: Callable[[], None] = lambda: None
         self._worker = Worker(f"engine {self.name}", self._enter)
+        # On a CPU a model is loaded beside the batches of the others. A GPU has its streams and
+        # its graphs from one thread.
+        self._loader = (
+            self._worker if on_cuda else Worker(f"loader {self.name}", self._enter_loader)
+        )
         # Where results are waited for, the next batch can begin meanwhile.
         self._results = Worker(f"results {self.name}", reach_heap) if on_cuda else None
 
@@ -110,6 +115,36 @@ class Device:
             lambda: self._worker.submit(partial(self._attempt, work), limit_s)
         )
 
+    async def load(self, steps: Callable[[], Generator[None, None, T]]) -> T:
+        """Do the long work of loading a model, while batches of others are run.
+
+        On a CPU it is done in a thread of its own, on CUDA in the thread of the device, where the
+        batches that wait go before the next step.
+
+        Args:
+            steps: begins it; a step ends where it yields, and what it returns is the result.
+
+        Raises:
+            EngineUnavailable: the device is lost, now or before.
+            OutOfMemory: the work needs more memory than there is.
+        """
+        under_way: list[Generator[None, None, T]] = []
+        done: list[T] = []
+
+        def step() -> None:
+            if not under_way:
+                under_way.append(steps())
+            try:
+                next(under_way[0])
+            except StopIteration as end:
+                done.append(end.value)
+
+        while not done:
+            await self._guarded(
+                lambda: self._loader.submit(partial(self._attempt, step), LOAD_LIMIT_S)
+            )
+        return done.pop()
+
     async def compute(self, launch: Callable[[], Callable[[], T]], limit_s: float) -> T:
         """Begin a batch in the thread of the device, and get its results once it is done.
 
@@ -136,7 +171,7 @@ class Device:
 
     async def watch(self) -> None:
         """Look after the threads as long as the device is healthy."""
-        workers = [worker for worker in (self._worker, self._results) if worker is not None]
+        workers = self._workers()
         looked = monotonic()
         while self._loss is None:
             await asyncio.sleep(_LOOK_PERIOD_S)
@@ -160,9 +195,8 @@ class Device:
         self._lost.set()
         self._loss = EngineUnavailable(f"the device {self.name} is lost: {story}", cause)
         log.error("device lost", device=self.name, cause=cause, reason=story)
-        for worker in (self._worker, self._results):
-            if worker is not None:
-                worker.give_up(self._loss.again)
+        for worker in self._workers():
+            worker.give_up(self._loss.again)
         self._on_loss()
 
     def close(self, timeout_s: float | None = None) -> bool:
@@ -174,11 +208,15 @@ class Device:
         Returns:
             Whether they ended.
         """
-        ended = self._worker.close(timeout_s)
-        if self._results is not None:
-            ended &= self._results.close(timeout_s)
+        ended = True
+        for worker in self._workers():
+            ended &= worker.close(timeout_s)
         self.lanes.shutdown(wait=ended)
         return ended
+
+    def _workers(self) -> list[Worker]:
+        threads = dict.fromkeys((self._worker, self._loader, self._results))
+        return [worker for worker in threads if worker is not None]
 
     async def _guarded(self, submit: Callable[[], asyncio.Future[T]]) -> T:
         if self._loss is not None:
@@ -232,6 +270,10 @@ class Device:
         except RuntimeError:
             return True
         return False
+
+    def _enter_loader(self) -> None:
+        reach_heap()
+        torch.set_num_threads(1)  # the other cores are for those who compute
 
     def _enter(self) -> None:
         reach_heap()

@@ -1,7 +1,9 @@
 """What the engines of all tasks do: load, run batches within their time, try a blank image."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -54,7 +56,23 @@ class Engine(ABC):
         Raises:
             RuntimeError: the device cannot be used, or a graph cannot be captured.
         """
-        return await self._device.run(self._load)
+        began = perf_counter()
+        computing = await self._device.load(self._load)
+        loaded = perf_counter()
+        # As any batch: beside those of other models.
+        for warm_up in self._warm_ups():
+            await self._device.run(warm_up)
+        now = perf_counter()
+        self._metrics.load_seconds["warmup"].inc(now - loaded)
+        return replace(computing, seconds=now - began)
+
+    async def unload(self) -> None:
+        """Give its memory back; no batch comes any more.
+
+        Raises:
+            EngineUnavailable: the device is lost.
+        """
+        await self._device.run(self._unload)
 
     async def run_batch(self, batch: Sequence[Any]) -> list[Any]:
         """The outputs of at most `max_batch` images of one group; what the batcher calls.
@@ -90,8 +108,16 @@ class Engine(ABC):
         """Begin a batch, in the thread of the device; the function returned waits for its end."""
 
     @abstractmethod
-    def _load(self) -> Computing:
-        """What `load` does in the thread of the device."""
+    def _load(self) -> Generator[None, None, Computing]:
+        """Make the model from its weights; see `Device.load`."""
+
+    @abstractmethod
+    def _warm_ups(self) -> Iterable[Callable[[], object]]:
+        """First batches, which count nowhere."""
+
+    @abstractmethod
+    def _unload(self) -> None:
+        """Forget the network and all that was made of it, in the thread of the device."""
 
     @abstractmethod
     def _blank(self) -> Any:

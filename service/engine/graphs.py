@@ -200,6 +200,11 @@ class GraphCache(Generic[Key, Graph]):
         self._misses[key] += 1
         return self._misses[key] == self._after
 
+    def clear(self) -> None:
+        """Drop all."""
+        self._ahead.clear()
+        self._on_demand.clear()
+
     def put_ahead(self, key: Key, graph: Graph) -> None:
         """Keep a graph for good."""
         self._ahead[key] = graph

@@ -1,6 +1,6 @@
 """How a GPU runs a classifier: a captured graph for each bucket."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -48,8 +48,19 @@ class InGraphs:
             return ranked
 
         self._pipeline = Pipeline[Ranked](device, work, buckets, metrics, capture=capture)
-        blank = np.zeros((*classify.model.config.image_size, 3), np.uint8)
-        self._pipeline.capture_ahead([(blank,)])
+        self._image_size = classify.model.config.image_size
+
+    def capture_ahead(self) -> Iterator[None]:
+        """Capture the graphs, one in each step; in the thread of the device.
+
+        Raises:
+            RuntimeError: a graph cannot be captured.
+        """
+        return self._pipeline.capture_ahead([(np.zeros((*self._image_size, 3), np.uint8),)])
+
+    def forget(self) -> None:
+        """Drop the graphs, and count them no more."""
+        self._pipeline.forget()
 
     @property
     def graphs(self) -> int:

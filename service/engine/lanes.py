@@ -16,7 +16,7 @@ from service.engine.worker import T
 from service.memory import reach_heap
 from service.threads import open_pool
 
-# Of the time of a team's first thread, from when on its cores are wanted by others, or by nobody.
+# Of the time of a share's first thread, from when on its cores are wanted by others, or by nobody.
 _CROWDED, _QUIET = 0.8, 0.9
 _SMOOTHING = 0.3
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
@@ -31,26 +31,30 @@ class Share:
     threads: int
 
 
-def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
+def plan(images: int, threads: int, *, team: bool, dealt: bool) -> list[list[Share]]:
     """Rounds of shares that lanes take one after the other, each when it is done with the last.
-
-    The end of a round is single images, so that a lane whose core has another process on it as well
-    takes fewer of them: half of the round, or of a small model, whose images take little longer
-    than to be handed out, one for each lane.
 
     Args:
         images: of the batch.
         threads: of all lanes.
         team: whether several threads compute an image faster than one. Those left over when every
             lane has as many are then a round of their own, with more threads for each.
+        dealt: whether half of a round is single images, so that a lane whose core has another
+            process on it as well takes fewer of them. That is worth while for images that take
+            long. A pass of a small model takes as long for one image as for two: its lanes have
+            one share each.
     """
     rounds, start = [], 0
     while start < images:
         lanes = min(images - start, threads)
         each = (images - start) // lanes
         count = lanes * each if team else images - start
-        large = (each // 2 if team else each - 1) if each > _FEW else each
-        sizes = [large] * lanes + [1] * (count - lanes * large)
+        over = count - lanes * each
+        if dealt:
+            large = each // 2 if each > _FEW else each
+            sizes = [large] * lanes + [1] * (count - lanes * large)
+        else:
+            sizes = [each + 1] * over + [each] * (lanes - over)
         ends = accumulate(sizes, initial=start)
         rounds.append(
             [
@@ -63,11 +67,13 @@ def plan(images: int, threads: int, *, team: bool) -> list[list[Share]]:
 
 
 class Crowd:
-    """Whether others want the cores too, so that a team of threads does not pay.
+    """Whether others want the cores too, so that many threads for a batch do not pay.
 
     The threads of a team wait for each other after every operation. Where one of them has to share
-    its core they all sleep, and several compute an image no faster than one does. That is told by
-    how little of its time the first of them computes; a while later it is tried again.
+    its core they all sleep, and several compute an image no faster than one does. The lanes of a
+    small model wait for each other at the end of a batch, and what a pass takes beside its images
+    they all take. That is told by how little of its time a thread computes; a while later it is
+    tried again.
 
     Args:
         clock: seconds; any start.
@@ -80,12 +86,12 @@ class Crowd:
         self._pause_s = _SHORTEST_PAUSE_S
 
     @property
-    def team_pays(self) -> bool:
-        """Whether several threads should compute an image."""
+    def quiet(self) -> bool:
+        """Whether the cores are ours, as far as is known."""
         return self._clock() >= self._alone_until
 
     def computed(self, cpu_s: float, wall_s: float) -> None:
-        """Learn from an image of a team: what its first thread computed, and how long it took."""
+        """Learn from a share: what its first thread computed, and how long it took; seconds."""
         self._computing += _SMOOTHING * (cpu_s / wall_s - self._computing)
         if self._computing < _CROWDED:
             self._computing = 1.0
@@ -112,7 +118,7 @@ class Lanes:
 
     def share_sizes(self, images: int, *, team: bool) -> set[int]:
         """Numbers of rows that `map` may give at a time."""
-        plans = [plan(images, self._threads, team=one) for one in {team, False}]
+        plans = [self._plan(images, team=team, quiet=quiet) for quiet in (True, False)]
         shares = chain.from_iterable(chain.from_iterable(plans))
         return {share.rows.stop - share.rows.start for share in shares}
 
@@ -126,6 +132,7 @@ class Lanes:
             images: of the batch.
             team: whether several threads compute an image faster than one, in quiet.
         """
+        quiet = self._crowd.quiet
 
         def compute(share: Share) -> T:
             # A setting of the calling thread, like the mode.
@@ -133,17 +140,23 @@ class Lanes:
             began, computed = perf_counter(), thread_time()
             with torch.inference_mode():
                 result = work(share.rows)
-            if share.threads > 1:
+            if quiet and (share.threads > 1 or not team):
                 self._crowd.computed(thread_time() - computed, perf_counter() - began)
             return result
 
         results: list[T] = []
-        for shares in plan(images, self._threads, team=team and self._crowd.team_pays):
+        for shares in self._plan(images, team=team, quiet=quiet):
             if len(shares) == 1:
                 results.append(compute(shares[0]))
             else:
                 results += self._pool.map(compute, shares)
         return results
+
+    def _plan(self, images: int, *, team: bool, quiet: bool) -> list[list[Share]]:
+        if team:
+            return plan(images, self._threads, team=quiet, dealt=True)
+        lanes = self._threads if quiet else max(1, self._threads // 2)
+        return plan(images, lanes, team=False, dealt=False)
 
     def shutdown(self, *, wait: bool = True) -> None:
         """End the threads.

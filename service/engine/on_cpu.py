@@ -84,6 +84,9 @@ class OnCpu:
         self._metrics.replays["eager"].inc()
         return lambda: parts
 
+    def forget(self) -> None:
+        """Nothing: there are no graphs."""
+
     def warm_up(self, batch: Sequence[ClassificationInput], _: Wanted) -> None:
         """Run a batch that counts nowhere, without attention."""
         self._run(batch, ())

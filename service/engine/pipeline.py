@@ -5,7 +5,7 @@ waits for the whole device: a thread that needs results waits for the event behi
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Generic, NamedTuple
@@ -108,8 +108,10 @@ class Pipeline(Generic[Outputs]):
     def _work_of(self, shape: Shape) -> Callable[..., Outputs]:
         return partial(self._work, layers=shape.layers) if shape.layers else self._work
 
-    def capture_ahead(self, blanks: Sequence[Row]) -> None:
+    def capture_ahead(self, blanks: Sequence[Row]) -> Iterator[None]:
         """Capture the graphs of some sizes for all buckets, and keep them for good.
+
+        It is one graph in each step, in the thread of the device.
 
         Args:
             blanks: an image of each size.
@@ -124,6 +126,16 @@ class Pipeline(Generic[Outputs]):
         for shape, blank in sorted(shapes, key=lambda one: _pixels(one[0]), reverse=True):
             self._plain.put_ahead(shape, self._captured(shape, blank))
             self._metrics.graphs.inc()
+            yield
+
+    def forget(self) -> None:
+        """Drop the graphs and the slots, and count them no more."""
+        self._metrics.graphs.dec(len(self))
+        self._metrics.memory(self._device.name, "graphs").dec(self.graphs_bytes)
+        self._plain.clear()
+        self._explaining.clear()
+        self._free.clear()
+        self._wanted.clear()
 
     async def settle(self) -> None:
         """Capture a graph that batches called for; no image waits for a graph of its own.

@@ -9,6 +9,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
+from service.threads import show_name
+
 T = TypeVar("T")
 
 
@@ -127,6 +129,7 @@ class Worker:
 
     def _run(self, begin: Callable[[], None], began: Future[None]) -> None:
         try:
+            show_name()
             begin()
         except BaseException as error:
             began.set_exception(error)

@@ -1,5 +1,7 @@
 """Which image is decoded next: small ones first, none for ever last, and bounded in pixels.
 
+Those of the lower class are due when they count as upper ones, so the upper class is first.
+
 Decoding costs what an image has of pixels, not of bytes: 84 kB can hold 1.6 gigapixels. Each image
 is due the later the more pixels it and the images before it in its request have, and the one that
 is due first is next. So a small image waits for at most the image that each thread has in hand, a
@@ -13,17 +15,19 @@ and for cores to wake up.
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import inf
 from threading import Lock
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from prometheus_client import Gauge
 
 from service.errors import Overloaded
+from service.priority import Priority, fits
 
 T = TypeVar("T")
 
@@ -32,6 +36,7 @@ RETRY_AFTER_S = 1.0
 _DUE_PIXELS_PER_S = 5e6
 # Pixels that are worth a thread: milliseconds of decoding, where to wake it takes a tenth of one.
 _PIXELS_OF_THREAD = 250_000
+_SMOOTHING = 0.1  # share of the newest image in what is known of their speed
 
 
 @dataclass(order=True)
@@ -41,11 +46,13 @@ class _Job:
     Attributes:
         due: loop time, seconds.
         number: among jobs that are due at the same time, the one that came earlier is first.
+        pixels: an image with so many would take as long to decode.
         share: how much of a thread it keeps busy, pixels; at most all of one.
     """
 
     due: float
     number: int
+    pixels: int = field(compare=False)
     share: int = field(compare=False)
     work: Callable[[], Any] = field(compare=False)
     result: asyncio.Future[Any] = field(compare=False)
@@ -58,15 +65,22 @@ class Decoders:
 
     Args:
         pool: of the threads.
+        threads: how many it has.
         max_pixels: most pixels of the images that wait or are being decoded.
         in_flight: shows those pixels.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, max_pixels: int, in_flight: Gauge) -> None:
+    def __init__(
+        self, pool: ThreadPoolExecutor, threads: int, max_pixels: int, in_flight: Gauge
+    ) -> None:
         self.pool = pool
+        self._threads = threads
         self._max_pixels = max_pixels
         self._gauge = in_flight
         self._pixels = 0
+        self._pixels_low = 0  # those of the lower class
+        # Of recent images, the newest of which count most.
+        self._decoded_pixels = self._decoding_s = 0.0
         self._numbers = itertools.count()
         self._lock = Lock()
         self._line: list[_Job] = []
@@ -85,28 +99,53 @@ class Decoders:
     ) -> None:
         self.pool.shutdown()
 
-    def request(self, pixels: int) -> "DecodingRequest":
+    def request(
+        self, pixels: int, priority: Priority = "high", due: float | None = None
+    ) -> "DecodingRequest":
         """The images of one request, as the context in which they are decoded.
 
         Args:
             pixels: of all its images.
+            priority: its class.
+            due: from when on it counts as one of the upper class, loop time, seconds; `None`
+                means from now on.
 
         Raises:
             Overloaded: with these pixels more than `max_pixels` would wait.
         """
+        held, low, limit = self._pixels, self._pixels_low, self._max_pixels
         # When nothing else waits, a request within its own limits is always taken.
-        if self._pixels and self._pixels + pixels > self._max_pixels:
+        if held and not fits(pixels, priority, held=held, held_low=low, limit=limit):
             raise Overloaded(
-                f"images of {self._pixels} pixels wait to be decoded; "
-                f"the limit is {self._max_pixels}",
-                retry_after_s=RETRY_AFTER_S,
+                f"images of {held} pixels wait to be decoded; the limit is {limit}",
+                retry_after_s=max(RETRY_AFTER_S, self.wait_s(priority)),
             )
-        return DecodingRequest(self, pixels)
+        return DecodingRequest(self, pixels, priority, due)
 
-    def change(self, pixels: int) -> None:
+    def change(self, pixels: int, priority: Priority) -> None:
         """Count pixels that came, or with a negative number went."""
         self._pixels += pixels
+        if priority == "low":
+            self._pixels_low += pixels
         self._gauge.set(self._pixels)
+
+    def wait_s(self, priority: Priority = "high", images: Sequence[int] = ()) -> float:
+        """Time until the images of a request that comes now would be decoded, seconds.
+
+        0 where nothing was decoded yet.
+
+        Args:
+            priority: its class.
+            images: pixels of each; none asks for those before it alone.
+        """
+        if not self._decoded_pixels:
+            return 0.0
+        before = self._pixels if priority == "low" else self._pixels - self._pixels_low
+        pixels = before + sum(images)
+        threads = min(self._threads, 1 + pixels // _PIXELS_OF_THREAD)
+        return (
+            max(pixels / threads, max(images, default=0)) * self._decoding_s / self._decoded_pixels
+        )
 
     async def run(self, due: float, work: Callable[[], T], pixels: int = _PIXELS_OF_THREAD) -> T:
         """Do work in a thread when nothing waits that is due earlier.
@@ -118,7 +157,7 @@ class Decoders:
         """
         share = min(pixels, _PIXELS_OF_THREAD)
         result = asyncio.get_running_loop().create_future()
-        job = _Job(due, next(self._numbers), share, work, result)
+        job = _Job(due, next(self._numbers), pixels, share, work, result)
         with self._lock:
             heapq.heappush(self._line, job)
             self._shares += share
@@ -139,11 +178,12 @@ class Decoders:
         would take longer, on a busy one, than to decode a small image.
         """
         while (job := self._next()) is not None:
+            start = perf_counter()
             try:
                 done, error = job.work(), None
             except Exception as fault:  # whatever it is, the caller who waits gets it
                 done, error = None, fault
-            self._ended(job, done, error)
+            self._ended(job, done, error, perf_counter() - start)
 
     def _next(self) -> _Job | None:
         """The job that is due first, of those whose callers are still there."""
@@ -156,9 +196,12 @@ class Decoders:
             self._awake -= 1
             return None
 
-    def _ended(self, job: _Job, done: object, error: Exception | None) -> None:
+    def _ended(self, job: _Job, done: object, error: Exception | None, seconds: float) -> None:
         with self._lock:
             self._shares -= job.share
+            if error is None and job.due > -inf:
+                self._decoded_pixels += _SMOOTHING * (job.pixels - self._decoded_pixels)
+                self._decoding_s += _SMOOTHING * (seconds - self._decoding_s)
             first = not self._untold
             self._untold.append((job.result, done, error))
         if first:  # the event loop is woken once for all that end before it turns to them
@@ -186,12 +229,18 @@ class DecodingRequest:
     Args:
         decoders: that they take turns at.
         pixels: of all its images.
+        priority: its class.
+        due: from when on it counts as one of the upper class, loop time, seconds; `None` means
+            from now on.
     """
 
-    def __init__(self, decoders: Decoders, pixels: int) -> None:
+    def __init__(
+        self, decoders: Decoders, pixels: int, priority: Priority, due: float | None
+    ) -> None:
         self._decoders = decoders
         self._pixels = pixels
-        self._due = asyncio.get_running_loop().time()
+        self._priority = priority
+        self._due = asyncio.get_running_loop().time() if due is None else due
 
     async def run(self, pixels: int, work: Callable[[], T]) -> T:
         """Decode the next image of the request, in its turn among those of all requests."""
@@ -203,10 +252,10 @@ class DecodingRequest:
 
     def _give_back(self, pixels: int) -> None:
         self._pixels -= pixels
-        self._decoders.change(-pixels)
+        self._decoders.change(-pixels, self._priority)
 
     def __enter__(self) -> Self:
-        self._decoders.change(self._pixels)
+        self._decoders.change(self._pixels, self._priority)
         return self
 
     def __exit__(

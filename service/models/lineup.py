@@ -24,6 +24,12 @@ class ModelEntry(ModelChoice):
     sizes: tuple[tuple[int, int], ...] | None = None
     queue_limit: int | None = None
 
+    @property
+    def files(self) -> list[tuple[str, Path]]:
+        """The files that it is made of, each with the field that names it."""
+        named = [("checkpoint", self.checkpoint), ("labels", self.labels)]
+        return [(field, path) for field, path in named if path is not None]
+
     def batching(self, general: Batching) -> Batching:
         """The general settings of batches with those of this model.
 
@@ -121,14 +127,20 @@ def require_files(settings: Settings, lineup: Lineup) -> None:
         ModelFileError: a file is missing, is not a regular file, or may not be read.
     """
     for entry in lineup.models:
-        for field in ("checkpoint", "labels"):
-            path: Path | None = getattr(entry, field)
-            if path is None:
-                continue
-            if settings.model.file is None:
-                require_file(path, f"{PREFIX}MODEL__{field.upper()}: ")
-            else:
-                require_file(path, f"{settings.model.file}: {entry.name}: {field}: ")
+        require_files_of(entry, settings)
+
+
+def require_files_of(entry: ModelEntry, settings: Settings) -> None:
+    """What `require_files` does, for one model.
+
+    Raises:
+        ModelFileError: as there.
+    """
+    for field, path in entry.files:
+        if settings.model.file is None:
+            require_file(path, f"{PREFIX}MODEL__{field.upper()}: ")
+        else:
+            require_file(path, f"{settings.model.file}: {entry.name}: {field}: ")
 
 
 def require_file(path: Path, named: str) -> None:
@@ -153,11 +165,7 @@ def require_file(path: Path, named: str) -> None:
 
 def _beside(path: Path, entry: ModelEntry) -> ModelEntry:
     """Files are named relative to the folder of the model file."""
-    files = {
-        name: path.parent / file
-        for name in ("checkpoint", "labels")
-        if (file := getattr(entry, name)) is not None
-    }
+    files = {field: path.parent / file for field, file in entry.files}
     return entry.model_copy(update=files)
 
 

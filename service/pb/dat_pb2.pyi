@@ -7,6 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
+
 class Explain(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EXPLAIN_UNSPECIFIED: _ClassVar[Explain]
@@ -28,6 +34,9 @@ class MaskFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MASK_FORMAT_RLE: _ClassVar[MaskFormat]
     MASK_FORMAT_POLYGON: _ClassVar[MaskFormat]
     MASK_FORMAT_PNG: _ClassVar[MaskFormat]
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_HIGH: Priority
+PRIORITY_LOW: Priority
 EXPLAIN_UNSPECIFIED: Explain
 EXPLAIN_NONE: Explain
 EXPLAIN_POINTS: Explain
@@ -43,18 +52,20 @@ MASK_FORMAT_POLYGON: MaskFormat
 MASK_FORMAT_PNG: MaskFormat
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("images", "model", "top_k", "explain", "attention")
+    __slots__ = ("images", "model", "top_k", "explain", "priority", "attention")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedScalarFieldContainer[bytes]
     model: str
     top_k: int
     explain: Explain
+    priority: Priority
     attention: AttentionOptions
-    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., explain: _Optional[_Union[Explain, str]] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., explain: _Optional[_Union[Explain, str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ...) -> None: ...
 
 class AttentionOptions(_message.Message):
     __slots__ = ("queries", "auto", "layers", "top_n")
@@ -241,7 +252,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., grpc_code: _Optional[int] = ...) -> None: ...
 
 class DetectRequest(_message.Message):
-    __slots__ = ("images", "model", "explain", "score_threshold", "max_detections", "classes", "masks", "resize_mode", "attention")
+    __slots__ = ("images", "model", "explain", "score_threshold", "max_detections", "classes", "masks", "resize_mode", "priority", "attention")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +261,7 @@ class DetectRequest(_message.Message):
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     MASKS_FIELD_NUMBER: _ClassVar[int]
     RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedScalarFieldContainer[bytes]
     model: str
@@ -259,8 +271,9 @@ class DetectRequest(_message.Message):
     classes: _containers.RepeatedScalarFieldContainer[str]
     masks: MaskFormat
     resize_mode: ResizeMode
+    priority: Priority
     attention: AttentionOptions
-    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., explain: _Optional[_Union[Explain, str]] = ..., score_threshold: _Optional[float] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., masks: _Optional[_Union[MaskFormat, str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., explain: _Optional[_Union[Explain, str]] = ..., score_threshold: _Optional[float] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., masks: _Optional[_Union[MaskFormat, str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ...) -> None: ...
 
 class DetectResponse(_message.Message):
     __slots__ = ("model", "version", "results")

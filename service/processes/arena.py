@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 _PAGE = mmap.PAGESIZE
 _ALIGNED = 64  # bytes
+# Of an arena, whose first part has a mark for each slot. What nobody writes to takes no memory.
+_MOST_SLOTS, _MOST_BYTES = 1 << 20, 1 << 46
 QUEUED, TAKEN = 0, 1
 
 
@@ -46,27 +48,46 @@ class Parcel(NamedTuple):
 
 
 class Arena:
-    """The shared memory.
+    """The shared memory; it grows when more slots are wanted.
 
     Args:
         descriptor: of the memory.
-        size: bytes; the memory is made as large as that if it is not.
 
     Attributes:
         taken: for each slot `QUEUED`, or `TAKEN` once its item left for the device.
     """
 
-    def __init__(self, descriptor: int, size: int, slots: int) -> None:
-        if os.fstat(descriptor).st_size < size:
-            os.ftruncate(descriptor, size)
-        self._memory = mmap.mmap(descriptor, size)
-        self._bytes = np.frombuffer(self._memory, np.uint8)
-        self._start = self._bytes.ctypes.data
-        self.taken = self._bytes[:slots]
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._maps: list[NDArray[np.uint8]] = []
+        self._numbers, self._offsets = _Ranges(_MOST_SLOTS), _Ranges(_MOST_BYTES)
+        self._offsets.take(_MOST_SLOTS)  # for the marks
+        self._reach(_MOST_SLOTS)
+        self.taken = self._bytes[:_MOST_SLOTS]
+
+    def open_slots(self, count: int, least: int) -> "Slots":
+        """Slots for the images of one version of a model.
+
+        Args:
+            count: of the slots.
+            least: bytes of each.
+        """
+        size = _pages(least)
+        number, start = self._numbers.take(count), self._offsets.take(count * size)
+        self._reach(start + count * size)
+        return Slots(number, start, count, size)
+
+    def close_slots(self, slots: "Slots") -> None:
+        """Take slots back that nobody uses any more, with their memory."""
+        first, size = slots.first, slots.count * slots.first.size
+        self._memory.madvise(mmap.MADV_REMOVE, first.offset, size)
+        self._numbers.give_back(first.number, slots.count)
+        self._offsets.give_back(first.offset, size)
 
     def array(self, slot: Slot, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """An array of bytes at the start of a slot, or of its own where that is too small."""
         size = int(np.prod(shape))
+        self._reach(slot.offset + slot.size)
         if size > slot.size:
             return np.empty(shape, np.uint8)
         return self._bytes[slot.offset : slot.offset + size].reshape(shape)
@@ -105,29 +126,54 @@ class Arena:
         return pickle.loads(parcel.pickled, buffers=data)  # noqa: S301  # between our processes
 
     def _read(self, offset: int, size: int, *, copy: bool) -> Any:
+        self._reach(offset + size)
         view = self._bytes[offset : offset + size]
         return bytearray(view) if copy else view
 
     def _offset(self, view: NDArray[np.uint8], slot: Slot) -> int | None:
         """Where data lie in a slot, if they do."""
-        at = view.ctypes.data - self._start
-        return at if slot.offset <= at and at + view.size <= slot.offset + slot.size else None
+        for mapped in self._maps:
+            at = view.ctypes.data - mapped.ctypes.data
+            if slot.offset <= at and at + view.size <= slot.offset + slot.size:
+                return at
+        return None
+
+    def _reach(self, end: int) -> None:
+        """See at least so many bytes of the memory, which is made as large if it is not.
+
+        What lies in the part that was seen before stays where it is.
+        """
+        if self._maps and len(self._maps[-1]) >= end:
+            return
+        size = os.fstat(self._descriptor).st_size
+        if size < end:
+            size = max(end, 2 * size)
+            os.ftruncate(self._descriptor, size)
+        self._memory = mmap.mmap(self._descriptor, size)
+        self._bytes = np.frombuffer(self._memory, np.uint8)
+        self._maps.append(self._bytes)
 
 
 class Slots:
-    """The slots of one model in the arena of a front end.
+    """The slots of one version of a model in the arena of a front end.
 
     Those that were free for the shortest time are used first, so that few pages are.
 
     Args:
-        first: index of the first slot.
+        first: number of the first slot.
         start: offset of the first slot.
         count: of the slots.
         size: of each slot, bytes.
+
+    Attributes:
+        first: the slot that lies before the others.
+        count: of the slots.
     """
 
     def __init__(self, first: int, start: int, count: int, size: int) -> None:
         self._free = [Slot(first + n, start + n * size, size) for n in reversed(range(count))]
+        self.first = self._free[-1]
+        self.count = count
 
     def take(self) -> Slot:
         """A free slot; there must be one."""
@@ -138,22 +184,32 @@ class Slots:
         self._free.append(slot)
 
 
-def plan(models: list[tuple[int, int]]) -> tuple[int, int, list[Slots]]:
-    """Lay out an arena.
+class _Ranges:
+    """Gives out ranges of numbers from 0 on; the first one that is free and long enough.
 
     Args:
-        models: for each model the number of its slots, and the least bytes of a slot.
-
-    Returns:
-        The bytes of the arena, the number of its slots, and the slots of each model.
+        count: of the numbers.
     """
-    slots = sum(count for count, _ in models)
-    start, first, planned = _pages(slots), 0, []
-    for count, least in models:
-        size = _pages(least)
-        planned.append(Slots(first, start, count, size))
-        start, first = start + count * size, first + count
-    return start, slots, planned
+
+    def __init__(self, count: int) -> None:
+        self._free = [(0, count)]
+
+    def take(self, count: int) -> int:
+        """The first of so many numbers that are free."""
+        for index, (start, end) in enumerate(self._free):
+            if end - start >= count:
+                self._free[index] = (start + count, end)
+                return start
+        raise MemoryError(f"{count} more are not left")
+
+    def give_back(self, start: int, count: int) -> None:
+        """Make a range free."""
+        merged: list[tuple[int, int]] = []
+        for begin, end in sorted([*self._free, (start, start + count)]):
+            if merged and merged[-1][1] == begin:
+                begin = merged.pop()[0]  # noqa: PLW2901
+            merged.append((begin, end))
+        self._free = merged
 
 
 def _pages(size: int) -> int:

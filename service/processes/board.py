@@ -12,13 +12,22 @@ import os
 from contextlib import suppress
 from enum import IntEnum
 from math import prod
+from time import sleep
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-# A process that is stopped in the middle of an admission must not stop the others.
-_TRIES = 200
+from service.batching.admission import Count
+from service.priority import Priority
+
+# Who holds the lock may be waiting for a core; but a process that is stopped in the middle of an
+# admission must not stop the others. So they try again at once, and then for 60 ms.
+_AT_ONCE, _TRIES, _PAUSE_S = 50, 300, 0.0002
+_CLASSES = 2
+# Sizes of batches whose times are shown, with figures of all batches.
+BATCH_SIZES = 32
+_BATCHES = 4 + 2 * BATCH_SIZES
 
 
 class WorkerState(IntEnum):
@@ -29,13 +38,16 @@ class WorkerState(IntEnum):
     DOWN = 2
 
 
+_READY = WorkerState.READY.value  # to look it up there takes a microsecond
+
+
 class Extent(NamedTuple):
     """How many there are of each.
 
     Attributes:
         rows: places for front ends on the board; each has two, for itself and its successor.
         workers: one for each device.
-        models: served by each worker.
+        models: places for versions of models, see `rollout`.
     """
 
     rows: int
@@ -58,15 +70,18 @@ class Board:
         balance: `(rows,)`, HTTP connections that the front end has, less those that it got so far.
         state: `(workers,)`, a `WorkerState`; READY by the worker, else by the supervisor.
         back_at: `(workers,)`, when a worker that is down should be ready again; monotonic seconds.
-        admitted: `(rows, models)`, places that the front end took.
-        returned: `(rows, models)`, places that it gave back itself.
-        taken: `(rows, models, workers)`, places that the worker gave back as the items left
+        admitted: `(rows, models, 2)`, places that the front end took, for requests of the upper
+            and of the lower class.
+        returned: `(rows, models, 2)`, places that it gave back itself.
+        taken: `(rows, models, workers, 2)`, places that the worker gave back as the items left
             for its device.
         sent: `(rows, workers)`, items that the front end sent to the worker.
         done: `(rows, workers)`, items that the worker answered.
         serving: `(workers, models)`, whether the worker can run the model.
         running: `(workers, models)`, items on the device.
-        seconds_per_item: `(workers, models)`, between two items that leave a busy queue.
+        batches: `(workers, models, cells)`, what batches have shown (`shared_forecast`).
+
+    A model here is a version of one, by its place.
     """
 
     def __init__(self, descriptor: int, extent: Extent) -> None:
@@ -81,15 +96,16 @@ class Board:
         self.beats = self._cells(rows + workers)
         self.balance = self._cells(rows)
         self.state = self._cells(workers)
-        self.admitted = self._cells(rows, models)
-        self.returned = self._cells(rows, models)
-        self.taken = self._cells(rows, models, workers)
+        self.admitted = self._cells(rows, models, _CLASSES)
+        self.returned = self._cells(rows, models, _CLASSES)
+        self.taken = self._cells(rows, models, workers, _CLASSES)
         self.sent = self._cells(rows, workers)
         self.done = self._cells(rows, workers)
         self.serving = self._cells(workers, models)
         self.running = self._cells(workers, models)
         self.back_at: NDArray[np.float64] = self._cells(workers).view(np.float64)
-        self.seconds_per_item: NDArray[np.float64] = self._cells(workers, models).view(np.float64)
+        batches = self._cells(workers, models, _BATCHES)
+        self.batches: NDArray[np.float64] = batches.view(np.float64)
 
     @classmethod
     def create(cls, extent: Extent) -> "Board":
@@ -102,11 +118,12 @@ class Board:
         start, self._end = self._end, self._end + 8 * prod(shape)
         return np.frombuffer(self._memory, np.int64, prod(shape), start).reshape(shape)
 
-    def held(self, model: int) -> int:
-        """Places in the queue of a model that all front ends hold."""
+    def count(self, model: int) -> Count:
+        """Places in the queue of a model that all front ends hold, and its items on devices."""
         places = self.admitted[:, model] - self.returned[:, model]
-        places -= self.taken[:, model].sum(-1)
-        return max(0, int(places @ self.alive))
+        places -= self.taken[:, model].sum(1)
+        high, low = (self.alive @ places).tolist()
+        return Count(high + low, low, int(self.running[:, model].sum()))
 
     def loads(self) -> NDArray[np.int64]:
         """Items that each worker was sent and did not answer, `(workers,)`."""
@@ -115,14 +132,8 @@ class Board:
 
     def able(self, model: int) -> NDArray[np.bool_]:
         """Which workers can run a model now, `(workers,)`."""
-        able: NDArray[np.bool_] = (self.state == WorkerState.READY) & (self.serving[:, model] != 0)
+        able: NDArray[np.bool_] = (self.state == _READY) & (self.serving[:, model] != 0)
         return able
-
-    def rate(self, model: int) -> float:
-        """Seconds between two items of a model that leave the workers together; 0 if unknown."""
-        seconds = self.seconds_per_item[self.able(model), model]
-        seconds = seconds[seconds > 0]
-        return float(1 / (1 / seconds).sum()) if len(seconds) else 0.0
 
     def enter(self, row: int) -> None:
         """Give a row to a new front end."""
@@ -131,12 +142,24 @@ class Board:
             cells[row] = 0
         self.alive[row] = 1
 
+    def clear(self, model: int) -> None:
+        """Empty a place for another version; nobody has anything of the one before."""
+        of_rows = (self.admitted, self.returned, self.taken)
+        of_workers = (self.serving, self.running, self.batches)
+        for cells in (*of_rows, *of_workers):
+            cells[:, model] = 0
+
 
 def _size(extent: Extent) -> int:
     rows, workers, models = extent
-    of_rows = rows * (3 + 2 * models + models * workers + 2 * workers)
-    of_workers = workers * (3 + 3 * models)
+    of_rows = rows * (3 + _CLASSES * models * (2 + workers) + 2 * workers)
+    of_workers = workers * (3 + (2 + _BATCHES) * models)
     return 8 * (2 + of_rows + of_workers)
+
+
+def class_of(priority: Priority) -> int:
+    """Where on the board a class of requests is counted."""
+    return 0 if priority == "high" else 1
 
 
 class SharedPlaces:
@@ -155,27 +178,21 @@ class SharedPlaces:
         self._row = row
         self._model = model
 
-    @property
-    def held(self) -> int:
-        """Places that all front ends hold."""
-        return self._board.held(self._model)
+    def count(self) -> Count:
+        """What all front ends hold, and what runs on all devices."""
+        return self._board.count(self._model)
 
-    @property
-    def running(self) -> int:
-        """Items of the model on all devices."""
-        return int(self._board.running[:, self._model].sum())
-
-    def take(self, places: int) -> bool:
-        """Give out places, all or none, and say whether there were so many."""
+    def take(self, places: int, priority: Priority) -> bool:
+        """Give out places, all or none, and say whether they were free."""
         with _Lock(self._board.descriptor, self._model) as locked:
-            if not locked or self.held + places > self.limit:
+            if not locked or not self.count().fits(places, priority, self.limit):
                 return False
-            self._board.admitted[self._row, self._model] += places
+            self._board.admitted[self._row, self._model, class_of(priority)] += places
             return True
 
-    def give_back(self, places: int) -> None:
+    def give_back(self, places: int, priority: Priority) -> None:
         """Take places back."""
-        self._board.returned[self._row, self._model] += places
+        self._board.returned[self._row, self._model, class_of(priority)] += places
 
     def changed_running(self, items: int) -> None:
         """Nothing: the workers count these."""
@@ -191,21 +208,21 @@ class WorkerPlaces:
     """
 
     limit = 0
-    held = 0
 
     def __init__(self, board: Board, worker: int, model: int) -> None:
         self._running = board.running[worker, model : model + 1]
+        self._board = board
+        self._model = model
 
-    @property
-    def running(self) -> int:
-        """Items of the model on the device."""
-        return int(self._running[0])
+    def count(self) -> Count:
+        """What all front ends hold: a crowd is a crowd of all workers."""
+        return self._board.count(self._model)
 
-    def take(self, places: int) -> bool:
+    def take(self, places: int, priority: Priority) -> bool:
         """No place is given out by a worker."""
         raise NotImplementedError
 
-    def give_back(self, places: int) -> None:
+    def give_back(self, places: int, priority: Priority) -> None:
         """No place is given out by a worker."""
         raise NotImplementedError
 
@@ -222,11 +239,14 @@ class _Lock:
         self._index = index
 
     def __enter__(self) -> bool:
-        for _ in range(_TRIES):
+        for tries in range(_TRIES):
             with suppress(BlockingIOError):
                 fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._index)
                 return True
-            os.sched_yield()
+            if tries < _AT_ONCE:
+                os.sched_yield()
+            else:
+                sleep(_PAUSE_S)
         return False
 
     def __exit__(self, *_: Any) -> None:

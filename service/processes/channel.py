@@ -4,6 +4,7 @@ And the line between the supervisor and a child, which carries sockets and memor
 """
 
 import asyncio
+import os
 import pickle
 import socket
 from collections.abc import Callable, Sequence
@@ -143,6 +144,22 @@ class Line:
                 self._lost()
                 return
             self._receive(pickle.loads(packet), list(descriptors))  # noqa: S301
+
+
+def in_memory(content: Any) -> int:
+    """A descriptor of memory that holds an object, to be sent with a message."""
+    descriptor = os.memfd_create("dat-serve-message")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        pickle.dump(content, file, 5)
+    return descriptor
+
+
+def from_memory(descriptor: int) -> Any:
+    """The object that `in_memory` put there; the descriptor is closed."""
+    # All processes have one position in this file.
+    data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    os.close(descriptor)
+    return pickle.loads(data)  # noqa: S301  # between our processes
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
@@ -17,9 +16,10 @@ from service.processes.channel import Line, line_pair
 
 log = structlog.get_logger(__name__)
 
-# Deaths that are remembered, and how many of them in that time are a loop.
-_REMEMBERED_S = 60.0
+# So many deaths are a loop, however long each process took to start. They are forgotten once one
+# has been of use for so long.
 _LOOP = 5
+_WELL_S = 10.0
 _PAUSES_S = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -43,7 +43,8 @@ class Child:
         self.started_s = 5.0
         self._process: subprocess.Popen[bytes] | None = None
         self._began = 0.0
-        self._deaths: deque[float] = deque()
+        self._deaths = 0
+        self._useful_since: float | None = None  # of the process that runs now
         self._reason: str | None = None
         self._ended: asyncio.Future[int] | None = None
 
@@ -55,14 +56,13 @@ class Child:
     @property
     def looping(self) -> bool:
         """Whether its processes die again and again."""
-        while self._deaths and self._deaths[0] < monotonic() - _REMEMBERED_S:
-            self._deaths.popleft()
-        return len(self._deaths) >= _LOOP
+        self._forget_if_well()
+        return self._deaths >= _LOOP
 
     @property
     def pause_s(self) -> float:
         """How long to wait before the next start, by how many died lately; seconds."""
-        return _PAUSES_S[min(len(self._deaths), len(_PAUSES_S)) - 1] if self._deaths else 0.0
+        return _PAUSES_S[min(self._deaths, len(_PAUSES_S)) - 1] if self._deaths else 0.0
 
     def start(
         self,
@@ -79,7 +79,7 @@ class Child:
             Its exit code, once it ends; that of a signal is negative.
         """
         ours, theirs = line_pair()
-        self._reason, self._began = None, monotonic()
+        self._reason, self._began, self._useful_since = None, monotonic(), None
         with theirs:
             given = birth(theirs.fileno())
             command = [*births.COMMAND, str(os.getpid()), given.text()]
@@ -111,7 +111,8 @@ class Child:
 
     def is_useful(self) -> None:
         """Note that the process has come as far as to be of use."""
-        self.useful, self.started_s = True, monotonic() - self._began
+        self.useful, self._useful_since = True, monotonic()
+        self.started_s = self._useful_since - self._began
 
     def kill(self, reason: str) -> None:
         """End the process at once."""
@@ -126,7 +127,9 @@ class Child:
 
     def died(self, code: int) -> str:
         """Remember that the process ended, and say why."""
-        self._deaths.append(monotonic())
+        self._forget_if_well()
+        self._deaths += 1
+        self._useful_since = None
         if self._reason is not None:
             return self._reason
         if code == os.EX_UNAVAILABLE:
@@ -134,3 +137,7 @@ class Child:
         if code == 0:
             return "left"
         return "killed" if code < 0 else "failed"
+
+    def _forget_if_well(self) -> None:
+        if self._useful_since is not None and monotonic() - self._useful_since > _WELL_S:
+            self._deaths = 0

@@ -3,13 +3,13 @@
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.batching.batcher import Batcher, Entry
 from service.errors import EngineFailed, ServiceError
 from service.processes.arena import TAKEN, Arena
-from service.processes.board import Board
+from service.processes.board import Board, class_of
 from service.processes.channel import Channel
 from service.processes.messages import (
     Answer,
@@ -30,7 +30,7 @@ class Client:
         arena: descriptor of its memory.
         board: of the server.
         worker: index of this worker.
-        queues: of the models, once these are read.
+        queues: of the versions that are loaded, by their places.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Client:
         arena: int,
         board: Board,
         worker: int,
-        queues: Sequence[Batcher[Any, Any]],
+        queues: Mapping[int, Batcher[Any, Any]],
     ) -> None:
         self._row = row
         self._descriptor = arena
@@ -80,7 +80,8 @@ class Client:
         assert self._arena is not None
         # In this order: a front end that finds the mark corrects the count.
         self._arena.taken[message.slot.number] = TAKEN
-        self._board.taken[self._row, message.model, self._worker] += 1
+        of_class = class_of(message.priority)
+        self._board.taken[self._row, message.model, self._worker, of_class] += 1
         return True
 
     def _receive(self, message: Any) -> None:
@@ -88,12 +89,11 @@ class Client:
             self._submit(message)
         elif isinstance(message, Cancel):
             item = self._items.get(message.id)
-            if item is not None and self._queues[item.message.model].withdraw(item.entry):
+            if item is not None and self._withdraw(item):
                 self._end(item, Withdrawn(message.id))
         else:
             assert isinstance(message, Opened)
-            self._arena = Arena(self._descriptor, message.size, message.slots)
-            os.close(self._descriptor)
+            self._arena = Arena(self._descriptor)
 
     def _submit(self, message: Submit) -> None:
         assert self._arena is not None
@@ -109,6 +109,8 @@ class Client:
 
     def _answer(self, item: "_Item") -> None:
         message, future = item.message, item.entry.future
+        if future.cancelled():
+            return
         error = future.exception()
         if not self._here or (self._only_taken and not item.place.taken):
             return
@@ -121,6 +123,14 @@ class Client:
         else:
             self._end(item, Failure(message.id, EngineFailed("the image failed on the device")))
 
+    def _withdraw(self, item: "_Item") -> bool:
+        """Take an item out of the queue, and say whether it still was there."""
+        withdrawn = self._queues[item.message.model].withdraw(item.entry)
+        if withdrawn:
+            # What waits for its answer would hold it, and with it the arena.
+            item.entry.future.cancel()
+        return withdrawn
+
     def _end(self, item: "_Item", answer: Answer | Failure | Withdrawn) -> None:
         assert self._channel is not None
         del self._items[item.message.id]
@@ -130,11 +140,12 @@ class Client:
     def _gone(self) -> None:
         """Give up the items of a front end that ended."""
         self._here = False
-        if self._arena is None:
-            os.close(self._descriptor)
+        os.close(self._descriptor)
         for item in self._items.values():
-            self._queues[item.message.model].withdraw(item.entry)
+            self._withdraw(item)
         self._items.clear()
+        # The memory is given back with the last of its arrays that is on the device.
+        self._arena = self._channel = None
         self._on_gone()
 
 
@@ -144,12 +155,16 @@ class _Place:
     Attributes:
         request_id: of its request.
         patient_until: as in `Submit`.
+        priority: likewise.
+        due: likewise.
         taken: whether the item left for the device.
     """
 
     def __init__(self, client: Client, message: Submit) -> None:
         self.request_id = message.request_id
         self.patient_until = message.patient_until
+        self.priority = message.priority
+        self.due = message.due
         self.taken = False
         self._client = client
         self._message = message

@@ -2,14 +2,13 @@
 
 import asyncio
 import os
-import pickle
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
@@ -19,18 +18,18 @@ from service.images.decoders import Decoders
 from service.leaving import await_threads, end_stuck, leave_on_signal
 from service.lifecycle import Lifecycle
 from service.logs import LineWriter
-from service.machine import cores, raise_open_files
+from service.machine import raise_open_files
 from service.memory import give_back_when_quiet
-from service.metrics import Metrics
+from service.metrics import Metrics, ModelMetrics
 from service.models.card import ModelFacts
-from service.models.lineup import Lineup
 from service.open_core import open_core, open_decoders
 from service.ports import Ports
-from service.processes.arena import Arena, plan
+from service.processes.arena import Arena
 from service.processes.birth import Birth
-from service.processes.channel import Line
+from service.processes.channel import Line, from_memory
 from service.processes.heart import beat
 from service.processes.messages import (
+    Follows,
     Leave,
     Listening,
     Models,
@@ -44,7 +43,7 @@ from service.security.security import open_security
 from service.served_tasks import TASKS
 from service.servers import Servers, open_servers
 from service.settings import Limits, Settings
-from service.tasks.catalogue import Catalogue
+from service.tasks.catalogue import Catalogue, Held
 from service.tasks.core import AnyCore
 
 _CLOSE_S = 2.0  # beyond the grace, to end what is idle
@@ -55,13 +54,12 @@ _DEPTH, _BATCHES_AHEAD = 2, 2
 _LARGE_SLOT, _SMALL_SLOT = 4 << 20, 1 << 18
 
 
-async def answer(birth: Birth, settings: Settings, lineup: Lineup, lines: LineWriter) -> None:
+async def answer(birth: Birth, settings: Settings, lines: LineWriter) -> None:
     """Run a front end until the supervisor says to leave, or SIGTERM does; then drain it.
 
     Args:
         birth: what the supervisor gave the process.
         settings: of the server.
-        lineup: the models.
         lines: of the log.
 
     Raises:
@@ -80,14 +78,21 @@ async def answer(birth: Birth, settings: Settings, lineup: Lineup, lines: LineWr
     shared = share(settings, birth.front_ends)
     decoders = open_decoders(shared.limits, metrics)
     front_end = _FrontEnd(birth, shared, metrics, decoders, leave)
-    catalogue = Catalogue()
     ports = Ports(None, birth.grpc, shared=True)
     async with AsyncExitStack() as serving:
         security = await serving.enter_async_context(
             open_security(settings.security, metrics, 1 / birth.front_ends)
         )
         servers = await serving.enter_async_context(
-            open_servers(TASKS, shared, ports, catalogue, front_end.lifecycle, metrics, security)
+            open_servers(
+                TASKS,
+                shared,
+                ports,
+                front_end.catalogue,
+                front_end.lifecycle,
+                metrics,
+                security,
+            )
         )
         group = await serving.enter_async_context(asyncio.TaskGroup())
         front_end.listen(servers, group)
@@ -96,7 +101,7 @@ async def answer(birth: Birth, settings: Settings, lineup: Lineup, lines: LineWr
             group.create_task(front_end.show_connections(servers)),
             group.create_task(measure_lag(metrics)),
             group.create_task(give_back_when_quiet()),
-            group.create_task(front_end.connect(catalogue, lineup, servers)),
+            group.create_task(front_end.connect(servers)),
         ]
         await leave.wait()
         await front_end.drain(servers, metrics)
@@ -116,7 +121,7 @@ def share(settings: Settings, front_ends: int) -> Settings:
     own = {
         "max_bytes_in_flight": bytes_in_flight,
         "max_pixels_in_flight": pixels_in_flight,
-        "decode_threads": limits.decode_threads or max(1, cores() // front_ends),
+        "decode_threads": max(1, limits.decoders // front_ends),
         "max_streams": ceil(limits.max_streams / front_ends),
     }
     connections = {"max_connections": ceil(server.connections / front_ends)}
@@ -126,6 +131,20 @@ def share(settings: Settings, front_ends: int) -> Settings:
             "server": server.model_copy(update=connections),
         }
     )
+
+
+class _Served(NamedTuple):
+    """A version of a model that this front end answers for.
+
+    Attributes:
+        queue: of the workers for it.
+        core: answers for it.
+        metrics: of the model.
+    """
+
+    queue: RemoteQueue
+    core: AnyCore
+    metrics: ModelMetrics
 
 
 class _FrontEnd:
@@ -140,18 +159,23 @@ class _FrontEnd:
         leave: asyncio.Event,
     ) -> None:
         self.board = birth.open_board()
+        self.catalogue = Catalogue()
         self.lifecycle = Lifecycle(
             lambda: not self.board.looping[0],
-            lambda: any(queue.usable for queue in self._queues),
+            lambda: any(served.queue.usable for served in self._serving.values()),
         )
         self._birth = birth
         self._settings = settings
         self._metrics = metrics
         self._decoders = decoders
         self._leave = leave
-        self._queues: list[RemoteQueue] = []
-        self._workers: Workers | None = None
-        self._facts = asyncio.get_running_loop().create_future()
+        self._arena = Arena(birth.arena)
+        self._workers = Workers(self.board, birth.row, self._arena)
+        self._serving: dict[int, _Served] = {}
+        # Versions whose last requests are under way.
+        self._ending: dict[int, tuple[RemoteQueue, asyncio.Task[None]]] = {}
+        self._models_came = asyncio.Event()
+        self._generation = -1
         self._received = 0
         self._take_connection: Callable[[int], None] = os.close
         self._come = asyncio.Queue[tuple[int, int]]()  # workers with the sockets to them
@@ -177,88 +201,114 @@ class _FrontEnd:
             self.board.balance[self._birth.row] = servers.connections - self._received
             await asyncio.sleep(_LOOK_PERIOD_S)
 
-    async def connect(self, catalogue: Catalogue, lineup: Lineup, servers: Servers) -> None:
+    async def connect(self, servers: Servers) -> None:
         """Wait for the models and a worker, and from then on keep up with the workers."""
-        facts: list[ModelFacts] = await self._facts
-        size, slots = self._plan(facts)
-        assert self._workers is not None
-        catalogue.fill(self._cores, lineup.default)
+        await self._models_came.wait()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._connect_workers(size, slots))
+            group.create_task(self._connect_workers())
             await self._workers.met.wait()
             process.loaded()
-            for queue in self._queues:
-                queue.open()
+            self._begin()
             self.lifecycle.observe(lambda: servers.health.show(serving=self.lifecycle.ready))
             await self.lifecycle.start()
             self._line.send(Serving())
             await self._keep_up()
+
+    def _begin(self) -> None:
+        """Admit requests."""
+        for served in self._serving.values():
+            served.queue.open()
 
     async def drain(self, servers: Servers, metrics: Metrics) -> None:
         """Answer what is in flight, and no more."""
         server = self._settings.server
         await self.lifecycle.drain()
         metrics.draining.set(1)
-        if self._queues:
+        if self._serving:
             await asyncio.sleep(server.drain_delay_s)
-        for queue in self._queues:
+        for served in self._serving.values():
+            served.queue.begin_drain()
+        for queue, ending in self._ending.values():
             queue.begin_drain()
-        if self._workers is not None:
-            # A little before the connections are cut, so that callers can still be told.
-            asyncio.get_running_loop().call_later(0.9 * server.drain_grace_s, self._workers.give_up)
+            ending.cancel()
+        # A little before the connections are cut, so that callers can still be told.
+        asyncio.get_running_loop().call_later(0.9 * server.drain_grace_s, self._workers.give_up)
         await servers.stop(server.drain_grace_s)
 
-    def _plan(self, facts: Sequence[ModelFacts]) -> tuple[int, int]:
-        """Make room for the images of all models, and a queue and a core for each."""
-        birth, count = self._birth, len(self.board.state)
-        ahead = [
-            ceil((count * _DEPTH + _BATCHES_AHEAD) * one.card.max_batch / birth.front_ends)
-            for one in facts
-        ]
-        size, slots, of_models = plan(
-            [(many, _slot_size(one)) for many, one in zip(ahead, facts, strict=True)]
+    def _follow(self, message: Models, models: Mapping[int, ModelFacts]) -> None:
+        """Let the versions that serve now have the requests that come; those before end theirs."""
+        gone = [place for place in self._serving if place not in models]
+        names = {facts.card.name for facts in models.values()}
+        for place in gone:
+            served = self._serving.pop(place)
+            if served.core.card.name in names:
+                served.metrics.hide()
+            else:
+                served.metrics.forget()
+            ending = asyncio.create_task(self._end(place, served.queue, Held(served.core)))
+            self._ending[place] = served.queue, ending
+        for place, facts in models.items():
+            if place not in self._serving:
+                self._serving[place] = self._open(place, facts)
+        self.catalogue.fill([self._serving[place].core for place in models], message.default)
+        self._generation = message.generation
+        self._models_came.set()
+        self._tell()
+
+    async def _end(self, place: int, queue: RemoteQueue, held: Held) -> None:
+        """Wait until a version has answered its last request, and say so."""
+        await held.end()
+        await queue.end()
+        del self._ending[place]
+        self._tell()
+
+    def _tell(self) -> None:
+        self._line.send(Follows(self._generation, (*self._serving, *self._ending)))
+
+    def _open(self, place: int, facts: ModelFacts) -> _Served:
+        """Make room for the images of a version, and a queue and a core for it."""
+        birth, workers = self._birth, len(self.board.state)
+        card = replace(facts.card, device=self._devices(facts.card.device))
+        batches = workers * _DEPTH + _BATCHES_AHEAD
+        ahead = ceil(batches * card.max_batch / birth.front_ends)
+        # The upper class may be half a batch further ahead, rather than wait for the lower one.
+        kept = ceil(card.max_batch / 2)
+        slots = self._arena.open_slots(ahead + kept, _slot_size(facts))
+        metrics = self._metrics.add_model(
+            card.name, card.version, card.task, facts.queue_limit, devices=()
         )
-        arena = Arena(birth.arena, size, slots)
-        self._workers = workers = Workers(self.board, birth.row, arena)
-        self._cores: list[AnyCore] = []
-        for model, one in enumerate(facts):
-            card = replace(one.card, device=self._devices(one.card.device))
-            counted = self._metrics.add_model(
-                card.name, card.version, card.task, one.queue_limit, devices=()
-            )
-            queue = RemoteQueue(
-                workers,
-                self.board,
-                birth.row,
-                model,
-                queue_limit=one.queue_limit,
-                arena=arena,
-                slots=of_models[model],
-                ahead=ahead[model],
-                metrics=counted,
-            )
-            self._queues.append(queue)
-            limits = self._settings.limits
-            shown = replace(one, card=card)
-            self._cores.append(open_core(shown, queue, self._decoders, limits, counted, TASKS))
-        return size, slots
+        queue = RemoteQueue(
+            self._workers,
+            self.board,
+            birth.row,
+            place,
+            queue_limit=facts.queue_limit,
+            arena=self._arena,
+            slots=slots,
+            ahead=ahead,
+            kept=kept,
+            metrics=metrics,
+        )
+        if self.lifecycle.started:
+            queue.open()
+        limits, shown = self._settings.limits, replace(facts, card=card)
+        core = open_core(shown, queue, self._decoders, limits, metrics, TASKS)
+        return _Served(queue, core, metrics)
 
     def _devices(self, of_one: str) -> str:
         """The devices of all workers, from that of one of them."""
         named = self._settings.engine.device
         return named if "," in named else of_one
 
-    async def _connect_workers(self, size: int, slots: int) -> None:
-        assert self._workers is not None
+    async def _connect_workers(self) -> None:
         while True:
             worker, descriptor = await self._come.get()
             over = socket.socket(fileno=descriptor)
             channel = await self._workers.connect(worker, over)
-            channel.send(Opened(self._birth.row, size, slots))
+            channel.send(Opened(self._birth.row))
 
     async def _keep_up(self) -> None:
         """Tell the observers of the lifecycle what changes on the board; for ever."""
-        assert self._workers is not None
         seen = None
         while True:
             self._workers.look_after_waiting()
@@ -273,11 +323,7 @@ class _FrontEnd:
         elif isinstance(message, NewWorker):
             self._come.put_nowait((message.worker, descriptors[0]))
         elif isinstance(message, Models):
-            # All processes have one position in this file.
-            facts = os.pread(descriptors[0], os.fstat(descriptors[0]).st_size, 0)
-            os.close(descriptors[0])
-            if not self._facts.done():
-                self._facts.set_result(pickle.loads(facts))  # noqa: S301  # from a worker of ours
+            self._follow(message, from_memory(descriptors[0]))
         elif isinstance(message, Leave):
             self._leave.set()
 

@@ -5,7 +5,7 @@ prometheus_client does for several processes: to count costs what it costs in on
 what a process that died has counted stays. The supervisor adds them up when somebody asks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -18,6 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from service.processes.board import Board
+from service.processes.shared_forecast import SharedForecast
 
 # What ended processes have counted.
 _PAST = "past"
@@ -29,7 +30,7 @@ class MergedMetrics(Collector):
     Args:
         folder: of their files.
         board: of the server.
-        models: their names, by index, once they are known.
+        models: the places on the board of each model, by its name.
         processes: name and id of each process that runs.
         restarts: how often each process was replaced, by its name and why.
     """
@@ -38,7 +39,7 @@ class MergedMetrics(Collector):
         self,
         folder: Path,
         board: Board,
-        models: Callable[[], list[str]],
+        models: Callable[[], Mapping[str, Sequence[int]]],
         processes: Callable[[], Iterable[tuple[str, int]]],
         restarts: dict[tuple[str, str], int],
     ) -> None:
@@ -91,12 +92,16 @@ class MergedMetrics(Collector):
             "Time in which the images that wait now will have reached the device.",
             labels=["model"],
         )
-        for model, name in enumerate(self._models()):
-            held, on_device = board.held(model), int(board.running[:, model].sum())
+        for name, places in self._models().items():
+            held = sum(board.count(place)[0] for place in places)
             waiting.add_metric([name], held)
-            running.add_metric([name], on_device)
-            estimate.add_metric([name], (held + on_device) * board.rate(model))
+            running.add_metric([name], int(board.running[:, places].sum()))
+            estimate.add_metric([name], max(self._estimate_s(place) for place in places))
         yield from (waiting, running, estimate)
+
+    def _estimate_s(self, place: int) -> float:
+        held, _, running = self._board.count(place)
+        return SharedForecast(self._board, place).expect(held, running).seconds
 
     def _of_processes(self) -> Iterator[Metric]:
         merged: dict[str, Metric] = {}

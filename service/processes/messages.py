@@ -1,19 +1,20 @@
 """What front ends and workers tell each other, and what the supervisor tells them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from service.errors import ServiceError
+from service.models.lineup import ModelEntry
+from service.priority import Priority
 from service.processes.arena import Parcel, Slot
 
 # Over a channel, from a front end to a worker
 
 
 class Opened(NamedTuple):
-    """The first message: the arena of the front end."""
+    """The first message: the arena of the front end is there."""
 
     row: int
-    size: int
-    slots: int
 
 
 class Submit(NamedTuple):
@@ -21,13 +22,15 @@ class Submit(NamedTuple):
 
     Attributes:
         id: of the item, among those of the front end.
-        model: its index.
+        model: the place of its version.
         slot: where the item lies and its result goes.
         parcel: of the item.
         enqueued_at: since when it waits; perf_counter, seconds, one clock for all processes.
         deadline: loop time, seconds, likewise.
         patient_until: when its caller, as callers are, will have left; loop time, seconds.
         request_id: of its request.
+        priority: the class of its request.
+        due: from when on it counts as one of the upper class, loop time, seconds.
     """
 
     id: int
@@ -38,6 +41,8 @@ class Submit(NamedTuple):
     deadline: float
     patient_until: float
     request_id: str
+    priority: Priority
+    due: float
 
 
 class Cancel(NamedTuple):
@@ -88,8 +93,71 @@ class NewWorker(NamedTuple):
     worker: int
 
 
+class Load(NamedTuple):
+    """To a worker: versions that it is to load, in memory; of the first message before it serves.
+
+    Attributes:
+        versions: of each the place and what it is made of.
+    """
+
+    versions: Sequence[tuple[int, ModelEntry]] = ()
+
+
+class Loaded(NamedTuple):
+    """From a worker: a version can be run; its `ModelFacts` in memory.
+
+    Attributes:
+        place: of the version.
+        name: of the model.
+        version: as answers call it.
+    """
+
+    place: int
+    name: str
+    version: str
+
+
+class NotLoaded(NamedTuple):
+    """From a worker: a version cannot be loaded."""
+
+    place: int
+    reason: str
+
+
+class Unload(NamedTuple):
+    """To a worker: no front end has anything of a version any more."""
+
+    place: int
+
+
+class Unloaded(NamedTuple):
+    """From a worker: a version is gone, and its place on the board is not written any more."""
+
+    place: int
+
+
 class Models(NamedTuple):
-    """From a worker that read its models, and to every front end: their facts, in memory."""
+    """To a front end: the versions that serve from now on; `{place: ModelFacts}`, in memory.
+
+    Attributes:
+        generation: counts these messages.
+        default: name of the model that answers requests without a name.
+    """
+
+    generation: int
+    default: str | None
+
+
+class Follows(NamedTuple):
+    """From a front end: what it has.
+
+    Attributes:
+        generation: of the newest `Models` that it follows.
+        places: of its versions, those too whose last requests are under way.
+    """
+
+    generation: int
+    places: tuple[int, ...]
 
 
 class Listening(NamedTuple):

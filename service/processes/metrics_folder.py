@@ -16,7 +16,9 @@ def open_folder() -> Path:
     everywhere = Path(gettempdir())
     for left in everywhere.glob(f"{_PREFIX}*"):
         owner = left.name.removeprefix(_PREFIX)
-        if owner.isdigit() and not Path("/proc", owner).exists():
+        # In a container that is started again this process has the number of the one before it.
+        own = owner == str(os.getpid())
+        if own or (owner.isdigit() and not Path("/proc", owner).exists()):
             shutil.rmtree(left, ignore_errors=True)
     folder = everywhere / f"{_PREFIX}{os.getpid()}"
     folder.mkdir(mode=0o700)

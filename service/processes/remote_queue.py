@@ -9,23 +9,22 @@ from functools import partial
 from itertools import chain
 from threading import Lock
 from time import monotonic, perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import structlog
-from typing_extensions import override
 
 from service.batching.admission import Admission, AdmissionControl, Refusal
-from service.batching.batcher import Empty, Served, Turn, too_late
-from service.batching.forecast import Forecast
+from service.batching.batcher import Empty, HeldPlace, Served, Turn, too_late
+from service.batching.waiting import T, Turns
 from service.errors import DeadlineExceeded, EngineUnavailable, WorkerLost
 from service.metrics import ModelMetrics
+from service.priority import Priority
 from service.processes.arena import QUEUED, TAKEN, Arena, Slot, Slots
-from service.processes.board import Board, SharedPlaces, WorkerState
+from service.processes.board import Board, SharedPlaces, WorkerState, class_of
 from service.processes.channel import Channel
 from service.processes.messages import Answer, Cancel, Failure, Ready, Submit, Withdrawn
-
-T = TypeVar("T")
+from service.processes.shared_forecast import SharedForecast
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +72,8 @@ class _Turn:
             deadline,
             admission.patient_until,
             admission.request_id,
+            admission.priority,
+            admission.due,
         )
         pending = Pending(message, self._loop.create_future(), self, admission)
         with self._lock:
@@ -99,9 +100,9 @@ class _Turn:
             self._users -= 1
             return not self._users
 
-    def give_place_back(self) -> None:
+    def give_place_back(self, priority: Priority) -> None:
         """Give back the place of an item whose caller left, and that no worker took."""
-        self._queue.places.give_back(1)
+        self._queue.places.give_back(1, priority)
 
 
 @dataclass(eq=False, slots=True)
@@ -165,6 +166,7 @@ class Workers:
         self._unsent: dict[int, Pending] = {}
         self._next = 0
         self.met = asyncio.Event()
+        self._able: dict[int, bool] = {}  # which models can be run, as looked at last
         # Places that each worker gave back on our behalf, as far as it told us.
         self._known = np.zeros_like(board.taken[row])
 
@@ -206,6 +208,7 @@ class Workers:
 
         To be called again and again.
         """
+        self._able.clear()
         self._send_unsent()
         if not self._unsent or any(link.ready for link in self._links.values()):
             return
@@ -225,19 +228,27 @@ class Workers:
 
     def able(self, model: int) -> bool:
         """Whether any worker that this front end knows can run a model."""
-        able = self._board.able(model)
-        return any(link.ready and able[link.worker] for link in self._links.values())
+        if model not in self._able:
+            able = self._board.able(model)
+            links = self._links.values()
+            self._able[model] = any(link.ready and able[link.worker] for link in links)
+        return self._able[model]
+
+    def forget(self, model: int) -> None:
+        """Note that this front end has nothing of a version any more; another gets its place."""
+        self._known[model] = 0
 
     def _receive(self, link: Link, message: Any) -> None:
         """Take what a worker tells."""
         if isinstance(message, Ready):
             link.ready = True
+            self._able.clear()
             self.met.set()
             self._send_unsent()
             return
         pending = link.pending.pop(message.id)
         if isinstance(message, Withdrawn):
-            pending.turn.give_place_back()
+            pending.turn.give_place_back(pending.message.priority)
         else:
             self._count_taken(pending, link)
             if isinstance(message, Answer):
@@ -255,6 +266,7 @@ class Workers:
         if self._links.get(link.worker) is not link:
             return
         del self._links[link.worker]
+        self._able.clear()
         log.warning("worker lost", worker=link.worker, images=len(link.pending))
         for pending in link.pending.values():
             if self._arena.taken[pending.message.slot.number] == TAKEN:
@@ -263,7 +275,7 @@ class Workers:
                     pending.future.set_exception(WorkerLost())
                 self._settle(pending)
             elif pending.left:
-                pending.turn.give_place_back()
+                pending.turn.give_place_back(pending.message.priority)
                 self._settle(pending)
             else:
                 pending.link = None
@@ -275,12 +287,7 @@ class Workers:
         self._send_unsent()
 
     def _send(self, pending: Pending) -> None:
-        able, loads = self._board.able(pending.message.model), self._board.loads()
-        link = min(
-            (link for link in self._links.values() if link.ready and able[link.worker]),
-            key=lambda link: loads[link.worker],
-            default=None,
-        )
+        link = self._least_loaded(pending.message.model)
         if link is None:
             self._unsent[pending.message.id] = pending
             return
@@ -290,38 +297,31 @@ class Workers:
         self._board.sent[self._row, link.worker] += 1
         link.channel.send(pending.message)
 
+    def _least_loaded(self, model: int) -> Link | None:
+        """The worker that gets the next item of a model, if any can run it."""
+        if not self.able(model):
+            return None
+        ready = [link for link in self._links.values() if link.ready]
+        if len(ready) == 1:
+            return ready[0]
+        able, loads = self._board.able(model), self._board.loads()
+        fit = (link for link in ready if able[link.worker])
+        return min(fit, key=lambda link: loads[link.worker], default=None)
+
     def _send_unsent(self) -> None:
         unsent, self._unsent = self._unsent, {}
         for pending in unsent.values():
             self._send(pending)
 
     def _count_taken(self, pending: Pending, link: Link) -> None:
-        self._known[pending.message.model, link.worker] += 1
+        message = pending.message
+        self._known[message.model, link.worker, class_of(message.priority)] += 1
         if not pending.left:
             pending.admission.forget()
 
     def _settle(self, pending: Pending) -> None:
         pending.settled = True
         pending.turn.end()
-
-
-class SharedForecast(Forecast):
-    """A forecast by the batches of the workers, and the callers of this front end.
-
-    Args:
-        board: of the server.
-        model: its index.
-    """
-
-    def __init__(self, board: Board, model: int) -> None:
-        super().__init__()
-        self._board = board
-        self._model = model
-
-    @property
-    @override
-    def seconds_per_item(self) -> float:
-        return self._board.rate(self._model)
 
 
 class RemoteQueue:
@@ -335,7 +335,8 @@ class RemoteQueue:
         queue_limit: most items admitted and not yet in a batch, of all front ends together.
         arena: of this front end.
         slots: of the model.
-        ahead: how many there are: images that may be decoded and not yet answered.
+        ahead: images that may be decoded and not yet answered.
+        kept: beyond these, of the upper class; together as many as there are slots.
         metrics: of the model.
 
     Attributes:
@@ -357,6 +358,7 @@ class RemoteQueue:
         arena: Arena,
         slots: Slots,
         ahead: int,
+        kept: int,
         metrics: ModelMetrics,
     ) -> None:
         self.workers = workers
@@ -364,7 +366,7 @@ class RemoteQueue:
         self.model = model
         self.arena = arena
         self._slots = slots
-        self._ahead = asyncio.Semaphore(ahead)
+        self._ahead = Turns(ahead, kept)
         self.forecast = SharedForecast(board, model)
         self.places = SharedPlaces(board, row, model, queue_limit)
         self._admission = AdmissionControl(
@@ -388,31 +390,58 @@ class RemoteQueue:
         """Stop admitting."""
         self._admission.drain()
 
-    def refusal(self, places: int = 1, timeout_s: float | None = None) -> Refusal | None:
-        """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
-        return self._admission.refusal(places, timeout_s)
+    async def end(self) -> None:
+        """Wait until no slot is used, when nobody asks any more; then give up the slots."""
+        for _ in range(self._slots.count):
+            await self._ahead.acquire("high", 0.0)
+        self.workers.forget(self.model)
+        self.arena.close_slots(self._slots)
 
-    def check_room(self, places: int = 1, timeout_s: float | None = None) -> None:
+    def refusal(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Refusal | None:
+        """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
+        return self._admission.refusal(places, timeout_s, priority, decode_s)
+
+    def check_room(
+        self,
+        places: int = 1,
+        timeout_s: float | None = None,
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> None:
         """Refuse what could not be admitted now; see `AdmissionControl.check_room`.
 
         Raises:
             ServiceError: as said there.
         """
-        self._admission.check_room(places, timeout_s)
+        self._admission.check_room(places, timeout_s, priority, decode_s)
 
-    def admit(self, places: int, timeout_s: float | None = None, request_id: str = "") -> Admission:
+    def admit(
+        self,
+        places: int,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        priority: Priority = "high",
+        decode_s: float = 0.0,
+    ) -> Admission:
         """Take places in the queue for a request; see `AdmissionControl.admit`.
 
         Raises:
             ServiceError: as said there.
         """
-        return self._admission.admit(places, timeout_s, request_id)
+        return self._admission.admit(places, timeout_s, request_id, priority, decode_s)
 
     @asynccontextmanager
-    async def ahead(self, deadline: float) -> AsyncIterator[Turn]:
+    async def ahead(self, place: HeldPlace, deadline: float) -> AsyncIterator[Turn]:
         """Wait for the turn of an image, in which it has a slot; see `Batcher.ahead`.
 
         Args:
+            place: of the image.
             deadline: loop time after which the answer is of no use, seconds.
 
         Raises:
@@ -420,7 +449,7 @@ class RemoteQueue:
         """
         try:
             async with asyncio.timeout_at(deadline):
-                await self._ahead.acquire()
+                await self._ahead.acquire(place.priority, place.due)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
         turn = _Turn(self, self._slots.take())

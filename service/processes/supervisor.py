@@ -28,7 +28,16 @@ from service.processes.channel import pair
 from service.processes.child import Child
 from service.processes.heart import Pulse
 from service.processes.merged_metrics import MergedMetrics, registry_of
-from service.processes.messages import Leave, Listening, Models, NewFrontEnd, NewWorker, Serving
+from service.processes.messages import (
+    Follows,
+    Leave,
+    Listening,
+    NewFrontEnd,
+    NewWorker,
+    Serving,
+)
+from service.processes.rollout import Rollout, places
+from service.reloading import Reloads
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -73,7 +82,10 @@ async def supervise(
         StartupError: the gRPC port was taken meanwhile.
     """
     server = settings.server
-    leave = leave_on_signal(server.drain_delay_s + server.drain_grace_s + 2 * _CLOSE_S, lines.flush)
+    reload = asyncio.Event()
+    leave = leave_on_signal(
+        server.drain_delay_s + server.drain_grace_s + 2 * _CLOSE_S, lines.flush, reload.set
+    )
     raise_open_files()
     disable_created_metrics()
     metrics = Metrics(CollectorRegistry())
@@ -85,7 +97,7 @@ async def supervise(
         )
         with serve_metrics(metrics_port, server, metrics, registry_of(supervisor.metrics)):
             try:
-                await supervisor.run(leave, metrics_port.getsockname()[1])
+                await supervisor.run(leave, reload, metrics, metrics_port.getsockname()[1])
             finally:
                 supervisor.kill_all()
     log.info("stopped")
@@ -119,18 +131,18 @@ class Supervisor:
         self._settings = settings
         self._http = http
         self._grpc = grpc
-        self._models = [str(entry.name) for entry in lineup.models]
-        self._default = lineup.default
         workers = len(settings.engine.device.split(","))
         # Two rows for each: a worker may still count for one that ended.
-        extent = Extent(2 * front_ends, workers, len(lineup.models))
+        extent = Extent(2 * front_ends, workers, places(lineup))
         self._board = Board.create(extent)
         self._workers = [Child(f"worker-{index}") for index in range(workers)]
         self._front_ends = [Child(f"front-end-{index}") for index in range(front_ends)]
         self._rows = [index - front_ends for index in range(front_ends)]
         self._arenas = [-1] * front_ends
         self._pulses: dict[Child, Pulse] = {}
-        self._facts = -1
+        self._rollout = Rollout(
+            settings, lineup, self._board, self._workers, self._front_ends, folder=folder
+        )
         self._listening: set[Child] = set()
         self._serving: set[Child] = set()
         self._handed = [0] * front_ends
@@ -138,11 +150,19 @@ class Supervisor:
         self._ready = asyncio.Event()
         self._restarts: dict[tuple[str, str], int] = {}
         self.metrics = MergedMetrics(
-            folder, self._board, lambda: self._models, self._processes, self._restarts
+            folder, self._board, self._rollout.places, self._processes, self._restarts
         )
 
-    async def run(self, leave: asyncio.Event, metrics_port: int) -> None:
+    async def run(
+        self, leave: asyncio.Event, reload: asyncio.Event, metrics: Metrics, metrics_port: int
+    ) -> None:
         """Run the processes until told to leave, and drain them.
+
+        Args:
+            leave: is set then.
+            reload: is set to have the models reloaded.
+            metrics: of the supervisor itself.
+            metrics_port: as it is logged.
 
         Raises:
             ChildFailed: a process could not start.
@@ -156,13 +176,16 @@ class Supervisor:
         ]
         leaving = asyncio.create_task(leave.wait())
         ready = asyncio.create_task(self._ready.wait())
-        waited_for = {*tending, leaving, ready}
+        reloads = Reloads(self._settings, self._rollout.reload, metrics, reload)
+        reloading = asyncio.create_task(self._reload_when_ready(reloads))
+        waited_for = {*tending, reloading, leaving, ready}
         while not leaving.done():
             done, waited_for = await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
             for one in done:
                 one.result()
             if ready in done:
                 self._say_ready(metrics_port, monotonic() - start)
+        reloading.cancel()
         await self._drain()
         for one in tending:
             one.cancel()
@@ -172,6 +195,11 @@ class Supervisor:
         self._leaving = True
         for child in self._children():
             child.kill("leaving")
+        self._rollout.close()
+
+    async def _reload_when_ready(self, reloads: Reloads) -> None:
+        await self._ready.wait()
+        await reloads.run()
 
     def _say_ready(self, metrics_port: int, seconds: float) -> None:
         log.info(
@@ -179,8 +207,8 @@ class Supervisor:
             http_port=self._http.getsockname()[1],
             grpc_port=self._grpc,
             metrics_port=metrics_port,
-            models=self._models,
-            default=self._default or self._models[0],
+            models=self._rollout.names,
+            default=self._rollout.default,
             front_ends=len(self._front_ends),
             workers=len(self._workers),
             seconds=round(seconds, 2),
@@ -204,28 +232,21 @@ class Supervisor:
             board.state[index] = WorkerState.STARTING
             self._pulses[child] = Pulse(board, board.extent.rows + index)
             ended = child.start(
-                partial(self._birth_of_worker, index), partial(self._of_worker, index)
+                partial(self._birth_of_worker, index), partial(self._rollout.of_worker, index)
             )
+            self._rollout.worker_begins(index)
             for front_end in range(len(self._front_ends)):
                 self._introduce(front_end, index)
             pid = child.pid
             code = await ended
             board.state[index] = WorkerState.DOWN
             board.serving[index] = board.running[index] = 0
+            self._rollout.worker_ended(index)
             await self._after_death(child, pid, code)
 
     def _birth_of_worker(self, index: int, line: int) -> Birth:
         board = self._board
         return Birth("worker", index, board.descriptor, board.extent, line)
-
-    def _of_worker(self, index: int, message: Any, descriptors: list[int]) -> None:
-        if isinstance(message, Models):
-            if self._facts >= 0:
-                os.close(self._facts)
-            self._facts = descriptors[0]
-            self._workers[index].is_useful()
-            for child in self._front_ends:
-                child.send(Models(), [self._facts])
 
     # Front ends
 
@@ -242,13 +263,13 @@ class Supervisor:
             ended = child.start(
                 partial(self._birth_of_front_end, index), partial(self._of_front_end, index)
             )
-            if self._facts >= 0:
-                child.send(Models(), [self._facts])
+            self._rollout.front_end_begins(index)
             for worker in range(len(self._workers)):
                 self._introduce(index, worker)
             pid = child.pid
             code = await ended
             board.alive[row] = 0
+            self._rollout.front_end_ended(index)
             os.close(self._arenas[index])
             self._arenas[index] = -1
             self._listening.discard(child)
@@ -273,6 +294,8 @@ class Supervisor:
         child = self._front_ends[index]
         if isinstance(message, Listening):
             self._listening.add(child)
+        elif isinstance(message, Follows):
+            self._rollout.of_front_end(index, message)
         elif isinstance(message, Serving):
             child.is_useful()
             self._serving.add(child)
@@ -280,20 +303,24 @@ class Supervisor:
                 self._ready.set()
 
     def _doors(self) -> list[Door]:
-        """The front ends that take connections, without those that do not turn just now."""
+        """The front ends that take connections: those that can answer, if there are any.
+
+        One that does not turn just now is left out likewise.
+        """
         listening = [
             (index, child, child.line, self._pulses[child].still_s)
             for index, child in enumerate(self._front_ends)
             if child in self._listening and child.line is not None
         ]
         well = [one for one in listening if one[3] < _STILL_S]
+        serving = [one for one in well if one[1] in self._serving]
         return [
             Door(
                 line,
                 self._handed[index] + int(self._board.balance[self._rows[index]]),
                 partial(self._count_handed, index),
             )
-            for index, _, line, _ in well or listening
+            for index, _, line, _ in serving or well or listening
         ]
 
     def _count_handed(self, index: int) -> None:

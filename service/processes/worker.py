@@ -2,32 +2,42 @@
 
 import asyncio
 import os
-import pickle
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics
-from typing_extensions import override
 
 from service import process
 from service.batching.batcher import Batcher
-from service.batching.forecast import Forecast
+from service.command_errors import CommandError
 from service.computed_tasks import TASKS
 from service.engine.device import Device
 from service.event_loop import open_loop_pool
 from service.machine import cores
-from service.memory import give_back_when_quiet
+from service.memory import give_back, give_back_when_quiet
 from service.metrics import Metrics
-from service.models.lineup import Lineup
-from service.open_model import OpenModel, Shared, open_model
+from service.models.lineup import ModelEntry
+from service.open_model import ModelUnusable, OpenModel, Shared, open_model
 from service.processes.birth import Birth
 from service.processes.board import Board, WorkerPlaces, WorkerState
-from service.processes.channel import Line
+from service.processes.channel import Line, from_memory, in_memory
 from service.processes.client import Client
 from service.processes.heart import beat
-from service.processes.messages import Leave, Models, NewFrontEnd
+from service.processes.messages import (
+    Leave,
+    Load,
+    Loaded,
+    NewFrontEnd,
+    NotLoaded,
+    Unload,
+    Unloaded,
+)
+from service.processes.shared_forecast import PublishedForecast
 from service.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 LOST_EXIT_CODE = os.EX_UNAVAILABLE  # 69
 _CLOSE_S = 0.5
@@ -35,13 +45,12 @@ _CLOSE_S = 0.5
 _LAST_WORDS_S = 0.05
 
 
-async def work(birth: Birth, settings: Settings, lineup: Lineup) -> None:
+async def work(birth: Birth, settings: Settings) -> None:
     """Run a worker until the supervisor says to leave.
 
     Args:
         birth: what the supervisor gave the process.
         settings: of the server.
-        lineup: the models.
 
     Raises:
         ModelUnusable: the weights or the class names of a model cannot be used.
@@ -51,7 +60,7 @@ async def work(birth: Birth, settings: Settings, lineup: Lineup) -> None:
     """
     worker = _Worker(birth, settings)
     with open_loop_pool():
-        await worker.load(lineup)
+        await worker.load()
         await worker.serve()
 
 
@@ -61,7 +70,6 @@ class _Worker:
     def __init__(self, birth: Birth, settings: Settings) -> None:
         self._index = birth.index
         self._board = birth.open_board()
-        self._settings = settings
         process.choose_kernels(settings.engine.kernels, settings.engine.cache)
         process.compute_float32_in_full()
         disable_created_metrics()
@@ -75,60 +83,128 @@ class _Worker:
         )
         process.compute_alone()
         self._metrics = Metrics(CollectorRegistry())
-        self._models: list[OpenModel] = []
-        self._queues: list[Batcher[Any, Any]] = []
+        self._shared = Shared(settings, [self._device], self._metrics, TASKS)
+        # By their places on the board.
+        self._models: dict[int, OpenModel] = {}
+        self._queues: dict[int, Batcher[Any, Any]] = {}
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._wanted = asyncio.Queue[Load | Unload]()
         self._clients: dict[Client, asyncio.Task[None]] = {}
         self._ready = asyncio.Event()
         self._leave = asyncio.Event()
         self._line = Line(birth.open_line(), self._receive, lambda: os._exit(0))
 
-    async def load(self, lineup: Lineup) -> None:
-        """Read and warm up the models, and tell the supervisor what they are."""
+    async def load(self) -> None:
+        """Read and warm up the models that the supervisor names first."""
         watching = asyncio.create_task(self._device.watch())
-        shared = Shared(self._settings, [self._device], self._metrics, TASKS)
-        loop = asyncio.get_running_loop()
-        for index, entry in enumerate(lineup.models):
-            forecast = _PublishedForecast(self._board, self._index, index)
-            places = partial(_places, self._board, self._index, index)
-            opened = await loop.run_in_executor(None, open_model, entry, shared, places, forecast)
-            self._models.append(opened)
-            self._queues.append(opened.batcher)
-        for opened in self._models:
-            await opened.load()
+        first = await self._wanted.get()
+        assert isinstance(first, Load)
+        for place, entry in first.versions:
+            self._models[place] = await self._open(place, entry)
         watching.cancel()
-        facts = os.memfd_create("dat-serve-models")
-        with os.fdopen(facts, "wb") as file:
-            pickle.dump([opened.facts for opened in self._models], file)
-            file.flush()
-            self._line.send(Models(), [facts])
 
     async def serve(self) -> None:
         """Run batches until told to leave."""
         board, index = self._board, self._index
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(queue.run()) for queue in self._queues]
-            tasks += [
+            for place in self._models:
+                self._begin(place, group)
+            tasks = [
                 group.create_task(self._device.watch()),
                 group.create_task(give_back_when_quiet()),
                 group.create_task(beat(board, board.extent.rows + index)),
+                group.create_task(self._follow(group)),
             ]
             self._device.on_loss(lambda: self._lost(group))
-            for queue in self._queues:
-                queue.on_change(self._show)
-                queue.open()
-            self._show()
             process.loaded()
             board.state[index] = WorkerState.READY
+            for place in self._models:
+                self._tell_loaded(place)
             self._ready.set()
             await self._leave.wait()
-            for task in tasks:
+            for task in (*tasks, *self._running.values()):
                 task.cancel()
-        self._device.close(_CLOSE_S)
+        self._shared.reader.shutdown(wait=False)
+        if not self._device.close(_CLOSE_S):
+            os._exit(0)  # in the middle of loading
+
+    async def _open(self, place: int, entry: ModelEntry) -> OpenModel:
+        forecast = PublishedForecast(self._board, self._index, place)
+        places = partial(_places, self._board, self._index, place)
+        loop = asyncio.get_running_loop()
+        try:
+            opened = await loop.run_in_executor(
+                self._shared.reader, open_model, entry, self._shared, places, forecast
+            )
+        except ModelUnusable as error:
+            raise ModelUnusable(_named(str(error), entry)) from error
+        try:
+            await opened.load()
+        except BaseException:
+            await opened.close()
+            raise
+        return opened
+
+    def _begin(self, place: int, group: asyncio.TaskGroup) -> None:
+        """Run the batches of a version."""
+        opened = self._models[place]
+        for other in self._of_name(opened.facts.card.name):
+            other.metrics.hide()
+        self._queues[place] = queue = opened.batcher
+        self._running[place] = group.create_task(queue.run())
+        queue.on_change(self._show)
+        queue.open()
+        self._show()
+
+    def _tell_loaded(self, place: int) -> None:
+        facts = self._models[place].facts
+        descriptor = in_memory(facts)
+        self._line.send(Loaded(place, facts.card.name, facts.card.version), [descriptor])
+        os.close(descriptor)
+
+    async def _follow(self, group: asyncio.TaskGroup) -> None:
+        """Load and unload versions beside those that are run, one at a time, for ever."""
+        while True:
+            wanted = await self._wanted.get()
+            if isinstance(wanted, Unload):
+                await self._unload(wanted.place)
+                continue
+            for place, entry in wanted.versions:
+                try:
+                    self._models[place] = await self._open(place, entry)
+                except Exception as error:
+                    if not isinstance(error, CommandError):
+                        log.exception("load failed", model=entry.name)
+                    self._line.send(NotLoaded(place, str(error)))
+                    await asyncio.to_thread(give_back)
+                else:
+                    self._begin(place, group)
+                    self._tell_loaded(place)
+
+    async def _unload(self, place: int) -> None:
+        """Give back the memory of a version that no front end has anything of."""
+        if place in self._models:
+            opened = self._models.pop(place)
+            self._board.serving[self._index, place] = 0
+            opened.batcher.begin_drain()
+            await asyncio.wait([self._running.pop(place)])
+            del self._queues[place]
+            opened.metrics.forget()
+            for other in self._of_name(opened.facts.card.name):
+                other.batcher.show()
+            self._show()
+            await opened.close()
+            del opened
+            await asyncio.to_thread(give_back)
+        self._line.send(Unloaded(place))
+
+    def _of_name(self, name: str) -> list[OpenModel]:
+        return [opened for opened in self._models.values() if opened.facts.card.name == name]
 
     def _show(self) -> None:
-        for model, opened in enumerate(self._models):
+        for place, opened in self._models.items():
             serving = self._device.healthy and opened.batcher.trusted
-            self._board.serving[self._index, model] = serving
+            self._board.serving[self._index, place] = serving
             opened.metrics.ready.set(serving)
 
     def _receive(self, message: Any, descriptors: Sequence[int]) -> None:
@@ -138,6 +214,10 @@ class _Worker:
             opening = asyncio.create_task(client.open(channel, ready=self._ready))
             self._clients[client] = opening
             client.on_gone(lambda: self._clients.pop(client))
+        elif isinstance(message, Load):
+            self._wanted.put_nowait(Load(from_memory(descriptors[0])))
+        elif isinstance(message, Unload):
+            self._wanted.put_nowait(message)
         elif isinstance(message, Leave):
             self._leave.set()
 
@@ -154,17 +234,11 @@ class _Worker:
         group.create_task(end())
 
 
-class _PublishedForecast(Forecast):
-    """A forecast whose rate everybody can read on the board."""
-
-    def __init__(self, board: Board, worker: int, model: int) -> None:
-        super().__init__()
-        self._shown = board.seconds_per_item[worker, model : model + 1]
-
-    @override
-    def batch_ended(self, size: int, compute_s: float, spacing_s: float) -> None:
-        super().batch_ended(size, compute_s, spacing_s)
-        self._shown[0] = self.seconds_per_item
+def _named(text: str, entry: ModelEntry) -> str:
+    """A text about the files of a model with their own names; see `rollout`."""
+    for _, path in entry.files:
+        text = text.replace(str(path), os.path.realpath(path))
+    return text
 
 
 def _places(board: Board, worker: int, model: int, _: int) -> WorkerPlaces:

@@ -1,11 +1,15 @@
 """The models that a replica serves, by task and name."""
 
+import asyncio
+import gc
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import finalize
 
 from service.batching.admission import Refusal
 from service.errors import NotReady, UnknownModel, quoted
 from service.metrics import CountedRequest
+from service.priority import Priority
 from service.tasks.core import AnyCore
 
 
@@ -16,8 +20,16 @@ class Refused(NamedTuple):
     refusal: Refusal
 
 
+# Between two looks for cores that hold themselves, seconds; doubled each time.
+_LOOK_S = 1.0
+
+
 class Catalogue:
-    """The cores of all models, once these are read."""
+    """The cores of all models, once these are read.
+
+    Who was given a core can be answered by it as long as they hold it, also when `fill` has put
+    another one in its place: the core is gone only when nobody holds it any more (`Held`).
+    """
 
     def __init__(self) -> None:
         self._cores: tuple[AnyCore, ...] = ()
@@ -79,6 +91,7 @@ class Catalogue:
         only: AnyCore | None = None,
         timeout_s: float | None = None,
         places: int = 1,
+        priority: Priority = "high",
     ) -> None:
         """Refuse a request before it is read, if no model that may answer it could admit it.
 
@@ -88,6 +101,7 @@ class Catalogue:
             only: the model that answers, where the rest of the request cannot name another.
             timeout_s: after which an answer is of no use, seconds, where that is known.
             places: that it needs, as far as is known.
+            priority: its class, as far as is known.
 
         Raises:
             UnknownModel: there is no model of that task.
@@ -95,13 +109,15 @@ class Catalogue:
             EngineUnavailable: nothing can be computed.
             Overloaded: all queues are full, or the answer would come too late.
         """
-        refused = self.refusal(task, only=only, timeout_s=timeout_s, places=places)
+        refused = self.refusal(
+            task, only=only, timeout_s=timeout_s, places=places, priority=priority
+        )
         if refused is None:
             return
         counted.images = 1  # at least, of a request that nobody reads
         if refused.model is not None:
             counted.model = refused.model
-        self._candidates(task, only)[0].check_room(timeout_s, places)
+        self._candidates(task, only)[0].check_room(timeout_s, places, priority)
 
     def refusal(
         self,
@@ -110,6 +126,7 @@ class Catalogue:
         only: AnyCore | None = None,
         timeout_s: float | None = None,
         places: int = 1,
+        priority: Priority = "high",
     ) -> Refused | None:
         """Why `check_room` would refuse a request, if it would; asking counts nowhere.
 
@@ -120,7 +137,7 @@ class Catalogue:
         cores = self._candidates(task, only)
         refusals = []
         for core in cores:
-            refusal = core.refusal(timeout_s, places)
+            refusal = core.refusal(timeout_s, places, priority)
             if refusal is None:
                 return None
             refusals.append(refusal)
@@ -153,3 +170,32 @@ class Catalogue:
     def is_default(self, core: AnyCore) -> bool:
         """Whether a core answers the requests of its task that name no model."""
         return core is self.default(core.card.task)
+
+
+class Held:
+    """Whether anybody still holds a core; holds none itself.
+
+    Args:
+        core: that is in no catalogue any more.
+    """
+
+    def __init__(self, core: AnyCore) -> None:
+        loop, self._gone = asyncio.get_running_loop(), asyncio.Event()
+
+        def note() -> None:
+            # In whichever thread lets go of it.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._gone.set)
+
+        finalize(core, note).atexit = False
+
+    async def end(self) -> None:
+        """Wait until nobody holds it."""
+        pause_s = _LOOK_S
+        while not self._gone.is_set():
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._gone.wait()
+            except TimeoutError:
+                gc.collect()  # a failure may hold the frames that it came through, and they it
+                pause_s *= 2

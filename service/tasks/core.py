@@ -26,6 +26,7 @@ from service.images.containers import declared_pixels
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
+from service.priority import Priority
 from service.settings import Limits
 from service.tasks.attention import AttendedLayer, AttentionOptions
 from service.tasks.passage import ImagePassage, RequestPassage, Timing
@@ -47,12 +48,14 @@ class Options:
             queries attend to.
         attention: whose attention, and in which layers.
         timeout_s: time until the answer is of no use, seconds; `None` means the server's default.
+        priority: `low` lets the requests of others go first.
     """
 
     model: str | None = None
     explain: Explain = "none"
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     timeout_s: float | None = None
+    priority: Priority = "high"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,23 +159,28 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             ServiceError: the image could not be answered; see `service.errors`.
         """
 
-    def refusal(self, timeout_s: float | None = None, places: int = 1) -> Refusal | None:
+    def refusal(
+        self, timeout_s: float | None = None, places: int = 1, priority: Priority = "high"
+    ) -> Refusal | None:
         """Why so many images could not be admitted now, if so; asking counts nowhere."""
-        return self._queue.refusal(places, timeout_s)
+        return self._queue.refusal(places, timeout_s, priority, self._decoders.wait_s(priority))
 
-    def check_room(self, timeout_s: float | None = None, places: int = 1) -> None:
+    def check_room(
+        self, timeout_s: float | None = None, places: int = 1, priority: Priority = "high"
+    ) -> None:
         """Refuse, before a request is read, what could not be admitted.
 
         Args:
             timeout_s: after which the answer is of no use, seconds; `None` where that is not known.
             places: that are needed, as far as is known.
+            priority: the class of the request, as far as is known.
 
         Raises:
             NotReady: the replica does not admit yet, or no longer.
             EngineUnavailable: nothing can be computed.
             Overloaded: the queue is full, or the answer would come too late.
         """
-        self._queue.check_room(places, timeout_s)
+        self._queue.check_room(places, timeout_s, priority, self._decoders.wait_s(priority))
 
     async def answer(
         self, uploads: Sequence[Upload], options: TaskOptions, request_id: str = ""
@@ -210,17 +218,28 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
     ) -> list[TaskAnswer | ServiceError]:
         pixels = [self._declared_pixels(upload) for upload in uploads]
         self._check_pixels(sum(pixels))
+        priority = options.priority
+        decode_s = self._decoders.wait_s(priority, pixels)
         with (
-            self._queue.admit(len(uploads), options.timeout_s, request_id) as admission,
-            self._decoders.request(sum(pixels)) as decoding,
+            self._queue.admit(
+                len(uploads), options.timeout_s, request_id, priority, decode_s
+            ) as admission,
+            self._decoders.request(sum(pixels), priority, admission.due) as decoding,
         ):
             request = RequestPassage(self._queue, admission, decoding, deadline, self._metrics)
-            async with asyncio.TaskGroup() as tasks:
-                running = [
-                    tasks.create_task(self._outcome(upload, size, options, request))
-                    for upload, size in zip(uploads, pixels, strict=True)
-                ]
-        return [task.result() for task in running]
+            images = [
+                self._outcome(upload, size, options, request)
+                for upload, size in zip(uploads, pixels, strict=True)
+            ]
+            if len(images) == 1:  # a task of its own would cost as much as all that it does
+                outcomes = [await images[0]]
+            else:
+                async with asyncio.TaskGroup() as tasks:
+                    running = [tasks.create_task(image) for image in images]
+                outcomes = [task.result() for task in running]
+        if not any(isinstance(outcome, ServiceError) for outcome in outcomes):
+            admission.all_answered(self._metrics.foretold[priority])
+        return outcomes
 
     def _check(self, uploads: Sequence[Upload], options: TaskOptions) -> None:
         self.check(options)

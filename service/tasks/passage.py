@@ -109,21 +109,18 @@ class ImagePassage:
         if isinstance(upload, InvalidImage):
             raise upload
         came = perf_counter()
-        turn = await self._ahead.enter_async_context(request.queue.ahead(request.deadline))
+        ahead = request.queue.ahead(request.admission, request.deadline)
+        turn = await self._ahead.enter_async_context(ahead)
         start = perf_counter()
-
-        def timed() -> tuple[T, float]:
-            began = perf_counter()
-            return turn.fill(lambda empty: work(upload, empty)), perf_counter() - began
-
         try:
             async with asyncio.timeout_at(request.deadline):
-                prepared, seconds = await request.decoding.run(self._pixels, timed)
+                prepared = await request.decoding.run(
+                    self._pixels, lambda: turn.fill(lambda empty: work(upload, empty))
+                )
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image was decoded") from None
         self._turn = turn
         self._waited_s, self._decode_s = start - came, perf_counter() - start
-        request.queue.forecast.decoded(seconds)
         request.metrics.stage["decode"].observe(self._decode_s)
         return prepared
 

@@ -24,9 +24,7 @@ class MeanColourOptionsBody(OptionsBody):
 
     def options(self) -> MeanColourOptions:
         """The same for the core."""
-        return MeanColourOptions(
-            model=self.model, explain=self.explain, timeout_s=self.timeout, inverted=self.inverted
-        )
+        return MeanColourOptions(**self.of_every_task(), inverted=self.inverted)
 
 
 class MeanColourJson(ImagesBody, MeanColourOptionsBody):

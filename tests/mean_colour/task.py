@@ -63,6 +63,9 @@ class MeanColourEngine:
             seconds=0.0,
         )
 
+    async def unload(self) -> None:
+        del self._network
+
     async def run_batch(self, batch: Sequence[MeanColourInput]) -> list[Any]:
         def work() -> list[Any]:
             pixels = torch.stack([torch.from_numpy(item.pixels.copy()) for item in batch])

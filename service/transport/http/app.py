@@ -17,6 +17,7 @@ from service.settings import Limits
 from service.tasks.catalogue import Catalogue
 from service.transport.http.callers import KnownCallers
 from service.transport.http.context import EXPOSED_HEADERS, RequestContext
+from service.transport.http.endpoints import Endpoints
 from service.transport.http.failures import show_failures
 from service.transport.http.openapi import HEALTH
 from service.transport.http.schema import HealthAnswer
@@ -59,13 +60,15 @@ def create_app(
         redirect_slashes=False,  # to whatever Host the request names
     )
     show_failures(app)
-    for task in tasks:
-        add_task(app, task, catalogue, limits, metrics, budget=budget)
+    endpoints = {
+        f"/v1/{task.name}": add_task(app, task, catalogue, limits, metrics, budget=budget)
+        for task in tasks
+    }
     add_models(app, catalogue)
     _add_health(app, lifecycle)
 
     # Around everything, so that the answer to a bug has its headers too.
-    around: ASGIApp = KnownCallers(app, access)
+    around: ASGIApp = KnownCallers(Endpoints(app, endpoints), access)
     if origins:
         around = CORSMiddleware(  # before a page may show its key, it asks whether it may
             around,

@@ -29,13 +29,7 @@ class ClassifyOptionsBody(OptionsBody):
 
     def options(self) -> ClassifyOptions:
         """These options in the form that the core takes."""
-        return ClassifyOptions(
-            model=self.model,
-            explain=self.explain,
-            attention=self.attention(),
-            timeout_s=self.timeout,
-            top_k=self.top_k,
-        )
+        return ClassifyOptions(**self.of_every_task(), top_k=self.top_k)
 
 
 class ClassifyJson(ImagesBody, ClassifyOptionsBody):

@@ -67,10 +67,7 @@ class DetectOptionsBody(OptionsBody):
     def options(self) -> DetectOptions:
         """These options in the form that the core takes."""
         return DetectOptions(
-            model=self.model,
-            explain=self.explain,
-            attention=self.attention(),
-            timeout_s=self.timeout,
+            **self.of_every_task(),
             score_threshold=self.score_threshold,
             max_detections=self.max_detections,
             classes=tuple(self.classes),

@@ -46,5 +46,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _internal_error(request: Request, _: Exception) -> Response:
+    return internal_error(request)
+
+
+def internal_error(request: Request) -> Response:
+    """The answer to a request that met a bug, of which it says nothing."""
     body = ErrorBody(code="internal", message="internal error", request_id=request_id(request))
     return JSONResponse(ErrorAnswer(error=body).model_dump(), 500)

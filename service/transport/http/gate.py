@@ -16,15 +16,18 @@ import structlog
 from service.errors import ServiceError
 from service.logs import Summed
 from service.metrics import Metrics
+from service.priority import Priority
 from service.security.access import Access
 from service.tasks.catalogue import Catalogue, Refused
+from service.transport import priority
 from service.transport.http.connections import PROBES
 
 # What a small request takes on a busy loop from its head to its place in the queue, seconds.
 # Without it one free place would let all requests pass that come in one turn of the loop.
 _ON_THE_WAY_S = 0.02
-# How long the answer for a URL is kept, seconds: a full queue takes longer to empty.
+# How long the answer for a URL and a class is kept, seconds: a full queue takes longer to empty.
 _SHUT_S = 0.005
+_PRIORITY = priority.HEADER.encode()
 _MOST_SHUT = 64  # URLs: callers choose them, so their number is bounded
 
 log = structlog.get_logger(__name__)
@@ -66,7 +69,7 @@ class Gate:
         self._turned_away = Summed(log.info, "requests turned away")
         # When requests were let pass that may not have reached the queue yet.
         self._passing = {path: deque[float]() for path in self._tasks}
-        self._shut: dict[bytes, _Shut] = {}
+        self._shut: dict[tuple[bytes, bytes], _Shut] = {}
 
     def __call__(
         self, method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]
@@ -85,9 +88,10 @@ class Gate:
         if method != b"POST":
             return None
         now = monotonic()
-        shut = self._shut.get(url)
+        named = next((value for name, value in headers if name == _PRIORITY), b"high")
+        shut = self._shut.get((url, named))
         if shut is None or now >= shut.until:
-            shut = self._look(url, now)
+            shut = self._look(url, named, now)
         if shut is None:
             return None
         error = shut.refused.refusal.error
@@ -95,16 +99,21 @@ class Gate:
         self._turned_away.add(code=error.code)
         return error
 
-    def _look(self, url: bytes, now: float) -> _Shut | None:
+    def _look(self, url: bytes, named: bytes, now: float) -> _Shut | None:
         path, _, query = url.partition(b"?")
         if path not in self._tasks:
             return None
         task = self._tasks[path]
         try:
-            model, timeout_s = _asked(query)
-            only = None if model is None else self._catalogue.find(task, model)
-            places = 1 + self._count_passing(path, now)
-            refused = self._catalogue.refusal(task, only=only, timeout_s=timeout_s, places=places)
+            asked = _asked(query)
+            only = None if asked.model is None else self._catalogue.find(task, asked.model)
+            refused = self._catalogue.refusal(
+                task,
+                only=only,
+                timeout_s=asked.timeout_s,
+                places=1 + self._count_passing(path, now),
+                priority=priority.lower(asked.priority, priority.read(named.decode("latin-1"))),
+            )
         except (ServiceError, ValueError):
             return None
         if refused is None:
@@ -112,7 +121,7 @@ class Gate:
             return None
         if len(self._shut) >= _MOST_SHUT:
             self._shut.clear()
-        shut = self._shut[url] = _Shut(now + _SHUT_S, task, refused)
+        shut = self._shut[url, named] = _Shut(now + _SHUT_S, task, refused)
         return shut
 
     def _count_passing(self, path: bytes, now: float) -> int:
@@ -123,10 +132,21 @@ class Gate:
         return len(passing)
 
 
-def _asked(query: bytes) -> tuple[str | None, float | None]:
-    """The model and the timeout of a query, seconds."""
-    if b"model=" not in query and b"timeout=" not in query:
-        return None, None
+class _Asked(NamedTuple):
+    """What a query says that matters here."""
+
+    model: str | None = None
+    timeout_s: float | None = None
+    priority: Priority = "high"
+
+
+def _asked(query: bytes) -> _Asked:
+    if not any(option in query for option in (b"model=", b"timeout=", b"priority=")):
+        return _Asked()
     options = dict(parse_qsl(query.decode("latin-1")))
     timeout = options.get("timeout")
-    return options.get("model"), None if timeout is None else float(timeout)
+    return _Asked(
+        options.get("model"),
+        None if timeout is None else float(timeout),
+        priority.read(options.get("priority")),
+    )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictStr
 
 from service.errors import ServiceError, Unauthenticated
+from service.priority import Priority
 from service.settings import ResizeMode
 from service.tasks.attention import AttentionOptions
 from service.tasks.catalogue import Catalogue
@@ -58,6 +59,11 @@ class OptionsBody(BaseModel):
         description="Seconds from the head of the request until the answer is of no use.",
     )
     model: str | None = Field(None, description="Name of the model; absent: the default.")
+    priority: Priority = Field(
+        "high",
+        description="`low` lets the requests of others go first, for what nobody waits for; the "
+        "header `X-Priority` says the same.",
+    )
 
     @classmethod
     def of_text(cls, given: dict[str, str]) -> Self:
@@ -78,12 +84,21 @@ class OptionsBody(BaseModel):
         """The options that are lists, in text separated by commas."""
         return ("layers",)
 
-    def attention(self) -> AttentionOptions:
-        """Whose attention is asked for, in the form that the core takes.
+    def of_every_task(self) -> dict[str, Any]:
+        """What every task's options of the core have of these.
 
         Raises:
             InvalidOption: a query or a layer is not written as it should be.
         """
+        return {
+            "model": self.model,
+            "explain": self.explain,
+            "attention": self._attention(),
+            "timeout_s": self.timeout,
+            "priority": self.priority,
+        }
+
+    def _attention(self) -> AttentionOptions:
         return AttentionOptions(
             queries=read_queries(self.queries),
             layers=tuple(map(read_layer, self.layers)),

@@ -20,8 +20,10 @@ from service.errors import (
     UnsupportedMediaType,
     quoted,
 )
+from service.priority import Priority
 from service.settings import Limits
 from service.tasks.core import Options, Upload
+from service.transport import priority
 from service.transport.http import content_coding
 from service.transport.http.form_body import boundary_of, read_form
 from service.transport.http.json_body import MAX_OPTIONS, read_json
@@ -83,7 +85,8 @@ class Head:
         length: of the body as announced, bytes; 0 where it is not.
         limit: of the body, bytes.
         query: the options that the query gives.
-        options: those of the query, in the form that the core takes.
+        options: those of the query, in the form that the core takes, and the class that the
+            header names.
         began: when the request was received, loop time, seconds.
     """
 
@@ -118,7 +121,7 @@ def read_head(request: Request, limits: Limits, form: Form) -> Head:
         UnsupportedMediaType: a content type, or a coding, that is not read here.
         ImageTooLarge: more bytes are announced than allowed.
         InvalidRequest: a multipart body without a boundary.
-        InvalidOption: an option of the query that cannot be used.
+        InvalidOption: an option of the query, or a priority, that cannot be used.
     """
     content_type = request.headers.get("content-type") or "application/octet-stream"
     kind, boundary = content_type.partition(";")[0].strip().lower(), b""
@@ -135,8 +138,9 @@ def read_head(request: Request, limits: Limits, form: Form) -> Head:
     if length > limit:
         raise _too_large(limit)
     query = _checked(form.options.of_text, _read_query(request.scope["query_string"]))
+    options = _lowered(query.options(), priority.read(request.headers.get(priority.HEADER)))
     began = asyncio.get_running_loop().time()
-    return Head(kind, boundary, coding, length, limit, query, query.options(), began)
+    return Head(kind, boundary, coding, length, limit, query, options, began)
 
 
 async def read_body(
@@ -191,6 +195,7 @@ async def read_body(
     left_s = _deadline(head, options, limits) - asyncio.get_running_loop().time()
     if left_s <= 0:
         raise DeadlineExceeded("the deadline passed before the request was received")
+    options = _lowered(options, head.options.priority)
     return Body(uploads, replace(options, timeout_s=left_s), size)
 
 
@@ -207,6 +212,11 @@ async def _receive(request: Request, head: Head, held: HeldBytes) -> bytearray:
             held.grow(size - held.size)
         body += chunk
     return body
+
+
+def _lowered(options: Options, named: Priority) -> Options:
+    """Options of a request that also names a class in its header."""
+    return replace(options, priority=priority.lower(options.priority, named))
 
 
 def _too_large(limit: int) -> ImageTooLarge:

@@ -14,6 +14,7 @@ from service.settings import Limits
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import Answer
 from service.transport.http.context import request_id
+from service.transport.http.endpoints import Endpoint
 from service.transport.http.openapi import NAME, OK, RESPONSES, only, request_schema
 from service.transport.http.schema import LabelledModelBody, ModelBody, ModelsAnswer
 from service.transport.http.task import HttpTask
@@ -30,8 +31,12 @@ def add_task(
     metrics: Metrics,
     *,
     budget: ByteBudget,
-) -> None:
-    """Serve a task at `/v1/<name>`."""
+) -> Endpoint:
+    """Serve a task at `/v1/<name>`.
+
+    Returns:
+        What answers its requests.
+    """
 
     async def answer(request: Request) -> Response:
         """Takes one image as the body, one or many as multipart files, or as base64 in JSON.
@@ -42,13 +47,17 @@ def add_task(
         with metrics.request(task.name, "http") as counted:
             head = read_head(request, limits, task.form)
             asked = head.options
-            named = catalogue.find(task.name, asked.model) if head.names_model else None
-            catalogue.check_room(task.name, counted, only=named, timeout_s=asked.timeout_s)
-            with budget.hold(head.length) as held:
+            only = catalogue.find(task.name, asked.model) if head.names_model else None
+            catalogue.check_room(
+                task.name, counted, only=only, timeout_s=asked.timeout_s, priority=asked.priority
+            )
+            del only  # another version may serve when the body is there
+            with budget.hold(head.length, asked.priority) as held:
                 body = await read_body(request, head, task.form, limits, held)
                 metrics.body_bytes["http"].observe(body.size)
                 counted.images = len(body.uploads)
-                core = named or catalogue.find(task.name, body.options.model)
+                name = asked.model if head.names_model else body.options.model
+                core = catalogue.find(task.name, name)
                 counted.model = core.card.name
                 identity, card = request_id(request), core.card
                 with request.state.caller.spend(len(body.uploads)):
@@ -79,6 +88,7 @@ def add_task(
         operation_id=task.name,
         summary=task.summary,
     )
+    return answer
 
 
 def add_models(app: FastAPI, catalogue: Catalogue) -> None:
@@ -115,23 +125,23 @@ async def _unless_disconnected(request: Request, work: Awaitable[Outcomes]) -> O
     Raises:
         Cancelled: the client left.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
+    working = asyncio.current_task()
+    assert working is not None
+    leaving = asyncio.create_task(_cancel_when_left(request, working))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Cancelled("the client left")
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if not leaving.done() or working.uncancel():
+            raise
+        raise Cancelled("the client left") from None
     finally:
         leaving.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait((working,))
 
 
-async def _disconnected(request: Request) -> None:
+async def _cancel_when_left(request: Request, task: asyncio.Task[Any]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    task.cancel()
 
 
 def _server_timing(outcomes: Sequence[Answer | ServiceError]) -> dict[str, str]:

@@ -209,8 +209,13 @@ def identity_of(context: Context) -> str:
     return str(dict(context.trailing_metadata() or ())[request_id.HEADER])
 
 
-def _choose_identity(context: Context) -> str:
-    given = dict(context.invocation_metadata() or ()).get(request_id.HEADER, "")
+def metadata_of(context: Context, key: str) -> str | None:
+    """What the caller of a call sent under a key that does not end in `-bin`, if anything."""
+    given = dict(context.invocation_metadata() or ()).get(key)
     # Only keys that end in -bin have values of bytes.
-    assert isinstance(given, str)
-    return request_id.choose(given)
+    assert not isinstance(given, bytes)
+    return given
+
+
+def _choose_identity(context: Context) -> str:
+    return request_id.choose(metadata_of(context, request_id.HEADER) or "")

@@ -2,16 +2,13 @@
 
 from service.pb import dat_pb2
 from service.tasks.classification import Classification, ClassifyOptions
-from service.transport.rpc.messages import attention_of, explain_of, of_every_task
+from service.transport.rpc.messages import of_every_task, options_of_every_task
 from service.transport.rpc.task import RpcTask
 
 
 def _options(request: dat_pb2.ClassifyRequest, remaining_s: float | None) -> ClassifyOptions:
     return ClassifyOptions(
-        model=request.model or None,
-        explain=explain_of(request.explain),
-        attention=attention_of(request.attention),
-        timeout_s=remaining_s,
+        **options_of_every_task(request, remaining_s),
         top_k=request.top_k if request.HasField("top_k") else ClassifyOptions.top_k,
     )
 

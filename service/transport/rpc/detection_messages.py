@@ -6,7 +6,7 @@ from service.errors import InvalidOption
 from service.pb import dat_pb2
 from service.tasks.detection import DetectedImage, Detection, DetectOptions, PointsInside
 from service.tasks.masks import EncodedMask, MaskFormat, PngMask, Polygons, RunLengths
-from service.transport.rpc.messages import RESIZE_MODES, attention_of, explain_of, of_every_task
+from service.transport.rpc.messages import RESIZE_MODES, of_every_task, options_of_every_task
 from service.transport.rpc.task import RpcTask
 
 _MASKS: dict[int, MaskFormat | Literal["none"] | None] = {
@@ -30,10 +30,7 @@ def _options(request: dat_pb2.DetectRequest, remaining_s: float | None) -> Detec
         if request.HasField(name)
     }
     return DetectOptions(
-        model=request.model or None,
-        explain=explain_of(request.explain),
-        attention=attention_of(request.attention),
-        timeout_s=remaining_s,
+        **options_of_every_task(request, remaining_s),
         classes=tuple(request.classes),
         masks=_MASKS[request.masks],
         resize_mode=_RESIZE_MODES[request.resize_mode],

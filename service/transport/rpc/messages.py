@@ -5,6 +5,7 @@ from typing import Any
 
 from service.errors import InvalidOption, ServiceError
 from service.pb import dat_pb2
+from service.priority import Priority
 from service.settings import ResizeMode
 from service.tasks.attention import AttendedLayer, AttendedQuery, AttentionOptions, Queries
 from service.tasks.core import Answer, Explain
@@ -24,25 +25,37 @@ RESIZE_MODES: dict[ResizeMode | None, dat_pb2.ResizeMode] = {
     "letterbox": dat_pb2.RESIZE_MODE_LETTERBOX,
 }
 
+_PRIORITIES: dict[int, Priority] = {
+    dat_pb2.PRIORITY_UNSPECIFIED: "high",
+    dat_pb2.PRIORITY_HIGH: "high",
+    dat_pb2.PRIORITY_LOW: "low",
+}
 
-def explain_of(value: int) -> Explain:
-    """What a request asks to be explained.
+
+def options_of_every_task(request: Any, remaining_s: float | None) -> dict[str, Any]:
+    """What every task's options of the core have of a request, and the seconds left for it.
 
     Raises:
-        InvalidOption: the enumeration has no such value.
+        InvalidOption: an enumeration has no such value, or queries are both named and left to
+            the model.
     """
+    return {
+        "model": request.model or None,
+        "explain": _explain_of(request.explain),
+        "attention": _attention_of(request.attention),
+        "timeout_s": remaining_s,
+        "priority": _priority_of(request.priority),
+    }
+
+
+def _explain_of(value: int) -> Explain:
     explain = _EXPLAIN.get(value)
     if explain is None:
         raise InvalidOption(f"explain has no value {value}")
     return explain
 
 
-def attention_of(options: dat_pb2.AttentionOptions) -> AttentionOptions:
-    """Whose attention a request asks for.
-
-    Raises:
-        InvalidOption: it names queries and leaves them to the model.
-    """
+def _attention_of(options: dat_pb2.AttentionOptions) -> AttentionOptions:
     given: Queries = tuple((query.x, query.y) for query in options.queries)
     if options.auto and given:
         raise InvalidOption("attention has both auto and queries; give one of them")
@@ -51,6 +64,13 @@ def attention_of(options: dat_pb2.AttentionOptions) -> AttentionOptions:
         layers=tuple((layer.stage, layer.block) for layer in options.layers),
         top_n=options.top_n if options.HasField("top_n") else None,
     )
+
+
+def _priority_of(value: int) -> Priority:
+    priority = _PRIORITIES.get(value)
+    if priority is None:
+        raise InvalidOption(f"priority has no value {value}")
+    return priority
 
 
 def error_message(error: ServiceError) -> dat_pb2.Error:

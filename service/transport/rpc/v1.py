@@ -8,6 +8,7 @@ it holds is counted before it is parsed, and a malformed one has a status of its
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,12 +27,20 @@ from service.errors import (
 )
 from service.metrics import CountedRequest, Metrics, Protocol
 from service.pb import dat_pb2
+from service.priority import Priority
 from service.security.access import Access
 from service.settings import Limits
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
+from service.transport import priority
 from service.transport.rpc import wire
-from service.transport.rpc.calls import Calls, caller_of, identity_of, one_answer
+from service.transport.rpc.calls import (
+    Calls,
+    caller_of,
+    identity_of,
+    metadata_of,
+    one_answer,
+)
 from service.transport.rpc.messages import RESIZE_MODES, error_message
 from service.transport.rpc.reading import Context, Reading
 from service.transport.rpc.task import RpcTask
@@ -75,12 +84,16 @@ class TaskCalls:
     async def one(self, context: Context) -> bytes:
         """Answer the one request of a call."""
         with self._metrics.request(self._task.name, "grpc") as counted:
-            self._catalogue.check_room(self._task.name, counted)
-            with self._budget.hold(min(UNREAD_BYTES, self._limits.max_body_bytes)) as held:
+            named = priority.read(metadata_of(context, priority.HEADER))
+            self._catalogue.check_room(self._task.name, counted, priority=named)
+            least = min(UNREAD_BYTES, self._limits.max_body_bytes)
+            with self._budget.hold(least, named) as held:
                 received = wire.Received(await self._reading.read_only(context))
                 self._check_size(received, "grpc")
                 held.resize(received.size)
-                return await self._answer(received, context, counted, lambda response: response)
+                return await self._answer(
+                    received, context, counted, lambda response: response, named
+                )
 
     async def many(self, context: Context) -> None:
         """Answer the requests of a stream, a bounded number at a time, as they are ready."""
@@ -137,9 +150,10 @@ class TaskCalls:
         try:
             with self._metrics.request(self._task.name, "stream") as counted:
                 self._check_size(received, "stream")
-                with self._budget.hold(received.size):
+                named = priority.read(metadata_of(context, priority.HEADER))
+                with self._budget.hold(received.size, named):
                     return await self._answer(
-                        received, context, counted, lambda response: form(response=response)
+                        received, context, counted, lambda response: form(response=response), named
                     )
         except ServiceError as error:
             failure = error_message(error)
@@ -160,8 +174,9 @@ class TaskCalls:
         context: Context,
         counted: CountedRequest,
         form: Callable[[Message], Message],
+        named: Priority,
     ) -> bytes:
-        """What answers a request, in the form of its call."""
+        """What answers a request, in the form of its call, whose metadata name a class."""
         task = self._task
         take = partial(received.take, _IMAGES, task.request, self._limits.max_images)
         large = received.size > _LARGE_MESSAGE_BYTES
@@ -171,6 +186,7 @@ class TaskCalls:
         if remaining is not None and remaining <= 0:
             raise DeadlineExceeded("the deadline passed before the request was read")
         options = task.options(request, remaining)
+        options = replace(options, priority=priority.lower(options.priority, named))
         core = self._catalogue.find(task.name, options.model)
         counted.model = core.card.name
         with caller_of(self._access, context).spend(len(images)):

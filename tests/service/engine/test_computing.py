@@ -19,6 +19,7 @@ async def test_a_line_of_the_log_and_a_metric_say_what_computes_on_each_device()
         opened = open_model(entry, shared)
         with structlog.testing.capture_logs() as lines:
             await opened.load()
+        opened.batcher.open()
         weights = opened.facts.card.parameters * bytes_each
         for line, device in zip(lines, ("cpu:0", "cpu:1"), strict=True):
             assert line.pop("seconds") > 0

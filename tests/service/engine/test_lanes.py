@@ -1,4 +1,5 @@
 import threading
+from time import sleep
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from hypothesis import strategies as st
 from service.engine.lanes import Crowd, Lanes, plan
 
 
-@given(st.integers(1, 100), st.integers(1, 64), st.booleans())
-def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, threads, team):
-    rounds = plan(images, threads, team=team)
+@given(st.integers(1, 100), st.integers(1, 64), st.booleans(), st.booleans())
+def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, threads, team, dealt):
+    rounds = plan(images, threads, team=team, dealt=dealt)
     rows = [row for shares in rounds for share in shares for row in range(100)[share.rows]]
     assert rows == list(range(images))
     for shares in rounds:
@@ -19,24 +20,32 @@ def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, thr
         assert all(share.threads for share in shares)
 
 
-def shares(images, threads, *, team):
+def shares(images, threads, *, team, dealt):
     return [
         [(share.rows.stop - share.rows.start, share.threads) for share in one]
-        for one in plan(images, threads, team=team)
+        for one in plan(images, threads, team=team, dealt=dealt)
     ]
 
 
 def test_a_lane_that_is_done_takes_single_images():
-    assert shares(8, 2, team=True) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]]
-    assert shares(4, 2, team=True) == [[(2, 1), (2, 1)]]
+    assert shares(8, 2, team=True, dealt=True) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]]
+    assert shares(4, 2, team=True, dealt=True) == [[(2, 1), (2, 1)]]
+    # While others want the cores.
+    assert shares(7, 2, team=False, dealt=True) == [[(1, 1)] * 7]
 
 
 def test_what_is_left_over_has_all_threads_where_these_are_faster_together():
-    assert shares(7, 2, team=True) == [[(1, 1)] * 6, [(1, 2)]]
-    assert shares(7, 2, team=False) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1)]]
-    assert shares(8, 2, team=False) == [[(3, 1), (3, 1), (1, 1), (1, 1)]]
-    assert shares(1, 2, team=True) == [[(1, 2)]]
-    assert shares(1, 2, team=False) == [[(1, 1)]]
+    assert shares(7, 2, team=True, dealt=True) == [[(1, 1)] * 6, [(1, 2)]]
+    assert shares(1, 2, team=True, dealt=True) == [[(1, 2)]]
+
+
+@given(st.integers(1, 100), st.integers(1, 64))
+def test_each_lane_has_one_share_of_a_small_model_and_all_are_as_large(images, threads):
+    (one_round,) = shares(images, threads, team=False, dealt=False)
+    assert len(one_round) == min(images, threads)
+    sizes = [size for size, _ in one_round]
+    assert max(sizes) - min(sizes) <= 1
+    assert {of_share for _, of_share in one_round} == {1}
 
 
 @settings(deadline=None)  # it opens threads
@@ -74,23 +83,37 @@ def test_a_failure_in_a_lane_is_that_of_the_batch():
     lanes.shutdown()
 
 
+def test_a_small_model_takes_half_of_the_lanes_while_others_want_the_cores():
+    lanes = Lanes(4)
+
+    rows = range(8)
+
+    def wait(share: slice) -> int:
+        sleep(0.005)
+        return len(rows[share])
+
+    assert lanes.map(wait, 8, team=False) == [2, 2, 2, 2]
+    assert [4, 4] in [lanes.map(wait, 8, team=False) for _ in range(20)]
+    lanes.shutdown()
+
+
 def test_a_team_that_waits_most_of_its_time_is_given_up_for_a_while():
     now = [0.0]
     crowd = Crowd(lambda: now[0])
     for _ in range(10):
         crowd.computed(0.97, 1.0)
-    assert crowd.team_pays
+    assert crowd.quiet
     crowd.computed(0.5, 1.0)
-    assert crowd.team_pays  # once is nothing
+    assert crowd.quiet  # once is nothing
     crowd.computed(0.5, 1.0)
-    assert not crowd.team_pays
+    assert not crowd.quiet
     now[0] = 0.6
-    assert crowd.team_pays  # tried again, and given up for longer
+    assert crowd.quiet  # tried again, and given up for longer
     crowd.computed(0.5, 1.0)
     crowd.computed(0.5, 1.0)
     now[0] = 1.5
-    assert not crowd.team_pays
+    assert not crowd.quiet
     now[0] = 100.0
     for _ in range(20):
         crowd.computed(0.97, 1.0)
-    assert crowd.team_pays
+    assert crowd.quiet

@@ -90,7 +90,7 @@ def assert_of(
 def test_batches_in_flight_do_not_touch_each_other(device, devices, ahead):
     pipeline = opened(devices(device))
     if ahead:
-        pipeline.capture_ahead([rows(1, 0)[0]])
+        list(pipeline.capture_ahead([rows(1, 0)[0]]))
     for seed in range(20):
         a, b = rows(1 + seed % 4, seed), rows(1 + seed % 3, 100 + seed)
         first = pipeline.launch(a, everything)
@@ -142,7 +142,7 @@ def test_whatever_becomes_of_batches_their_slots_serve_the_next_ones(devices, ta
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.engine.pipeline.Slot", counted)
         pipeline = opened(devices("cpu"), capture=fragile)
-        pipeline.capture_ahead([rows(1, 0)[0]])
+        list(pipeline.capture_ahead([rows(1, 0)[0]]))
         under_way: list[Any] = []
         most = 0
         for seed, (step, *how) in enumerate(taken):
@@ -320,7 +320,7 @@ async def test_graphs_on_demand_are_bounded(devices, monkeypatch):
 async def test_without_graphs_nothing_is_captured_or_padded(devices):
     counts = metrics()
     pipeline = Pipeline(devices("cpu"), work, BUCKETS, counts, capture=None)
-    pipeline.capture_ahead([rows(1, 0)[0]])
+    list(pipeline.capture_ahead([rows(1, 0)[0]]))
     for seed in range(CAPTURE_AFTER + 1):
         batch = rows(3, seed)
         assert_of(pipeline.launch(batch, everything)(), batch)

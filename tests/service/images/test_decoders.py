@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -19,7 +20,7 @@ LARGE, SMALL, TINY = 50_000_000, 300_000, 3_000
 
 def opened(threads=1, max_pixels=10 * LARGE):
     gauge = Metrics(CollectorRegistry()).pixels_in_flight
-    return Decoders(ThreadPoolExecutor(threads), max_pixels, gauge), gauge
+    return Decoders(ThreadPoolExecutor(threads), threads, max_pixels, gauge), gauge
 
 
 class Held:
@@ -90,6 +91,58 @@ async def test_an_image_whose_caller_left_is_not_decoded():
             await asyncio.gather(hand, stays)
     assert decoded == ["stays"]
     assert gauge._value.get() == 0
+
+
+async def test_the_lower_class_is_decoded_after_the_upper_one_until_it_is_of_age():
+    order = []
+    decoders, _ = opened()
+    now = asyncio.get_running_loop().time()
+    with (
+        decoders,
+        decoders.request(SMALL, "low", now + 60) as young,
+        decoders.request(SMALL, "low", now - 60) as of_age,
+        decoders.request(SMALL) as upper,
+    ):
+        held = Held()
+        hand = asyncio.create_task(decoders.run_now(held))
+        await asyncio.to_thread(held.begun.wait, 30)
+        images = [
+            asyncio.create_task(request.run(SMALL, partial(order.append, name)))
+            for name, request in (("young", young), ("upper", upper), ("of age", of_age))
+        ]
+        await asyncio.sleep(0)
+        held.free.set()
+        await asyncio.gather(hand, *images)
+    assert order == ["of age", "upper", "young"]
+
+
+async def test_the_lower_class_leaves_pixels_to_the_upper_one():
+    decoders, gauge = opened(max_pixels=4 * LARGE)
+    with decoders, decoders.request(3 * LARGE, "low") as lower:
+        with pytest.raises(Overloaded, match="pixels wait to be decoded"):
+            decoders.request(1, "low")
+        with decoders.request(LARGE):
+            assert gauge._value.get() == 4 * LARGE
+        await lower.run(LARGE, lambda: None)
+        with decoders.request(LARGE, "low"):
+            pass
+    assert gauge._value.get() == 0
+
+
+async def test_the_time_until_images_are_decoded_is_foretold_by_their_pixels():
+    decoders, _ = opened(threads=2)
+    assert decoders.wait_s(images=[LARGE]) == 0  # nothing was measured
+    with decoders, decoders.request(LARGE) as request:
+        await decoders.run_now(lambda: time.sleep(0.05))  # no image
+        assert decoders.wait_s(images=[LARGE]) == 0
+        await request.run(LARGE, lambda: time.sleep(0.01))
+        alone = decoders.wait_s(images=[LARGE])
+        assert alone >= 0.01
+        assert decoders.wait_s(images=[LARGE // 2]) == pytest.approx(alone / 2)
+        with decoders.request(3 * LARGE), decoders.request(4 * LARGE, "low"):
+            assert decoders.wait_s(images=[LARGE]) == pytest.approx(2 * alone)  # two threads
+            assert decoders.wait_s("low", [LARGE]) == pytest.approx(4 * alone)
+            assert decoders.wait_s() == pytest.approx(1.5 * alone)
 
 
 async def test_pixels_beyond_the_limit_are_refused_and_come_back():

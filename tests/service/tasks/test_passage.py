@@ -20,7 +20,7 @@ async def test_an_image_that_cannot_be_decoded_gives_its_place_to_others_at_once
     batcher, metrics = opened(lambda items: items)
     gauge = Gauge("pixels", "of a test", registry=None)
     with (
-        Decoders(ThreadPoolExecutor(1), 100, gauge) as decoders,
+        Decoders(ThreadPoolExecutor(1), 1, 100, gauge) as decoders,
         batcher.admit(2) as admission,
         decoders.request(2) as decoding,
     ):

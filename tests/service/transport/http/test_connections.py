@@ -493,8 +493,8 @@ def test_a_host_opens_its_own_family(host, reached):
         return True
 
     chosen = Server(host=host, http_port=0, grpc_port=0, metrics_port=0)
-    with open_ports(chosen) as ports:
-        for listener in (ports.http, ports.metrics):
+    with open_ports(chosen) as (ports, metrics_port):
+        for listener in (ports.http, metrics_port):
             assert {a for a in ("127.0.0.1", "::1") if reaches(a, listener)} == reached
 
 
