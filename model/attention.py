@@ -342,8 +342,9 @@ class DeformableAttention(nn.Module):
             attended = heads.transpose(1, 2).reshape(tokens.shape)
             attending = Attending(attended, queries, keys, locations)
         weights = None if asked is None else self._weights(attending, asked)
-        stream = linear_add(self.proj, attending.attended, residual)
-        return Attended(stream, attending.sampling_locations, weights)
+        attended, locations = attending.attended, attending.sampling_locations
+        del attending  # queries and keys are memory that what follows can have
+        return Attended(linear_add(self.proj, attended, residual), locations, weights)
 
     def _logits_of_row(self) -> int:
         """Of one row of queries of one image."""

@@ -26,8 +26,8 @@ from service.settings import Backend
 # From how many FLOPs of an image on several threads of a CPU compute it faster than one. Below,
 # they wait for each other longer than they compute.
 TEAM_FLOPS = 500_000_000
-# Sets of layers, to explain whose attention a pass stays traced.
-ATTENTION_KEPT = 8
+# Sets of layers for whose attention a pass stays traced; each holds some megabytes of geometry.
+ATTENTION_KEPT = 4
 
 
 class OnCpu:
