@@ -63,9 +63,11 @@ def test_every_image_gets_the_attention_it_asks_for(threads, settings):
         assert len(output.attention) == len(layers)
         assert bool(output.sampling_locations) == bool(layers)
         assert_equal(output, solo, 1e-5)
-    # The answers are those of a batch in which nobody asks, bit for bit.
+    # The answers are those of a batch in which nobody asks: of one thread bit for bit. Several
+    # threads may differ in the last bit from one batch to the next, whether anybody asks or not.
+    atol = 0 if threads == 1 else 1e-6
     for output, expected in zip(outputs, forward(engine, plain), strict=True):
-        np.testing.assert_array_equal(output.scores, expected.scores)
+        np.testing.assert_allclose(output.scores, expected.scores, rtol=0, atol=atol)
         np.testing.assert_array_equal(output.classes, expected.classes)
 
 
