@@ -64,3 +64,7 @@ class OpenEngine:
     def in_its_thread(self, work: Callable[[], T]) -> T:
         """Do work in the thread of the device."""
         return self._loop.run_until_complete(self._device.run(work))
+
+    def close(self) -> None:
+        """End its event loop; it computes nothing any more."""
+        self._loop.close()

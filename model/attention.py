@@ -19,6 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model import geometry
+from model.attention_weights import (
+    Asked,
+    AttentionWeights,
+    bias_of_queries,
+    most_attended_cells,
+    per_group,
+)
 from model.config import DatConfig
 from model.fused import Stream, convolve, linear, linear_add
 from model.kernels import HALF, usable
@@ -43,10 +50,28 @@ class Attended(NamedTuple):
     Attributes:
         stream: `(B, H, W, C)`, with what it adds to the residual.
         sampling_locations: `(B, G, Hk, Wk, 2)`, (y, x), or `None` from local attention.
+        weights: where they were asked for.
     """
 
     stream: Stream
     sampling_locations: Tensor | None
+    weights: AttentionWeights | None = None
+
+
+class Attending(NamedTuple):
+    """What the queries gathered, `(B, H, W, C)`, and what it was made of.
+
+    Attributes:
+        attended: before the output projection.
+        queries: `(B, heads, HW, head_dim)`.
+        keys: `(B, heads, Ns, head_dim)`.
+        sampling_locations: `(B, G, Hk, Wk, 2)`, (y, x).
+    """
+
+    attended: Tensor
+    queries: Tensor
+    keys: Tensor
+    sampling_locations: Tensor
 
 
 class Projected(NamedTuple):
@@ -299,22 +324,33 @@ class DeformableAttention(nn.Module):
         queries = q.view(B, H * W, self.heads, -1)
         return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), locations
 
-    def forward(self, tokens: Tensor, residual: Tensor) -> Attended:
-        """Attend from the normed tokens `(B, H, W, C)` and add to the residual."""
-        H, W = self.size
-        logits_of_row = self.heads * W * prod(self.reference_points.shape[:2])
+    def forward(self, tokens: Tensor, residual: Tensor, asked: Asked | None = None) -> Attended:
+        """Attend from the normed tokens `(B, H, W, C)` and add to the residual.
+
+        What is asked for changes nothing of the rest.
+        """
+        H, _ = self.size
+        logits_of_row = self._logits_of_row()
         if usable(tokens):
-            attended, locations = self._attend_by_kernels(tokens)
+            attending = self._attend_by_kernels(tokens)
         elif H * logits_of_row > BANDED_FROM:
             rows = max(1, BAND // (len(tokens) * logits_of_row))
-            attended, locations = self._attend_in_bands(tokens, rows)
+            attending = self._attend_in_bands(tokens, rows)
         else:
             queries, keys, values, bias, locations = self.project(tokens)
             heads = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
             attended = heads.transpose(1, 2).reshape(tokens.shape)
-        return Attended(linear_add(self.proj, attended, residual), locations)
+            attending = Attending(attended, queries, keys, locations)
+        weights = None if asked is None else self._weights(attending, asked)
+        attended, locations = attending.attended, attending.sampling_locations
+        del attending  # queries and keys are memory that what follows can have
+        return Attended(linear_add(self.proj, attended, residual), locations, weights)
 
-    def _attend_by_kernels(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits_of_row(self) -> int:
+        """Of one row of queries of one image."""
+        return self.heads * self.size[1] * prod(self.reference_points.shape[:2])
+
+    def _attend_by_kernels(self, tokens: Tensor) -> Attending:
         """What `forward` projects, without the bias and the attention matrix in memory."""
         from model.kernels.offsets import sample_keys  # noqa: PLC0415
 
@@ -328,8 +364,16 @@ class DeformableAttention(nn.Module):
             self.reference_points,
             self.reach if self.limited else None,
         )
-        attended = self.attend_by_kernel(queries.flatten(1, 2), self.kv(sampled), locations)
-        return attended.view(tokens.shape), locations
+        queries, keys_values = queries.flatten(1, 2), self.kv(sampled)
+        attended = self.attend_by_kernel(queries, keys_values, locations)
+        keys, _ = keys_values.chunk(2, -1)
+        return Attending(
+            attended.view(tokens.shape), self._per_head(queries), self._per_head(keys), locations
+        )
+
+    def _per_head(self, vectors: Tensor) -> Tensor:
+        """`(B, N, C)` as `(B, heads, N, head_dim)`."""
+        return vectors.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def attend_by_kernel(self, queries: Tensor, keys_values: Tensor, locations: Tensor) -> Tensor:
         """Attend to sampled keys, as `model.kernels.deformable_attention.attend`."""
@@ -375,7 +419,7 @@ class DeformableAttention(nn.Module):
         farthest = (self.offset_range_factor - 1) * self.offset_stride - 1
         return self.limited and farthest / 2 > MOST_OFF_TABLE
 
-    def _attend_in_bands(self, tokens: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    def _attend_in_bands(self, tokens: Tensor, rows: int) -> Attending:
         """What `forward` projects, so many rows of queries at a time."""
         queries, keys, values, locations = self._sampled(tokens)
         biases = relative_position_bias_in_bands(
@@ -388,7 +432,42 @@ class DeformableAttention(nn.Module):
             mask = bias.flatten(0, 1).to(tokens.dtype)
             part = F.scaled_dot_product_attention(band.flatten(0, 1), k, v, mask, scale=1.0)
             attended.append(part.transpose(1, 2).reshape(len(tokens), -1, tokens.shape[-1]))
-        return torch.cat(attended, 1).view(tokens.shape), locations
+        return Attending(torch.cat(attended, 1).view(tokens.shape), queries, keys, locations)
+
+    def _weights(self, attending: Attending, asked: Asked) -> AttentionWeights:
+        """What the queries that are asked for attend to."""
+        _, queries, keys, locations = attending
+        queries, keys = queries.to(locations.dtype), keys.to(locations.dtype)
+        received = per_group(self._received(queries, keys, locations), self.offset_groups)
+        chosen = most_attended_cells(received, locations, self.size, asked.within)
+        rank = (-1 - asked.cells).clamp(0, chosen.shape[1] - 1)
+        cells = torch.where(asked.cells < 0, chosen.gather(1, rank), asked.cells)
+        grid = grid_positions(self.query_rows, self.query_columns).view(-1, 2)
+        positions = grid.index_select(0, cells.flatten()).view(*cells.shape, 2)
+        per_head = cells.view(len(cells), 1, -1, 1).expand(-1, self.heads, -1, keys.shape[3])
+        taken = queries.gather(2, per_head)
+        bias = bias_of_queries(self.relative_position_bias_table, positions, locations)
+        weights = (taken @ keys.transpose(-1, -2) + bias).softmax(-1)
+        return AttentionWeights(
+            cells, per_group(weights, self.offset_groups).transpose(1, 2), received
+        )
+
+    def _received(self, queries: Tensor, keys: Tensor, locations: Tensor) -> Tensor:
+        """The sum `(B, heads, Ns)` of the softmax over all queries."""
+        B, logits_of_row = len(queries), self._logits_of_row()
+        H, _ = self.size
+        if B * H * logits_of_row <= BANDED_FROM:
+            return (queries @ keys.transpose(-1, -2) + self.bias(locations)).softmax(-1).sum(2)
+        rows = max(1, BAND // (B * logits_of_row))
+        biases = relative_position_bias_in_bands(
+            self.relative_position_bias_table, self.query_rows, self.query_columns, locations, rows
+        )
+        by_row = queries.unflatten(2, self.size).transpose(1, 2)  # (B, H, heads, W, head_dim)
+        of_keys = keys.transpose(-1, -2).unsqueeze(1)
+        received = torch.zeros_like(keys[..., 0])
+        for band, bias in zip(by_row.split(rows, 1), biases, strict=True):
+            received = received + (band @ of_keys + bias).softmax(-1).sum((1, 3))
+        return received
 
     def attention_weights(self, tokens: Tensor) -> Tensor:
         """Softmax `(B, heads, HW, Ns)` of the forward pass over the same tokens."""

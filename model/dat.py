@@ -7,7 +7,7 @@ depends on no data, so it can be captured in a CUDA graph.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model import checkpoint
 from model.attention import Attended, DeformableAttention, DeformableAttentionPP
+from model.attention_weights import Asked, AttentionWeights
 from model.checkpoint import Checkpoint, CheckpointError
 from model.config import VARIANTS, DatConfig
 from model.deformable_detr import DeformableDetrAttention
@@ -38,6 +39,8 @@ from model.kernels import usable
 from model.local_attention import NeighborhoodAttention, WindowAttention
 from model.official import is_official, official_shapes
 
+NOTHING: Mapping[int, Asked] = {}
+
 
 class Explained(NamedTuple):
     """Logits with the sampling locations of the same forward pass.
@@ -46,10 +49,26 @@ class Explained(NamedTuple):
         logits: `(B, num_classes)`.
         sampling_locations: for each of `DAT.deformable_layers`, `(B, G, Hk, Wk, 2)`, (y, x), in
             the coordinates of `model.attention`.
+        attention: for each layer that was asked about.
     """
 
     logits: Tensor
     sampling_locations: tuple[Tensor, ...]
+    attention: tuple[AttentionWeights, ...] = ()
+
+
+class StageMaps(NamedTuple):
+    """What the stages give.
+
+    Attributes:
+        maps: `(B, H, W, C)` of every stage.
+        sampling_locations: of every deformable layer, as in `Explained`.
+        attention: for each layer that was asked about.
+    """
+
+    maps: list[Tensor]
+    sampling_locations: tuple[Tensor, ...]
+    attention: tuple[AttentionWeights, ...]
 
 
 class DeformableLayer(NamedTuple):
@@ -81,11 +100,22 @@ class Trunk(nn.Module):
         self.deformable_layers = list(self._deformable_layers())
         keep_kernels_channels_last(self)
 
-    def stage_maps(self, images: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    def stage_maps(
+        self,
+        images: Tensor,
+        layers: Sequence[int] = (),
+        cells: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> StageMaps:
         """Maps and sampling locations from normalised images `(B, 3, H, W)`.
 
-        Returns:
-            The map `(B, H, W, C)` of every stage, and the locations of every deformable layer.
+        Args:
+            images: of the size that the model was built for.
+            layers: whose attention is asked for, by their index in `deformable_layers`; only
+                those of `DeformableAttention`.
+            cells: `(B, len(layers), Q)`, int64, of whose queries, as in `Asked`.
+            seen: `(B, 2)`, `(H, W)` of the images without padding, pixels; `None` means that they
+                have none.
 
         Raises:
             ValueError: the images are not of the size the model was built for.
@@ -95,16 +125,37 @@ class Trunk(nn.Module):
                 f"{self.config.name} was built for images (B, 3, {self.config.image_size[0]}, "
                 f"{self.config.image_size[1]}); got {tuple(images.shape)}"
             )
+        asked = self._asked(layers, cells, seen)
         maps: list[Tensor] = []
         locations: list[Tensor] = []
+        attention: list[AttentionWeights] = []
         tokens = self.stem(channels_last_tokens(images))
         for index, stage in enumerate(self.stages):
             if index:
                 tokens = self.downsamples[index - 1](tokens)
-            tokens, stage_locations = stage(tokens)
+            tokens, stage_locations, stage_attention = stage(tokens, asked.get(index, {}))
             maps.append(tokens)
             locations += stage_locations
-        return maps, tuple(locations)
+            attention += stage_attention
+        return StageMaps(maps, tuple(locations), tuple(attention))
+
+    def _asked(
+        self, layers: Sequence[int], cells: Tensor | None, seen: Tensor | None
+    ) -> dict[int, dict[int, Asked]]:
+        """What is asked of each block of each stage."""
+        asked: dict[int, dict[int, Asked]] = {}
+        if cells is None:
+            return asked
+        # A copy, because a traced pass reads no part of an input.
+        for layer, of_layer in zip(layers, cells.clone().unbind(1), strict=True):
+            stage, block, _ = self.deformable_layers[layer]
+            within = None
+            if seen is not None:
+                stride, first = self.config.cell_geometry(stage)
+                # A cell is in the image if its centre is.
+                within = ((seen - first) / stride).ceil().clamp(min=1).long()
+            asked.setdefault(stage, {})[block] = Asked(of_layer, within)
+        return asked
 
     def _deformable_layers(self) -> Iterator[DeformableLayer]:
         for index, stage in enumerate(self.stages):
@@ -140,14 +191,18 @@ class DAT(Trunk):
         """Logits `(B, num_classes)` of normalised images `(B, 3, H, W)`."""
         return self.forward_explained(images).logits
 
-    def forward_explained(self, images: Tensor) -> Explained:
+    def forward_explained(
+        self, images: Tensor, layers: Sequence[int] = (), cells: Tensor | None = None
+    ) -> Explained:
         """Logits and sampling locations of normalised images `(B, 3, H, W)`.
+
+        For `layers` and `cells`, the attention that is asked for, see `stage_maps`.
 
         Raises:
             ValueError: the images are not of the size the model was built for.
         """
-        maps, locations = self.stage_maps(images)
-        return Explained(self.head(self.pooled(maps[-1])), locations)
+        maps, locations, attention = self.stage_maps(images, layers, cells)
+        return Explained(self.head(self.pooled(maps[-1])), locations, attention)
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """What the head reads, `(B, C)`, from the last map `(B, H, W, C)`.
@@ -172,14 +227,28 @@ class Stage(nn.Module):
             block(config, index, kind) for kind in config.stages[index].blocks
         )
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """New tokens `(B, H, W, C)` and the sampling locations of the deformable blocks."""
-        stream, locations = Stream(tokens), []
-        for block in self.blocks:
-            stream, moved = block(stream)
+    def forward(
+        self, tokens: Tensor, asked: Mapping[int, Asked] = NOTHING
+    ) -> tuple[Tensor, list[Tensor], list[AttentionWeights]]:
+        """New tokens `(B, H, W, C)`, and what the deformable blocks say of themselves.
+
+        Args:
+            tokens: `(B, H, W, C)`.
+            asked: by block, whose attention is asked for.
+
+        Returns:
+            The tokens, the sampling locations of each, and the attention that was asked for.
+        """
+        stream = Stream(tokens)
+        locations: list[Tensor] = []
+        attention: list[AttentionWeights] = []
+        for index, block in enumerate(self.blocks):
+            stream, moved, weights = block(stream, asked.get(index))
             if moved is not None:
                 locations.append(moved)
-        return stream.sum(), locations
+            if weights is not None:
+                attention.append(weights)
+        return stream.sum(), locations, attention
 
 
 class Block(nn.Module):
@@ -193,12 +262,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
 
-    def forward(self, stream: Stream) -> Attended:
-        """The stream `(B, H, W, C)` after it, and sampling locations from a deformable block."""
+    def forward(self, stream: Stream, asked: Asked | None = None) -> Attended:
+        """The stream `(B, H, W, C)` after it, and what a deformable block says of itself."""
         tokens, normed = self.enter(stream)
-        stream, locations = self.attention(normed, tokens)
+        of_whom = () if asked is None else (asked,)  # the attention of other blocks takes none
+        stream, locations, weights = self.attention(normed, tokens, *of_whom)
         tokens, normed = add_norm(self.norm2, stream)
-        return Attended(self.mlp(normed, tokens), locations)
+        return Attended(self.mlp(normed, tokens), locations, weights)
 
     def enter(self, stream: Stream) -> Normed:
         """The tokens that the attention adds to, and those that it sees."""

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from model.config import DatConfig, Family
 
+# Of an image: those whose attention can be asked for, and those that the model can choose. No map
+# has fewer cells than can be chosen.
+MOST_QUERIES, CHOSEN_QUERIES = 8, 4
+
 
 class LayerGeometry(NamedTuple):
     """One deformable layer.

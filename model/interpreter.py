@@ -24,7 +24,7 @@ _MEMORY_FORMATS = {
 
 
 class Program:
-    """Runs a graph of one input; several threads can call it at once.
+    """Runs a graph; several threads can call it at once.
 
     The graph is run as it is: nothing is fused, folded or put in another order, so its bits are
     those of the operations called one by one.
@@ -48,11 +48,11 @@ class Program:
             writer.output, lambda leaf: _RESULT if isinstance(leaf, fx.Node) else leaf
         )
 
-    def __call__(self, given: Tensor) -> Any:
-        """What the graph gives for its input."""
+    def __call__(self, *given: Tensor) -> Any:
+        """What the graph gives for its inputs."""
         # A setting of the calling thread; by default torch would rewrite the program first.
         torch._C._set_graph_executor_optimize(False)
-        results = iter(self._run(given, *self._constants))
+        results = iter(self._run(*given, *self._constants))
         return map_aggregate(self._form, lambda leaf: next(results) if leaf is _RESULT else leaf)
 
 
@@ -67,7 +67,7 @@ class _Writer:
     """Writes the program of a graph.
 
     Attributes:
-        program: takes the input and the constants, gives a tuple of tensors.
+        program: takes the inputs and the constants, gives a tuple of tensors.
         constants: tensors, in the order in which the program takes them.
         output: of the graph.
     """
@@ -80,7 +80,7 @@ class _Writer:
         self._values: dict[fx.Node, torch._C.Value] = {}
         for node in graph.nodes:
             if node.op == "placeholder":
-                self._values[node] = self._input("given")
+                self._values[node] = self._input(node.name)
             elif node.op == "output":
                 self.output = node.args[0]
                 self._return(list(_nodes(self.output)))

@@ -25,27 +25,27 @@ class Untraceable(Exception):
     """The pass does what a graph cannot repeat."""
 
 
-def trace(work: Callable[[Tensor], Any], example: Tensor) -> Callable[[Tensor], Any]:
-    """Run `work` once and make a function of the operations that depend on its input.
+def trace(work: Callable[..., Any], *examples: Tensor) -> Callable[..., Any]:
+    """Run `work` once and make a function of the operations that depend on its inputs.
 
-    The function is for inputs of the shape, strides and type of the example; everything else is a
-    constant in it. It holds no state: several threads can call it at once.
+    The function is for inputs of the shapes, strides and types of the examples; everything else is
+    a constant in it. It holds no state: several threads can call it at once.
 
     Args:
-        work: a tensor to a tensor, or to (named) tuples of tensors; gradients are not recorded.
-        example: any values.
+        work: tensors to a tensor, or to (named) tuples of tensors; gradients are not recorded.
+        *examples: any values, each in memory of its own.
 
     Raises:
         Untraceable: what `work` does depends on values, or it writes to a constant, or reads a
-            part of its input that does not start where the input does.
+            part of an input that does not start where the input does.
     """
-    return Program(record(work, example))
+    return Program(record(work, *examples))
 
 
-def record(work: Callable[[Tensor], Any], example: Tensor) -> fx.Graph:
+def record(work: Callable[..., Any], *examples: Tensor) -> fx.Graph:
     """The graph of `trace`: calls of functions, with the constants among their arguments."""
-    with torch.no_grad(), _Recorder(example) as recorder:
-        outputs = work(example)
+    with torch.no_grad(), _Recorder(examples) as recorder:
+        outputs = work(*examples)
     recorder.graph.output(map_aggregate(outputs, recorder.value_of))
     recorder.graph.eliminate_dead_code()
     return recorder.graph
@@ -78,7 +78,7 @@ class _Computed:
 
 
 class _Recorder(TorchDispatchMode):
-    """Makes a node of every operation on what depends on the input.
+    """Makes a node of every operation on what depends on the inputs.
 
     Views have no nodes of their own: an operation that reads a view gets it by one `as_strided`
     of the tensor that was computed, however many views lie between the two.
@@ -89,12 +89,13 @@ class _Recorder(TorchDispatchMode):
         # To skip it, torch would import it, which takes a second.
         return False
 
-    def __init__(self, example: Tensor) -> None:
+    def __init__(self, examples: Sequence[Tensor]) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self._computed: dict[int, _Computed] = {}
-        self._input = self.graph.placeholder("input")
-        self._add(example, self._input)
+        self._inputs = [self.graph.placeholder(f"input_{n}") for n in range(len(examples))]
+        for example, node in zip(examples, self._inputs, strict=True):
+            self._add(example, node)
 
     def __torch_dispatch__(
         self,
@@ -150,8 +151,8 @@ class _Recorder(TorchDispatchMode):
                 raise Untraceable(f"{base.dtype} read as {layout.dtype}")
             where: tuple[Any, ...] = (layout.shape, layout.strides)
             if layout.offset != base.offset:
-                if whole is self._input:
-                    raise Untraceable("reads from the middle of the input")
+                if whole in self._inputs:
+                    raise Untraceable("reads from the middle of an input")
                 where += (layout.offset,)
             nodes[layout] = self.graph.call_function(torch.as_strided, (whole, *where))
         return nodes[layout]

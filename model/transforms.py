@@ -33,6 +33,10 @@ class PixelMap:
         """Map points `(..., 2)` of the model's input to points `(..., 2)` of the image."""
         return (np.asarray(points_xy, np.float64) + self.offset) * self.scale
 
+    def to_input(self, points_xy: ArrayLike) -> NDArray[np.float64]:
+        """Map points `(..., 2)` of the image to points `(..., 2)` of the model's input."""
+        return np.asarray(points_xy, np.float64) / self.scale - self.offset
+
 
 @dataclass(frozen=True)
 class Preprocessing:

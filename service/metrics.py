@@ -32,7 +32,7 @@ from service.priority import Priority
 
 Protocol = Literal["http", "grpc", "stream"]
 Stage = Literal["decode", "queue", "compute", "postprocess"]
-Explanation = Literal["points", "objects"]
+Explanation = Literal["points", "objects", "attention"]
 Rejection = Literal["queue_full", "too_late", "draining", "not_ready", "engine_unavailable"]
 Trigger = Literal["full", "idle"]
 LoadPhase = Literal["read", "build", "warmup"]

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -246,6 +248,44 @@ def test_the_figures_of_engines_are_those_of_the_results(index: int):
             assert figures(label + end)[index] == figure, label + end
     explained = f"{rows[8]['explained_over_plain_time']:.2f}"
     assert figures("time with points / without, batch 8")[index] == explained
+
+
+def test_the_figures_of_explanations_are_those_of_the_results():
+    measured = result("explain-cpu")
+    names = list(dict.fromkeys(row["model"] for row in measured["answers"]))
+    ratios = {(row["model"], row["kind"]): row["ratio"] for row in measured["computed"]}
+    for label, kind in {
+        "time with points / without, CPU": "points",
+        "time with attention / without": "attention",
+        "time with attention of the first four layers / without": "most layers",
+    }.items():
+        assert figures(label) == [f"{ratios[name, kind]:.2f}" for name in names]
+    sizes = {(row["model"], row["kind"]): row["json_kb"] for row in measured["answers"]}
+    for label, kind in {
+        "JSON of the points, KB": "points",
+        "JSON of points and attention, KB": "attention",
+    }.items():
+        assert figures(label) == [f"{sizes[name, kind]:.0f}" for name in names]
+
+
+def test_the_attention_that_is_shown_is_that_of_its_command(server):
+    (command,) = [line for line in CURL if "explain=attention" in line]
+    (shown,) = re.findall(r"```json\n(\{\"attention\".*?)```", API, re.DOTALL)
+    (was,) = json.loads(shown)["attention"]
+    (now,) = json.loads(curl(command, server))["results"][0]["attention"]
+    assert was["received"][0][0] == pytest.approx(now["received"][0][0], abs=1e-3)
+    (query,), (given,) = was.pop("queries"), now.pop("queries")
+    assert (query.pop("row"), query.pop("column")) == (given.pop("row"), given.pop("column"))
+    assert query.keys() == given.keys()
+    assert np.ravel(query["centre"]) == pytest.approx(np.ravel(given["centre"]))
+    for ours, theirs in zip(
+        (*chain(*query["groups"]), *query["keys"]),
+        (*chain(*given["groups"]), *given["keys"]),
+        strict=True,
+    ):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert np.ravel(value) == pytest.approx(np.ravel(theirs[name]), abs=0.02)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

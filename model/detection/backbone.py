@@ -1,12 +1,14 @@
 """DAT++ as the backbone of a detector, for images of any size."""
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from model.attention import DeformableAttentionPP
+from model.attention_weights import AttentionWeights
 from model.config import DatConfig
 from model.dat import Block, Stage, Trunk
 from model.local_attention import NeighborhoodAttention
@@ -19,10 +21,12 @@ class Features(NamedTuple):
         maps: the four maps `(B, H, W, C)`, strides 4, 8, 16 and 32.
         sampling_locations: for each of `Trunk.deformable_layers`, `(B, G, Hk, Wk, 2)`, (y, x),
             in the coordinates of `model.attention`.
+        attention: for each layer that was asked about.
     """
 
     maps: tuple[Tensor, ...]
     sampling_locations: tuple[Tensor, ...]
+    attention: tuple[AttentionWeights, ...]
 
 
 class Backbone(Trunk):
@@ -38,18 +42,24 @@ class Backbone(Trunk):
             for index, stage in enumerate(config.stages)
         )
 
-    def forward(self, images: Tensor) -> Features:
+    def forward(
+        self,
+        images: Tensor,
+        layers: Sequence[int] = (),
+        cells: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> Features:
         """Maps of normalised images `(B, 3, H, W)` of the size that the backbone is for.
 
-        Padding counts as image here, as in the official code: the same image with more of it
-        gives other maps.
+        For the other arguments see `Trunk.stage_maps`. Padding counts as image here, as in the
+        official code: the same image with more of it gives other maps.
 
         Raises:
             ValueError: the images are of another size.
         """
-        maps, locations = self.stage_maps(images)
+        maps, locations, attention = self.stage_maps(images, layers, cells, seen)
         normed = (norm(tokens) for norm, tokens in zip(self.norms, maps, strict=True))
-        return Features(tuple(normed), locations)
+        return Features(tuple(normed), locations, attention)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """As `Trunk.cast`, with the norms."""

@@ -1,7 +1,7 @@
 """Detectors: backbone, pyramid and head in one, built by name or from a checkpoint."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model import checkpoint
+from model.attention_weights import AttentionWeights
 from model.checkpoint import Checkpoint, CheckpointError
 from model.dat import DeformableLayer
 from model.detection.backbone import Backbone
@@ -34,11 +35,13 @@ class DenseFeatures(NamedTuple):
         candidates: the best entries of the dense head.
         sampling_locations: for each of `Detector.deformable_layers`, `(B, G, Hk, Wk, 2)`,
             (y, x), in the coordinates of `model.attention`.
+        attention: for each layer that was asked about.
     """
 
     levels: list[Tensor]
     candidates: Candidates
     sampling_locations: tuple[Tensor, ...]
+    attention: tuple[AttentionWeights, ...]
 
 
 class ExplainedFound(NamedTuple):
@@ -48,10 +51,12 @@ class ExplainedFound(NamedTuple):
         found: in the images of the batch.
         sampling_locations: for each of `Detector.deformable_layers`, `(B, G, Hk, Wk, 2)`,
             (y, x), in the coordinates of `model.attention`.
+        attention: for each layer that was asked about.
     """
 
     found: Found
     sampling_locations: tuple[Tensor, ...]
+    attention: tuple[AttentionWeights, ...]
 
 
 class ExplainedDetections(NamedTuple):
@@ -111,33 +116,47 @@ class Detector(nn.Module):
         Raises:
             ValueError: a size that the backbone cannot take.
         """
-        found, sampling_locations = self.find(images, resized_sizes, scales_xy)
+        found, sampling_locations, _ = self.find(images, resized_sizes, scales_xy)
         return ExplainedDetections(found.of_images(), sampling_locations)
 
-    def find(self, images: Tensor, resized_sizes: Tensor, scales_xy: Tensor) -> ExplainedFound:
+    def find(
+        self,
+        images: Tensor,
+        resized_sizes: Tensor,
+        scales_xy: Tensor,
+        layers: Sequence[int] = (),
+        cells: Tensor | None = None,
+    ) -> ExplainedFound:
         """What `forward_explained` returns, in fixed shapes on the device of the images.
 
-        On CUDA with the kernels of `model.kernels` it waits for nothing and creates nothing from
-        host values, so it can be captured in a CUDA graph once it has run.
+        For `layers` and `cells`, the attention that is asked for, see `Trunk.stage_maps`. On CUDA
+        with the kernels of `model.kernels` it waits for nothing and creates nothing from host
+        values, so it can be captured in a CUDA graph once it has run.
 
         Raises:
             ValueError: a size that the backbone cannot take.
         """
-        dense = self.dense(images, resized_sizes)
+        dense = self.dense(images, resized_sizes, layers, cells)
         found = self.find_in(dense, resized_sizes, scales_xy)
-        return ExplainedFound(found, dense.sampling_locations)
+        return ExplainedFound(found, dense.sampling_locations, dense.attention)
 
-    def dense(self, images: Tensor, resized_sizes: Tensor) -> DenseFeatures:
+    def dense(
+        self,
+        images: Tensor,
+        resized_sizes: Tensor,
+        layers: Sequence[int] = (),
+        cells: Tensor | None = None,
+    ) -> DenseFeatures:
         """The first part of `find`, which depends on no data with or without the kernels.
 
         Raises:
             ValueError: a size that the backbone cannot take.
         """
         height, width = images.shape[2:]
-        features = self.backbone_for((height, width))(images)
+        features = self.backbone_for((height, width))(images, layers, cells, resized_sizes)
         levels = self.fpn(features.maps)
         candidates = self.head(levels, _limits(resized_sizes, images.dtype))
-        return DenseFeatures(levels, candidates, features.sampling_locations)
+        return DenseFeatures(levels, candidates, features.sampling_locations, features.attention)
 
     def find_in(self, dense: DenseFeatures, resized_sizes: Tensor, scales_xy: Tensor) -> Found:
         """The second part of `find`: the search among the candidates, and what follows from it."""

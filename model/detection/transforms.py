@@ -70,6 +70,10 @@ class Resizing:
         """Map points `(..., 2)` of the input to points `(..., 2)` of the image."""
         return np.asarray(points_xy, np.float64) / self.scale_xy
 
+    def to_input(self, points_xy: ArrayLike) -> NDArray[np.float64]:
+        """Map points `(..., 2)` of the image to points `(..., 2)` of the input."""
+        return np.asarray(points_xy, np.float64) * self.scale_xy
+
 
 def to_model_pixels(
     pixels: NDArray[np.uint8], resizing: Resizing, out: NDArray[np.uint8] | None = None

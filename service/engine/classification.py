@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from typing_extensions import override
 
 from model.dat import DAT
 from service.engine import gpu
+from service.engine.asked import Layers, attention_of
 from service.engine.classify import Classify, Ranked
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device, DeviceUnavailable
@@ -55,15 +55,18 @@ class _Runs(Protocol):
         """Drop the graphs, and count them no more."""
 
     def launch(
-        self, images: Sequence[NDArray[np.uint8]], wanted: Wanted
+        self, batch: Sequence[ClassificationInput], wanted: Wanted
     ) -> Callable[[], Sequence[Ranked]]:
-        """Begin a batch of images `(H, W, 3)`; the function returned waits for its end.
+        """Begin a batch; the function returned waits for its end.
 
         Its results come in parts with at least as many rows as images, in their order.
         """
 
-    def warm_up(self, images: Sequence[NDArray[np.uint8]], wanted: Wanted) -> None:
-        """Run a batch that counts nowhere."""
+    def warm_up(self, batch: Sequence[ClassificationInput], wanted: Wanted) -> None:
+        """Run a batch that counts nowhere, without attention."""
+
+    async def settle(self) -> None:
+        """Work of its own after a batch."""
 
 
 class ClassificationEngine(Engine):
@@ -176,12 +179,12 @@ class ClassificationEngine(Engine):
     @override
     def _warm_ups(self) -> Iterator[Callable[[], object]]:
         assert self._runs is not None
-        blank = np.zeros((*self._image_size, 3), np.uint8)
+        blank = self._blank()
         # On a CPU every part of a batch was computed once when it was traced or compiled.
         captured = len(self.buckets) if self._runs.graphs else 1
         for bucket in self.buckets[: -captured - 1 : -1]:
             run = partial(self._runs.warm_up, [blank] * bucket, Wanted(points=True))
-            yield self._pace.timed(run, bucket * blank.size)
+            yield self._pace.timed(run, bucket * blank.pixels.size)
 
     @override
     def _unload(self) -> None:
@@ -194,12 +197,18 @@ class ClassificationEngine(Engine):
         self, batch: Sequence[ClassificationInput]
     ) -> Callable[[], list[ClassificationOutput]]:
         assert self._runs is not None, "the model is not loaded: this is a bug"
-        parts = self._runs.launch([item.pixels for item in batch], wanted_of(batch))
-        return lambda: _split(parts(), batch)
+        wanted = wanted_of(batch)
+        parts = self._runs.launch(batch, wanted)
+        return lambda: _split(parts(), batch, wanted.attention)
+
+    @override
+    async def settle(self) -> None:
+        assert self._runs is not None, "the model is not loaded: this is a bug"
+        await self._runs.settle()
 
 
 def _split(
-    parts: Sequence[Ranked], batch: Sequence[ClassificationInput]
+    parts: Sequence[Ranked], batch: Sequence[ClassificationInput], layers: Layers
 ) -> list[ClassificationOutput]:
     """The output of each item; the parts have at least as many rows, in their order."""
     outputs: list[ClassificationOutput] = []
@@ -213,6 +222,7 @@ def _split(
                 scores[row],
                 classes[row],
                 tuple(layer[row] for layer in locations) if item.wanted.points else (),
+                attention_of(item, layers, part.attention, row),
             )
             for row, item in enumerate(items)
         ]

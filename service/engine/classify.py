@@ -1,10 +1,12 @@
 """The work of the device for a classifier, from bytes to ranked classes."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from model.attention_weights import AttentionWeights
 from model.dat import DAT
 from model.kernels import usable
 from model.normalise import Normalise
@@ -18,11 +20,13 @@ class Ranked(NamedTuple):
         classes: `(B, num_classes)`, int32, the class of each score; of equal scores the lower
             one first.
         sampling_locations: for each deformable layer `(B, G, Hk, Wk, 2)`, (y, x).
+        attention: for each layer that was asked about.
     """
 
     scores: Tensor
     classes: Tensor
     sampling_locations: tuple[Tensor, ...]
+    attention: tuple[AttentionWeights, ...] = ()
 
 
 class Classify(nn.Module):
@@ -38,10 +42,17 @@ class Classify(nn.Module):
         self.normalise = Normalise(dtype)
         self.model = model.cast(dtype)
 
-    def forward(self, pixels: Tensor) -> Ranked:
-        """Rank the classes of RGB bytes `(B, H, W, 3)`."""
-        logits, locations = self.model.forward_explained(self.normalise(pixels))
-        return Ranked(*_rank(logits), locations)
+    def forward(
+        self, pixels: Tensor, cells: Tensor | None = None, *, layers: Sequence[int] = ()
+    ) -> Ranked:
+        """Rank the classes of RGB bytes `(B, H, W, 3)`.
+
+        For `layers` and `cells`, the attention that is asked for, see `Trunk.stage_maps`.
+        """
+        logits, locations, attention = self.model.forward_explained(
+            self.normalise(pixels), layers, cells
+        )
+        return Ranked(*_rank(logits), locations, attention)
 
 
 def _rank(logits: Tensor) -> tuple[Tensor, Tensor]:

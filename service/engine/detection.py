@@ -8,9 +8,11 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import override
 
+from model.attention_weights import AttentionWeights
 from model.detection.detector import Detector, ExplainedFound
 from model.detection.normalise import Normalise
 from service.engine import gpu
+from service.engine.asked import Layers, attention_of, by_layer, cells_of, flat
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device
 from service.engine.engine import Engine
@@ -86,8 +88,16 @@ class DetectionEngine(Engine):
         if capture is None and kernels == "on":
             capture = CudaCapture(device)
 
-        def find(pixels: Tensor, resized: Tensor, scales: Tensor) -> ExplainedFound:
-            return detector.find(normalise(pixels, resized), resized, scales)
+        def find(
+            pixels: Tensor,
+            resized: Tensor,
+            scales: Tensor,
+            cells: Tensor | None = None,
+            *,
+            layers: Layers = (),
+        ) -> ExplainedFound:
+            images = normalise(pixels, resized)
+            return detector.find(images, resized, scales, layers, cells)
 
         pipeline = Pipeline(
             self._device,
@@ -142,43 +152,51 @@ class DetectionEngine(Engine):
 
     @override
     def launch(self, batch: Sequence[DetectionInput]) -> Callable[[], list[DetectionOutput]]:
+        wanted = wanted_of(batch)
         results = self._loaded.launch(
-            [_row(item) for item in batch], partial(_select, wanted=wanted_of(batch))
+            [_row(item, wanted.attention) for item in batch],
+            partial(_select, wanted=wanted),
+            wanted.attention,
         )
-        return lambda: _split(results(), batch, masks=self._has_masks)
+        return lambda: _split(results(), batch, wanted.attention, masks=self._has_masks)
 
 
 def _blank(size: Size) -> DetectionInput:
     return DetectionInput(np.zeros((*size, 3), np.uint8), size, (1.0, 1.0))
 
 
-def _row(item: DetectionInput) -> Row:
+def _row(item: DetectionInput, layers: Layers = ()) -> Row:
     """What an image gives to each argument of what finds."""
-    return (
+    row = (
         item.pixels,
         np.array(item.resized, np.int64),
         np.array(item.scale_xy, np.float32),
     )
+    return (*row, cells_of(item, layers)) if layers else row
 
 
 def _select(outputs: ExplainedFound, *, wanted: Wanted) -> list[Tensor]:
-    found, locations = outputs
-    return [part for part in (*found, *(locations if wanted.points else ())) if part is not None]
+    found, locations, attention = outputs
+    explained = (*flat(attention), *(locations if wanted.points else ()))
+    return [part for part in (*found, *explained) if part is not None]
 
 
 def _split(
-    selected: Sequence[Tensor], batch: Sequence[DetectionInput], *, masks: bool
+    selected: Sequence[Tensor], batch: Sequence[DetectionInput], layers: Layers, *, masks: bool
 ) -> list[DetectionOutput]:
     """The output of each image of a batch."""
-    boxes, scores, labels, counts, *others = (part.numpy() for part in selected)
-    probabilities, locations = (others[0], others[1:]) if masks else (None, others)
+    boxes, scores, labels, counts, *others = selected
+    probabilities = others.pop(0).numpy() if masks else None
+    end = len(AttentionWeights._fields) * len(layers)
+    attention, locations = by_layer(others[:end]), [layer.numpy() for layer in others[end:]]
     return [
         DetectionOutput(
-            boxes[row, :count],
-            scores[row, :count],
-            labels[row, :count],
+            boxes.numpy()[row, :count],
+            scores.numpy()[row, :count],
+            labels.numpy()[row, :count],
             None if probabilities is None else probabilities[row, :count],
             tuple(layer[row] for layer in locations) if item.wanted.points else (),
+            attention_of(item, layers, attention, row),
         )
         for row, (item, count) in enumerate(zip(batch, counts.tolist(), strict=True))
     ]

@@ -4,21 +4,24 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
+from model.attention_weights import AttentionWeights
+from service.engine.asked import Layers, by_layer, cells_of, flat
 from service.engine.classify import Classify, Ranked
 from service.engine.device import Device
 from service.engine.graphs import Capture, fused
-from service.engine.items import Wanted
+from service.engine.items import ClassificationInput, Wanted
 from service.engine.pipeline import Pipeline
+from service.engine.slots import Row
 from service.metrics import ModelMetrics
 
 
 class InGraphs:
     """Runs batches of a classifier as graphs that were captured ahead.
 
-    To be made in the thread of the device.
+    Those with attention are captured when they come again, and are not compiled. To be made in the
+    thread of the device.
 
     Args:
         compiled: whether `torch.compile` fuses what a graph captures.
@@ -38,7 +41,12 @@ class InGraphs:
         compiled: bool,
         capture: Capture,
     ) -> None:
-        work = fused(classify, len(buckets)) if compiled else classify
+        plain = fused(classify, len(buckets)) if compiled else classify
+
+        def work(pixels: Tensor, *cells: Tensor, layers: Layers = ()) -> Ranked:
+            ranked: Ranked = classify(pixels, *cells, layers=layers) if layers else plain(pixels)
+            return ranked
+
         self._pipeline = Pipeline[Ranked](device, work, buckets, metrics, capture=capture)
         self._image_size = classify.model.config.image_size
 
@@ -64,24 +72,36 @@ class InGraphs:
         """Memory of the device that they took."""
         return self._pipeline.graphs_bytes
 
+    async def settle(self) -> None:
+        """Capture a graph that batches called for."""
+        await self._pipeline.settle()
+
     def launch(
-        self, images: Sequence[NDArray[np.uint8]], wanted: Wanted
+        self, batch: Sequence[ClassificationInput], wanted: Wanted
     ) -> Callable[[], Sequence[Ranked]]:
         """Begin a batch; the function that is returned waits for its results, in one part."""
+        layers = wanted.attention
         results = self._pipeline.launch(
-            [(image,) for image in images], partial(_select, wanted=wanted)
+            [_row(item, layers) for item in batch], partial(_select, wanted=wanted), layers
         )
-        return lambda: [_ranked(results())]
+        return lambda: [_ranked(results(), layers)]
 
-    def warm_up(self, images: Sequence[NDArray[np.uint8]], wanted: Wanted) -> None:
-        """Run a batch that counts nowhere."""
-        self._pipeline.warm_up([(image,) for image in images], partial(_select, wanted=wanted))
+    def warm_up(self, batch: Sequence[ClassificationInput], wanted: Wanted) -> None:
+        """Run a batch that counts nowhere, without attention."""
+        self._pipeline.warm_up([_row(item, ()) for item in batch], partial(_select, wanted=wanted))
+
+
+def _row(item: ClassificationInput, layers: Layers) -> Row:
+    """What an image gives to each argument of the work."""
+    return (item.pixels, cells_of(item, layers)) if layers else (item.pixels,)
 
 
 def _select(ranked: Ranked, *, wanted: Wanted) -> list[Tensor]:
-    return [ranked.scores, ranked.classes, *(ranked.sampling_locations if wanted.points else ())]
+    locations = ranked.sampling_locations if wanted.points else ()
+    return [ranked.scores, ranked.classes, *flat(ranked.attention), *locations]
 
 
-def _ranked(selected: Sequence[Tensor]) -> Ranked:
-    scores, classes, *locations = selected
-    return Ranked(scores, classes, tuple(locations))
+def _ranked(selected: Sequence[Tensor], layers: Layers) -> Ranked:
+    scores, classes, *others = selected
+    end = len(AttentionWeights._fields) * len(layers)
+    return Ranked(scores, classes, tuple(others[end:]), by_layer(others[:end]))

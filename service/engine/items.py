@@ -19,14 +19,22 @@ class Wanted:
 
     Attributes:
         points: the sampling locations of every deformable layer.
+        attention: of which deformable layers, by their index, ascending.
     """
 
     points: bool = False
+    attention: tuple[int, ...] = ()
 
 
 def wanted_of(batch: "Sequence[Item]") -> Wanted:
     """What any image of a batch wants."""
-    return Wanted(points=any(item.wanted.points for item in batch))
+    layers = {layer for item in batch for layer in item.wanted.attention}
+    return Wanted(points=any(item.wanted.points for item in batch), attention=tuple(sorted(layers)))
+
+
+# For each layer whose attention is wanted, the cells of `MOST_QUERIES` queries, along the rows of
+# the map; or which of the cells that the model chooses, as in `model.attention_weights.Asked`.
+Cells = tuple[tuple[int, ...], ...]
 
 
 class Item(Protocol):
@@ -41,6 +49,29 @@ class Item(Protocol):
         """What its request wants."""
 
 
+class AskingItem(Item, Protocol):
+    """An image whose request may ask about attention."""
+
+    @property
+    def cells(self) -> Cells:
+        """Whose attention it wants, in each layer of `wanted.attention`."""
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """The attention in one deformable layer, see `model.attention_weights.AttentionWeights`.
+
+    Attributes:
+        cells: `(MOST_QUERIES,)`, int64, of the queries.
+        weights: `(MOST_QUERIES, G, Ns)`, of each key.
+        received: `(G, Ns)`, by each key from all queries of the map.
+    """
+
+    cells: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    received: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class ClassificationInput:
     """One image on its way to a classifier.
@@ -48,10 +79,12 @@ class ClassificationInput:
     Attributes:
         pixels: `(H, W, 3)` RGB bytes of the model's input size.
         wanted: beside the classes.
+        cells: whose attention is wanted.
     """
 
     pixels: NDArray[np.uint8]
     wanted: Wanted = field(default_factory=Wanted)
+    cells: Cells = ()
 
     @property
     def group(self) -> None:
@@ -67,11 +100,13 @@ class ClassificationOutput:
         classes: `(num_classes,)`, int32, the class of each score.
         sampling_locations: for each deformable layer `(G, Hk, Wk, 2)`, (y, x), normalised as in
             `model.attention`; empty unless wanted.
+        attention: for each layer of which it is wanted.
     """
 
     scores: NDArray[np.float32]
     classes: NDArray[np.int32]
     sampling_locations: tuple[NDArray[np.float32], ...] = ()
+    attention: tuple[LayerAttention, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,12 +118,14 @@ class DetectionInput:
         resized: `(H, W)` without the padding, pixels.
         scale_xy: by which the image was enlarged.
         wanted: beside the objects.
+        cells: whose attention is wanted.
     """
 
     pixels: NDArray[np.uint8]
     resized: tuple[int, int]
     scale_xy: tuple[float, float]
     wanted: Wanted = field(default_factory=Wanted)
+    cells: Cells = ()
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -113,6 +150,7 @@ class DetectionOutput:
         mask_probabilities: `(N, 28, 28)` over each box, or `None` from a detector without masks.
         sampling_locations: for each deformable layer `(G, Hk, Wk, 2)`, (y, x), normalised as in
             `model.attention`; empty unless wanted.
+        attention: for each layer of which it is wanted.
     """
 
     boxes: NDArray[np.float32]
@@ -120,3 +158,4 @@ class DetectionOutput:
     classes: NDArray[np.int64]
     mask_probabilities: NDArray[np.float32] | None
     sampling_locations: tuple[NDArray[np.float32], ...] = ()
+    attention: tuple[LayerAttention, ...] = ()

@@ -1,20 +1,24 @@
 """How a CPU runs a classifier: passes that were traced once, shared among its cores."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from model.attention_weights import AttentionWeights
 from model.cost import flops
+from model.geometry import MOST_QUERIES
 from model.packing import pack
 from model.tracing import trace
+from service.engine.asked import Layers, cells_of
 from service.engine.classify import Classify, Ranked
 from service.engine.device import Device
 from service.engine.graphs import pick_bucket
-from service.engine.items import Wanted
+from service.engine.items import ClassificationInput, Wanted
 from service.engine.openvino import OpenVinoClassify
 from service.metrics import ModelMetrics
 from service.settings import Backend
@@ -22,13 +26,16 @@ from service.settings import Backend
 # From how many FLOPs of an image on several threads of a CPU compute it faster than one. Below,
 # they wait for each other longer than they compute.
 TEAM_FLOPS = 500_000_000
+# Sets of layers for whose attention a pass stays traced; each holds some megabytes of geometry.
+ATTENTION_KEPT = 4
 
 
 class OnCpu:
     """Runs batches of a classifier in the lanes of a CPU, or in OpenVINO.
 
-    To be made in the thread of the device. Whatever is wanted is there after a pass, so nothing
-    depends on it.
+    To be made in the thread of the device. Sampling points are there after a pass, so nothing
+    depends on whether they are wanted. A pass with attention is traced when it is first wanted.
+    OpenVINO computes none: images that want it are computed without it, the others as ever.
 
     Attributes:
         graphs: none.
@@ -53,19 +60,26 @@ class OnCpu:
         self._buckets = buckets
         self._metrics = metrics
         self._staging = torch.zeros((buckets[-1], *image_size, 3), dtype=torch.uint8)
-        self._compute = (
-            _in_openvino(classify, buckets, device, dtype, cache)
-            if backend == "openvino"
-            else _in_lanes(classify, buckets, device, self._staging)
-        )
+        self._lanes = _InLanes(classify, device, self._staging)
+        self._openvino: OpenVinoClassify | None = None
+        if backend == "openvino":
+            self._openvino = OpenVinoClassify(
+                classify, image_size, buckets, device.threads, cache, dtype=dtype
+            )
+        else:
+            pack(classify.model)
+            self._lanes.trace_ahead(buckets)
+
+    async def settle(self) -> None:
+        """Nothing is left to do."""
 
     def launch(
-        self, images: Sequence[NDArray[np.uint8]], _: Wanted
+        self, batch: Sequence[ClassificationInput], wanted: Wanted
     ) -> Callable[[], Sequence[Ranked]]:
         """Run a batch; the function that is returned has its parts, each of some images."""
-        padding = pick_bucket(len(images), self._buckets) - len(images)
-        parts = self._run(images)
-        self._metrics.real_rows.inc(len(images))
+        padding = pick_bucket(len(batch), self._buckets) - len(batch)
+        parts = self._run(batch, wanted.attention)
+        self._metrics.real_rows.inc(len(batch))
         self._metrics.padding_rows.inc(padding)
         self._metrics.replays["eager"].inc()
         return lambda: parts
@@ -73,43 +87,106 @@ class OnCpu:
     def forget(self) -> None:
         """Nothing: there are no graphs."""
 
-    def warm_up(self, images: Sequence[NDArray[np.uint8]], _: Wanted) -> None:
-        """Run a batch that counts nowhere."""
-        self._run(images)
+    def warm_up(self, batch: Sequence[ClassificationInput], _: Wanted) -> None:
+        """Run a batch that counts nowhere, without attention."""
+        self._run(batch, ())
 
-    def _run(self, images: Sequence[NDArray[np.uint8]]) -> Sequence[Ranked]:
+    def _run(self, batch: Sequence[ClassificationInput], layers: Layers) -> Sequence[Ranked]:
+        if self._openvino is not None:
+            return self._run_in_openvino(batch, layers)
         # Rows past the batch keep what an earlier one left.
-        rows = self._staging[: pick_bucket(len(images), self._buckets)]
-        for row, image in zip(rows.numpy(), images, strict=False):
-            row[...] = image
-        return self._compute(rows)
+        rows = self._stage(batch, pick_bucket(len(batch), self._buckets))
+        return self._lanes(rows, layers, _cells(batch, layers, len(rows)))
+
+    def _run_in_openvino(
+        self, batch: Sequence[ClassificationInput], layers: Layers
+    ) -> Sequence[Ranked]:
+        assert self._openvino is not None, "this is a bug"
+        asking = [item for item in batch if item.wanted.attention]
+        plain = [item for item in batch if not item.wanted.attention]
+        parts: list[Ranked] = []
+        if plain:
+            ranked = self._openvino(self._stage(plain, pick_bucket(len(plain), self._buckets)))
+            parts += _rows(ranked)[: len(plain)]
+        if asking:
+            rows = self._stage(asking, len(asking))
+            for ranked in self._lanes(rows, layers, _cells(asking, layers, len(asking))):
+                parts += _rows(ranked)
+        by_item = dict(zip(map(id, [*plain, *asking]), parts, strict=True))
+        return [by_item[id(item)] for item in batch]
+
+    def _stage(self, batch: Sequence[ClassificationInput], size: int) -> Tensor:
+        rows = self._staging[:size]
+        for row, item in zip(rows.numpy(), batch, strict=False):
+            row[...] = item.pixels
+        return rows
 
 
-def _in_openvino(
-    classify: Classify,
-    buckets: Sequence[int],
-    device: Device,
-    dtype: torch.dtype,
-    cache: Path | None,
-) -> Callable[[Tensor], Sequence[Ranked]]:
-    image_size = classify.model.config.image_size
-    compiled = OpenVinoClassify(classify, image_size, buckets, device.threads, cache, dtype=dtype)
-    return lambda pixels: [compiled(pixels)]
+def _cells(batch: Sequence[ClassificationInput], layers: Layers, size: int) -> Tensor:
+    """`(size, len(layers), MOST_QUERIES)`, of the first cell where there is no image."""
+    cells = np.zeros((size, len(layers), MOST_QUERIES), np.int64)
+    for row, item in zip(cells, batch, strict=False):
+        row[...] = cells_of(item, layers)
+    return torch.from_numpy(cells)
 
 
-def _in_lanes(
-    classify: Classify, buckets: Sequence[int], device: Device, staging: Tensor
-) -> Callable[[Tensor], Sequence[Ranked]]:
-    pack(classify.model)
-    team = flops(classify.model.config) >= TEAM_FLOPS
-    sizes = {size for n in buckets for size in device.lanes.share_sizes(n, team=team)}
-    traced: dict[int, Callable[[Tensor], Ranked]] = {
-        size: trace(classify, staging[:size]) for size in sizes
-    }
+def _rows(ranked: Ranked) -> list[Ranked]:
+    """Every row as a part of its own."""
+    return [_part(ranked, slice(row, row + 1)) for row in range(len(ranked.scores))]
 
-    def compute(share: Tensor) -> Ranked:
-        return traced[len(share)](share)
 
-    return lambda pixels: device.lanes.map(
-        lambda rows: compute(pixels[rows]), len(pixels), team=team
+def _part(ranked: Ranked, rows: slice) -> Ranked:
+    return Ranked(
+        ranked.scores[rows],
+        ranked.classes[rows],
+        tuple(layer[rows] for layer in ranked.sampling_locations),
+        tuple(AttentionWeights(*(part[rows] for part in layer)) for layer in ranked.attention),
     )
+
+
+class _InLanes:
+    """A classifier as passes that were traced, for shares of a batch."""
+
+    def __init__(self, classify: Classify, device: Device, example: Tensor) -> None:
+        self._classify = classify
+        self._lanes = device.lanes
+        self._example = example
+        self._team = flops(classify.model.config) >= TEAM_FLOPS
+        self._plain: dict[int, Callable[..., Ranked]] = {}
+        self._explaining = OrderedDict[Layers, dict[int, Callable[..., Ranked]]]()
+
+    def trace_ahead(self, buckets: Sequence[int]) -> None:
+        """Trace all shares of such batches, without attention."""
+        for size in buckets:
+            self._trace(self._plain, size, ())
+
+    def __call__(self, pixels: Tensor, layers: Layers, cells: Tensor) -> Sequence[Ranked]:
+        """Compute a batch, with the attention of these layers."""
+        if not layers:
+            plain = self._plain
+            return self._map(lambda rows: plain[_length(rows)](pixels[rows]), len(pixels))
+        of_layers = self._explaining.setdefault(layers, {})
+        self._explaining.move_to_end(layers)
+        if len(self._explaining) > ATTENTION_KEPT:
+            self._explaining.popitem(last=False)
+        traced = self._trace(of_layers, len(pixels), layers)
+        return self._map(lambda rows: traced[_length(rows)](pixels[rows], cells[rows]), len(pixels))
+
+    def _map(self, compute: Callable[[slice], Ranked], images: int) -> Sequence[Ranked]:
+        return self._lanes.map(compute, images, team=self._team)
+
+    def _trace(
+        self, traced: dict[int, Callable[..., Ranked]], images: int, layers: Layers
+    ) -> dict[int, Callable[..., Ranked]]:
+        """Trace what is missing for the shares of a batch."""
+        for size in self._lanes.share_sizes(images, team=self._team) - traced.keys():
+            examples = [self._example[:size]]
+            if layers:
+                examples.append(torch.zeros((size, len(layers), MOST_QUERIES), dtype=torch.int64))
+            traced[size] = trace(partial(self._classify, layers=layers), *examples)
+        return traced
+
+
+def _length(rows: slice) -> int:
+    length: int = rows.stop - rows.start
+    return length

@@ -7,6 +7,7 @@ waits for the whole device: a thread that needs results waits for the event behi
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Generic, NamedTuple
 from weakref import finalize
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from service.engine import gpu
+from service.engine.asked import Layers
 from service.engine.device import CAPTURE_LIMIT_S, Device
 from service.engine.graphs import Capture, CapturedGraph, GraphCache, Outputs, pick_bucket
 from service.engine.slots import Row, Slot
@@ -35,10 +37,12 @@ class Shape(NamedTuple):
     Attributes:
         size: `(H, W)` of its images, pixels.
         bucket: how many there are.
+        layers: whose attention is computed beside the answers.
     """
 
     size: tuple[int, int]
     bucket: int
+    layers: Layers = ()
 
 
 class _Kept(NamedTuple, Generic[Outputs]):
@@ -57,7 +61,8 @@ class Pipeline(Generic[Outputs]):
 
     Args:
         device: that computes.
-        work: from inputs on the device, each `(B, ...)`, to outputs likewise.
+        work: from inputs on the device, each `(B, ...)`, to outputs likewise. For batches that ask
+            about attention it gets `layers` as well.
         buckets: batch sizes of the graphs, ascending; a batch is padded to the next.
         metrics: of the model.
         capture: how a graph is captured; without it nothing is, and no batch is padded.
@@ -87,13 +92,21 @@ class Pipeline(Generic[Outputs]):
         # The same names for CUDA and, where they do nothing, for the CPU.
         self._streams = torch.get_device_module(device.torch_device)
         self._copies = self._streams.Stream(device.torch_device)
-        self._graphs = GraphCache[Shape, _Kept[Outputs]](kept=GRAPHS_KEPT, after=CAPTURE_AFTER)
+        self._plain = GraphCache[Shape, _Kept[Outputs]](kept=GRAPHS_KEPT, after=CAPTURE_AFTER)
+        # Those of attention push out none of the others.
+        self._explaining = GraphCache[Shape, _Kept[Outputs]](kept=GRAPHS_KEPT, after=CAPTURE_AFTER)
         self._wanted = deque[tuple[Shape, Row]]()
         self._free = deque[Slot]()
 
     def __len__(self) -> int:
         """How many graphs there are."""
-        return len(self._graphs)
+        return len(self._plain) + len(self._explaining)
+
+    def _graphs(self, shape: Shape) -> GraphCache[Shape, _Kept[Outputs]]:
+        return self._explaining if shape.layers else self._plain
+
+    def _work_of(self, shape: Shape) -> Callable[..., Outputs]:
+        return partial(self._work, layers=shape.layers) if shape.layers else self._work
 
     def capture_ahead(self, blanks: Sequence[Row]) -> Iterator[None]:
         """Capture the graphs of some sizes for all buckets, and keep them for good.
@@ -111,15 +124,16 @@ class Pipeline(Generic[Outputs]):
         # Largest first, so that the others fit into its memory.
         shapes = [(Shape(_size(blank), n), blank) for blank in blanks for n in self._buckets]
         for shape, blank in sorted(shapes, key=lambda one: _pixels(one[0]), reverse=True):
-            self._graphs.put_ahead(shape, self._captured(shape, blank))
+            self._plain.put_ahead(shape, self._captured(shape, blank))
             self._metrics.graphs.inc()
             yield
 
     def forget(self) -> None:
         """Drop the graphs and the slots, and count them no more."""
-        self._metrics.graphs.dec(len(self._graphs))
+        self._metrics.graphs.dec(len(self))
         self._metrics.memory(self._device.name, "graphs").dec(self.graphs_bytes)
-        self._graphs.clear()
+        self._plain.clear()
+        self._explaining.clear()
         self._free.clear()
         self._wanted.clear()
 
@@ -139,15 +153,16 @@ class Pipeline(Generic[Outputs]):
 
             def capture() -> None:
                 # In the thread of the device, where a graph that leaves is freed as well.
-                before = len(self._graphs)
+                before = len(self)
                 # It has just run.
-                self._graphs.put(shape, self._captured(shape, blank, warm_up_runs=0))
-                self._metrics.graphs.inc(len(self._graphs) - before)
+                captured = self._captured(shape, blank, warm_up_runs=0)
+                self._graphs(shape).put(shape, captured)
+                self._metrics.graphs.inc(len(self) - before)
 
             try:
                 await self._device.run(capture, CAPTURE_LIMIT_S)
             except (RuntimeError, EngineFailed, EngineUnavailable):
-                log.exception("no graph", size=shape.size, bucket=shape.bucket)
+                log.exception("no graph", **shape._asdict())
                 self._metrics.captures["failed"].inc()
 
     @torch.inference_mode()
@@ -159,7 +174,7 @@ class Pipeline(Generic[Outputs]):
             torch.from_numpy(np.stack([part] * shape.bucket)).to(self._device.torch_device)
             for part in blank
         )
-        graph = self._capture(self._work, inputs, **how)
+        graph = self._capture(self._work_of(shape), inputs, **how)
         grown = gpu.reserved_bytes(self._device.torch_device) - before
         self.graphs_bytes += grown
         self._metrics.memory(self._device.name, "graphs").inc(grown)
@@ -167,7 +182,10 @@ class Pipeline(Generic[Outputs]):
         return _Kept(graph, read)
 
     def launch(
-        self, rows: Sequence[Row], select: Callable[[Outputs], Sequence[Tensor]]
+        self,
+        rows: Sequence[Row],
+        select: Callable[[Outputs], Sequence[Tensor]],
+        layers: Layers = (),
     ) -> Callable[[], list[Tensor]]:
         """Begin a batch; the function that is returned waits for its results.
 
@@ -176,17 +194,19 @@ class Pipeline(Generic[Outputs]):
         Args:
             rows: of images of one size, at most as many as the largest bucket.
             select: those of the outputs that are wanted; no others are copied.
+            layers: whose attention is wanted.
 
         Raises:
             RuntimeError: the device failed; also of the function.
         """
-        shape = self._shape(rows)
-        graph = self._graphs.get(shape)
+        shape = self._shape(rows, layers)
+        graphs = self._graphs(shape)
+        graph = graphs.get(shape)
         results = self._begin(rows, shape, graph, select)
         self._metrics.real_rows.inc(len(rows))
         self._metrics.padding_rows.inc(shape.bucket - len(rows))
         self._metrics.replays["eager" if graph is None else "graph"].inc()
-        if graph is None and self._capture is not None and self._graphs.missed(shape):
+        if graph is None and self._capture is not None and graphs.missed(shape):
             blank = tuple(np.zeros_like(part) if not k else part for k, part in enumerate(rows[0]))
             self._wanted.append((shape, blank))
         return results
@@ -194,17 +214,16 @@ class Pipeline(Generic[Outputs]):
     def warm_up(self, rows: Sequence[Row], select: Callable[[Outputs], Sequence[Tensor]]) -> None:
         """Run a batch that counts nowhere; where a second one overlaps, with a second one."""
         shape = self._shape(rows)
+        graph = self._plain.get(shape)
         batches = 1 if self._capture is None else self._device.depth
-        under_way = [
-            self._begin(rows, shape, self._graphs.get(shape), select) for _ in range(batches)
-        ]
+        under_way = [self._begin(rows, shape, graph, select) for _ in range(batches)]
         for results in under_way:
             results()
 
-    def _shape(self, rows: Sequence[Row]) -> Shape:
+    def _shape(self, rows: Sequence[Row], layers: Layers = ()) -> Shape:
         padded = self._capture is not None
         bucket = pick_bucket(len(rows), self._buckets) if padded else len(rows)
-        return Shape(_size(rows[0]), bucket)
+        return Shape(_size(rows[0]), bucket, layers)
 
     @torch.inference_mode()
     def _begin(
@@ -226,7 +245,7 @@ class Pipeline(Generic[Outputs]):
             computing = self._streams.current_stream(self._device.torch_device)
             computing.wait_event(slot.copied)
             if graph is None:
-                outputs = self._work(*arrived)
+                outputs = self._work_of(shape)(*arrived)
             else:
                 # A graph reads one place only. On the device this copy takes no time.
                 for static, given in zip(graph.captured.inputs, arrived, strict=True):

@@ -19,6 +19,7 @@ class Explain(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EXPLAIN_NONE: _ClassVar[Explain]
     EXPLAIN_POINTS: _ClassVar[Explain]
     EXPLAIN_OBJECTS: _ClassVar[Explain]
+    EXPLAIN_ATTENTION: _ClassVar[Explain]
 
 class ResizeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -40,6 +41,7 @@ EXPLAIN_UNSPECIFIED: Explain
 EXPLAIN_NONE: Explain
 EXPLAIN_POINTS: Explain
 EXPLAIN_OBJECTS: Explain
+EXPLAIN_ATTENTION: Explain
 RESIZE_MODE_UNSPECIFIED: ResizeMode
 RESIZE_MODE_OFFICIAL: ResizeMode
 RESIZE_MODE_LETTERBOX: ResizeMode
@@ -50,18 +52,48 @@ MASK_FORMAT_POLYGON: MaskFormat
 MASK_FORMAT_PNG: MaskFormat
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("images", "model", "top_k", "explain", "priority")
+    __slots__ = ("images", "model", "top_k", "explain", "priority", "attention")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedScalarFieldContainer[bytes]
     model: str
     top_k: int
     explain: Explain
     priority: Priority
-    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., explain: _Optional[_Union[Explain, str]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    attention: AttentionOptions
+    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., top_k: _Optional[int] = ..., explain: _Optional[_Union[Explain, str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ...) -> None: ...
+
+class AttentionOptions(_message.Message):
+    __slots__ = ("queries", "auto", "layers", "top_n")
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    AUTO_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    queries: _containers.RepeatedCompositeFieldContainer[Position]
+    auto: bool
+    layers: _containers.RepeatedCompositeFieldContainer[LayerName]
+    top_n: int
+    def __init__(self, queries: _Optional[_Iterable[_Union[Position, _Mapping]]] = ..., auto: _Optional[bool] = ..., layers: _Optional[_Iterable[_Union[LayerName, _Mapping]]] = ..., top_n: _Optional[int] = ...) -> None: ...
+
+class Position(_message.Message):
+    __slots__ = ("x", "y")
+    X_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    x: float
+    y: float
+    def __init__(self, x: _Optional[float] = ..., y: _Optional[float] = ...) -> None: ...
+
+class LayerName(_message.Message):
+    __slots__ = ("stage", "block")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    block: int
+    def __init__(self, stage: _Optional[int] = ..., block: _Optional[int] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
     __slots__ = ("model", "version", "results")
@@ -100,18 +132,20 @@ class ImageResult(_message.Message):
     def __init__(self, classification: _Optional[_Union[Classification, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Classification(_message.Message):
-    __slots__ = ("predictions", "width", "height", "points", "timing")
+    __slots__ = ("predictions", "width", "height", "points", "timing", "attention")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     width: int
     height: int
     points: Points
     timing: Timing
-    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    attention: Attention
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("label", "index", "score", "wnid")
@@ -149,6 +183,52 @@ class DeformableLayer(_message.Message):
     reference_points: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, stage: _Optional[int] = ..., block: _Optional[int] = ..., groups: _Optional[int] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., sampling_locations: _Optional[_Iterable[float]] = ..., reference_points: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class Attention(_message.Message):
+    __slots__ = ("layers",)
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedCompositeFieldContainer[AttentionLayer]
+    def __init__(self, layers: _Optional[_Iterable[_Union[AttentionLayer, _Mapping]]] = ...) -> None: ...
+
+class AttentionLayer(_message.Message):
+    __slots__ = ("stage", "block", "groups", "rows", "columns", "received", "queries")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    block: int
+    groups: int
+    rows: int
+    columns: int
+    received: _containers.RepeatedScalarFieldContainer[float]
+    queries: _containers.RepeatedCompositeFieldContainer[AttentionQuery]
+    def __init__(self, stage: _Optional[int] = ..., block: _Optional[int] = ..., groups: _Optional[int] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., received: _Optional[_Iterable[float]] = ..., queries: _Optional[_Iterable[_Union[AttentionQuery, _Mapping]]] = ...) -> None: ...
+
+class AttentionQuery(_message.Message):
+    __slots__ = ("row", "column", "centre", "group_keys", "group_weights", "group_points", "keys", "weights", "points")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    CENTRE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_KEYS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_POINTS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    column: int
+    centre: Position
+    group_keys: _containers.RepeatedScalarFieldContainer[int]
+    group_weights: _containers.RepeatedScalarFieldContainer[float]
+    group_points: _containers.RepeatedScalarFieldContainer[float]
+    keys: _containers.RepeatedScalarFieldContainer[int]
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    points: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, row: _Optional[int] = ..., column: _Optional[int] = ..., centre: _Optional[_Union[Position, _Mapping]] = ..., group_keys: _Optional[_Iterable[int]] = ..., group_weights: _Optional[_Iterable[float]] = ..., group_points: _Optional[_Iterable[float]] = ..., keys: _Optional[_Iterable[int]] = ..., weights: _Optional[_Iterable[float]] = ..., points: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class Timing(_message.Message):
     __slots__ = ("decode_s", "queue_s", "compute_s", "batch_size")
     DECODE_S_FIELD_NUMBER: _ClassVar[int]
@@ -172,7 +252,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., grpc_code: _Optional[int] = ...) -> None: ...
 
 class DetectRequest(_message.Message):
-    __slots__ = ("images", "model", "explain", "score_threshold", "max_detections", "classes", "masks", "resize_mode", "priority")
+    __slots__ = ("images", "model", "explain", "score_threshold", "max_detections", "classes", "masks", "resize_mode", "priority", "attention")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +262,7 @@ class DetectRequest(_message.Message):
     MASKS_FIELD_NUMBER: _ClassVar[int]
     RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedScalarFieldContainer[bytes]
     model: str
     explain: Explain
@@ -191,7 +272,8 @@ class DetectRequest(_message.Message):
     masks: MaskFormat
     resize_mode: ResizeMode
     priority: Priority
-    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., explain: _Optional[_Union[Explain, str]] = ..., score_threshold: _Optional[float] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., masks: _Optional[_Union[MaskFormat, str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    attention: AttentionOptions
+    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., explain: _Optional[_Union[Explain, str]] = ..., score_threshold: _Optional[float] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., masks: _Optional[_Union[MaskFormat, str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ...) -> None: ...
 
 class DetectResponse(_message.Message):
     __slots__ = ("model", "version", "results")
@@ -230,7 +312,7 @@ class DetectResult(_message.Message):
     def __init__(self, image: _Optional[_Union[DetectedImage, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class DetectedImage(_message.Message):
-    __slots__ = ("detections", "width", "height", "input_width", "input_height", "points", "timing", "resize_mode")
+    __slots__ = ("detections", "width", "height", "input_width", "input_height", "points", "timing", "resize_mode", "attention")
     DETECTIONS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +321,7 @@ class DetectedImage(_message.Message):
     POINTS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     detections: _containers.RepeatedCompositeFieldContainer[Detection]
     width: int
     height: int
@@ -247,7 +330,8 @@ class DetectedImage(_message.Message):
     points: Points
     timing: Timing
     resize_mode: ResizeMode
-    def __init__(self, detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_height: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ...) -> None: ...
+    attention: Attention
+    def __init__(self, detections: _Optional[_Iterable[_Union[Detection, _Mapping]]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_height: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
 
 class Detection(_message.Message):
     __slots__ = ("label", "index", "score", "box", "rle", "polygon", "png", "points_inside")

@@ -8,13 +8,15 @@ from typing_extensions import override
 from model.config import DatConfig
 from model.transforms import Preprocessing
 from service.batching.batcher import Queue
-from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
+from service.engine.items import Cells, ClassificationInput, ClassificationOutput, Wanted
 from service.errors import EngineFailed, InvalidOption
 from service.images.decode import prepare
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.settings import Limits
+from service.tasks import attention
+from service.tasks.attention import Seen
 from service.tasks.core import Answer, Core, Options
 from service.tasks.passage import ImagePassage
 from service.tasks.points import explained
@@ -76,15 +78,22 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
             raise InvalidOption(f"top_k must be at least 1, not {options.top_k}")
         if options.explain == "objects":
             raise InvalidOption("explain=objects is for detectors")
+        asked = options.explain == "attention"
+        attention.check(options.attention, self._config, asked=asked, model=self.card.name)
 
     @override
     async def answer_image(self, passage: ImagePassage, options: ClassifyOptions) -> Classification:
         image = await passage.decode(
             lambda data, empty: prepare(data, self._limits, self._preprocessing, empty)
         )
-        wanted = Wanted(points=options.explain == "points")
+        wanted = Wanted(points=options.explain != "none")
+        cells: Cells = ()
+        size = self._config.image_size
+        seen = Seen(self._config, size, size, (image.height, image.width), image.pixel_map)
+        if options.explain == "attention":
+            wanted, cells = attention.wanted(options.attention, seen)
         output: ClassificationOutput
-        output, timing = await passage.submit(ClassificationInput(image.pixels, wanted))
+        output, timing = await passage.submit(ClassificationInput(image.pixels, wanted, cells))
         if not np.isfinite(output.scores).all():
             raise EngineFailed("the model gave values that are not numbers for this image")
         best = zip(
@@ -92,16 +101,18 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
             output.scores[: options.top_k].tolist(),
             strict=True,
         )
-        points = None
+        points = attended = None
         if wanted.points:
-            size, locations = self._config.image_size, output.sampling_locations
-            points = explained(self._config, size, locations, image.pixel_map)
+            points = explained(self._config, size, output.sampling_locations, image.pixel_map)
+            if wanted.attention:
+                attended = attention.explained(options.attention, seen, output.attention, points)
         return Classification(
             width=image.width,
             height=image.height,
             timing=timing,
             predictions=tuple(self._prediction(index, score) for index, score in best),
             points=points,
+            attention=attended,
         )
 
     def _prediction(self, index: int, score: float) -> Prediction:

@@ -7,7 +7,7 @@ of its images. A task adds its options and, in `Core.answer_image`, the way of o
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import structlog
@@ -28,10 +28,11 @@ from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.priority import Priority
 from service.settings import Limits
+from service.tasks.attention import AttendedLayer, AttentionOptions
 from service.tasks.passage import ImagePassage, RequestPassage, Timing
 from service.tasks.points import LayerPoints
 
-Explain = Literal["none", "points", "objects"]
+Explain = Literal["none", "points", "objects", "attention"]
 # One image of a request: its bytes, or why the transport could not get at them.
 Upload = bytes | InvalidImage
 
@@ -43,13 +44,16 @@ class Options:
     Attributes:
         model: name of the model; `None` means the default.
         explain: `points` adds the sampling locations; `objects`, of detectors alone, says of
-            each object as well which of them lie inside.
+            each object as well which of them lie inside; `attention` adds to the points what
+            queries attend to.
+        attention: whose attention, and in which layers.
         timeout_s: time until the answer is of no use, seconds; `None` means the server's default.
         priority: `low` lets the requests of others go first.
     """
 
     model: str | None = None
     explain: Explain = "none"
+    attention: AttentionOptions = field(default_factory=AttentionOptions)
     timeout_s: float | None = None
     priority: Priority = "high"
 
@@ -63,12 +67,14 @@ class Answer:
         height: likewise.
         timing: where the time went.
         points: one entry for each deformable layer, or `None` when not asked for.
+        attention: one entry for each layer that was asked for, or `None`.
     """
 
     width: int
     height: int
     timing: Timing
     points: tuple[LayerPoints, ...] | None
+    attention: tuple[AttendedLayer, ...] | None = None
 
 
 TaskOptions = TypeVar("TaskOptions", bound=Options)

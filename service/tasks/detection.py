@@ -11,13 +11,15 @@ from model.detection.config import MOST_DETECTIONS, SCORE_THRESHOLD, DetectorCon
 from model.detection.masks import paste
 from model.detection.transforms import Resizing, to_model_pixels
 from service.batching.batcher import Queue
-from service.engine.items import DetectionInput, DetectionOutput, Wanted
+from service.engine.items import Cells, DetectionInput, DetectionOutput, Wanted
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
 from service.images.decode import Empty, decode
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.settings import Limits, ResizeMode
+from service.tasks import attention
+from service.tasks.attention import Seen
 from service.tasks.core import Answer, Core, Options
 from service.tasks.masks import EncodedMask, Mask, MaskFormat, encode
 from service.tasks.passage import ImagePassage, Timing
@@ -144,17 +146,31 @@ class DetectionCore(Core[DetectOptions, DetectedImage]):
             raise InvalidOption(f"{self.card.name} has no class {quoted(unknown[0])}")
         if options.masks not in (None, "none") and not self.has_masks:
             raise InvalidOption(f"{self.card.name} gives no masks")
+        asked, backbone = options.explain == "attention", self._config.backbone
+        attention.check(options.attention, backbone, asked=asked, model=self.card.name)
 
     @override
     async def answer_image(self, passage: ImagePassage, options: DetectOptions) -> DetectedImage:
         image = await passage.decode(lambda data, empty: self._prepare(data, options, empty))
         wanted = Wanted(points=options.explain != "none")
+        cells: Cells = ()
+        if options.explain == "attention":
+            wanted, cells = attention.wanted(options.attention, self._seen(image.resizing))
         resizing = image.resizing
-        item = DetectionInput(image.pixels, resizing.resized, resizing.scale_xy, wanted)
+        item = DetectionInput(image.pixels, resizing.resized, resizing.scale_xy, wanted, cells)
         output: DetectionOutput
         output, timing = await passage.submit(item)
         # Pasting a hundred masks takes tens of milliseconds.
         return await self._decoders.run_now(lambda: self._answer(image, output, options, timing))
+
+    def _seen(self, resizing: Resizing) -> Seen:
+        return Seen(
+            self._config.backbone,
+            resizing.padded,
+            resizing.resized,
+            resizing.image_size,
+            resizing,
+        )
 
     def _prepare(self, upload: bytes, options: DetectOptions, empty: Empty) -> PreparedForDetection:
         image = decode(upload, self._limits)
@@ -186,10 +202,14 @@ class DetectionCore(Core[DetectOptions, DetectedImage]):
             raise EngineFailed("the model gave values that are not numbers for this image")
         resizing = prepared.resizing
         height, width = resizing.image_size
-        points = None
+        points = attended = None
         if options.explain != "none":
             backbone, locations = self._config.backbone, output.sampling_locations
             points = explained(backbone, resizing.padded, locations, resizing)
+            if options.explain == "attention":
+                attended = attention.explained(
+                    options.attention, self._seen(resizing), output.attention, points
+                )
         wanted = self._wanted(output, options)
         masks = self._masks(output, wanted, resizing.image_size, options)
         return DetectedImage(
@@ -201,6 +221,7 @@ class DetectionCore(Core[DetectOptions, DetectedImage]):
                 for row, mask in zip(wanted, masks, strict=True)
             ),
             points=points,
+            attention=attended,
             input_size=resizing.resized,
             resize_mode=prepared.resize_mode,
         )

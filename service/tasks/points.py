@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,9 @@ class PixelMap(Protocol):
 
     def to_image(self, points_xy: ArrayLike) -> NDArray[np.float64]:
         """Map points `(..., 2)`."""
+
+    def to_input(self, points_xy: ArrayLike) -> NDArray[np.float64]:
+        """Map points `(..., 2)` back."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,34 @@ class PointLayer:
             self._pixels(locations, pixel_map),
             self._pixels(self.reference_points, pixel_map),
         )
+
+    def nearest_cells(
+        self, points_xy: NDArray[np.float64], within: tuple[int, int]
+    ) -> NDArray[np.int64]:
+        """The cells nearest to points `(N, 2)` of the model's input, along the rows of the map.
+
+        Args:
+            points_xy: in pixels.
+            within: `(H, W)` of the input, pixels, in which the centre of a cell lies.
+        """
+        rows, columns = self.cells_within(within)
+        nearest = np.floor((points_xy - self.first_cell) / self.cell_stride + 0.5).astype(np.int64)
+        column, row = np.clip(nearest, 0, (columns - 1, rows - 1)).T
+        cells: NDArray[np.int64] = row * self.map_size[0] + column
+        return cells
+
+    def cells_within(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the cells whose centres lie in `(H, W)` pixels, at least one each."""
+        rows, columns = (
+            min(most, max(1, ceil((side - self.first_cell) / self.cell_stride)))
+            for side, most in zip(size, self.map_size[::-1], strict=True)
+        )
+        return rows, columns
+
+    def centre(self, cell: tuple[int, int], pixel_map: PixelMap) -> tuple[float, float]:
+        """`(x, y)` of the cell `(row, column)` in pixels of the uploaded image."""
+        x, y = pixel_map.to_image(self.first_cell + self.cell_stride * np.array(cell[::-1]))
+        return float(x), float(y)
 
     def _pixels(
         self, locations_yx: NDArray[np.float32], pixel_map: PixelMap

@@ -61,7 +61,7 @@ def counted(config):
         normed.append(output.numel())
 
     def keep_attention(module, _, output):
-        stream, locations = output
+        stream, locations, _ = output
         _, H, W, C = stream.tokens.shape
         if isinstance(module, NeighborhoodAttention):
             queries, keys = module.table_index.shape[1:]

@@ -179,7 +179,7 @@ def test_the_forward_pass_can_be_captured(name):
     classify = Classify(create_model(name), torch.bfloat16).to("meta")
     pixels = torch.empty(2, 224, 224, 3, dtype=torch.uint8, device="meta")
     with torch.inference_mode():
-        scores, _, locations = classify(pixels)
+        scores, _, locations, _ = classify(pixels)
     assert scores.shape == (2, 1000)
     assert len(locations) == len(classify.model.deformable_layers) == 4
 
@@ -229,7 +229,7 @@ def test_points_are_explained_in_pixels():
         for parameter in layer.attention.offset_proj.parameters():
             parameter.data.zero_()
     with torch.inference_mode():
-        _, locations = model.forward_explained(pictures(1, 4))
+        _, locations, _ = model.forward_explained(pictures(1, 4))
     layers = point_layers(model.config, model.config.image_size)
     for layer, layer_locations in zip(layers, locations, strict=True):
         side, points = 32 >> layer.stage, SMALL.stages[layer.stage].points

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from PIL import Image
 from model import DAT, VARIANTS, DatConfig, Explained
 from model.attention import DeformableAttention
 from model.checkpoint import resize_tables
+from model.geometry import MOST_QUERIES
 from model.normalise import Normalise
 from model.official import official_shapes
 from model.transforms import Preprocessing, to_model_pixels
@@ -88,8 +89,13 @@ def run(
         name = f"attn_s{stage_index}_b{block}"
         attention.register_forward_pre_hook(lambda *a, n=name: keep(n, a[1][0]))
     images = recipe.batch(meta["input_seed"], meta["image_indices"], *config.image_size)
+    cells = [[asked.query] * MOST_QUERIES for asked in stored_attention(model, golden)]
     with torch.inference_mode():
-        outputs = model.forward_explained(torch.from_numpy(images).to(torch.get_default_dtype()))
+        outputs = model.forward_explained(
+            torch.from_numpy(images).to(torch.get_default_dtype()),
+            [asked.layer for asked in stored_attention(model, golden)],
+            torch.tensor([cells] * len(images)),
+        )
     return Case(golden, meta, model, outputs, captured, state)
 
 
@@ -128,44 +134,64 @@ def test_feature_maps_match(case, name):
 def test_attention_matches(case):
     for name, ours in attention_of_queries(case):
         assert np.abs(ours - case.golden[name]).max() < ATTENTION
-        _check_best_points(case, name, ours, case.golden[name.replace("attn", "pos")])
+
+
+def test_the_keys_that_count_the_most_match(case):
+    """As an answer gives them: weights of the groups, from the pass that made the logits."""
+    golden, stored = case.golden, list(stored_attention(case.model, case.golden))
+    assert len(case.outputs.attention) == len(stored) == 2
+    for asked, explained in zip(stored, case.outputs.attention, strict=True):
+        name, positions = asked.name, golden[asked.name.replace("attn", "pos")]
+        groups = len(positions)
+        weights = explained.weights[0, 0].numpy()
+        by_group = golden[name].reshape(groups, -1, weights.shape[-1]).sum(1)
+        heads = len(golden[name]) // groups
+        assert np.abs(weights - by_group).max() < heads * ATTENTION
+        points = positions.reshape(groups, -1, 2)
+        # As sets, up to ties within the tolerance.
+        best = np.sort(weights.ravel())[::-1][:8]
+        assert np.abs(best - golden[f"{name}_top8_score"]).max() < SCORES
+        for group, key, score, yx in stored_keys(golden, f"{name}_top8", "group", "key"):
+            assert abs(weights[group, key] - score) < SCORES
+            assert np.abs(points[group, key] - yx).max() < POSITIONS
+        best = np.sort(weights.sum(0))[::-1][:8]
+        assert np.abs(best - golden[f"{name}_top8all_score"]).max() < SCORES
+        for key, score, yx in stored_keys(golden, f"{name}_top8all", "key"):
+            assert abs(weights[:, key].sum() - score) < SCORES
+            assert np.abs(points[:, key] - yx).max() < POSITIONS
+
+
+def stored_keys(golden: Any, name: str, *indices: str) -> Iterator[tuple[Any, ...]]:
+    """What is stored of each of the eight best keys."""
+    return zip(*(golden[f"{name}_{part}"] for part in (*indices, "score", "yx")), strict=True)
+
+
+class StoredAttention(NamedTuple):
+    """Where the attention of a query is stored: name, index of the layer, cell of its map."""
+
+    name: str
+    layer: int
+    query: int
+
+
+def stored_attention(model: DAT, golden: Any) -> Iterator[StoredAttention]:
+    for index, (stage, block, _) in enumerate(model.deformable_layers):
+        name = f"attn_s{stage}_b{block}"
+        if name in golden.files:
+            row, column, _, width = golden[f"{name}_query"].tolist()
+            yield StoredAttention(name, index, row * width + column)
 
 
 def attention_of_queries(case: Case) -> Iterator[tuple[str, np.ndarray]]:
     """Names and our weights `(heads, Ns)` of the queries whose attention is stored."""
-    layers = {
-        f"attn_s{stage}_b{block}": attention
-        for stage, block, attention in case.model.deformable_layers
-    }
-    queries = [key for key in case.golden.files if key.endswith("_query")]
-    assert queries
-    for key in queries:
-        name = key.removesuffix("_query")
-        row, column, _, width = (int(n) for n in case.golden[key])
-        attention = layers[name]
+    stored = list(stored_attention(case.model, case.golden))
+    assert stored
+    for name, layer, query in stored:
+        attention = case.model.deformable_layers[layer].attention
         assert isinstance(attention, DeformableAttention)
         with torch.inference_mode():
             weights = attention.attention_weights(case.captured[name][:1])
-        yield name, weights[0, :, row * width + column].numpy()
-
-
-def _check_best_points(case: Case, name: str, weights: np.ndarray, positions: np.ndarray) -> None:
-    """The eight best (group, key) pairs, as sets up to ties within the tolerance."""
-    golden = case.golden
-    groups = len(positions)
-    by_group = weights.reshape(groups, -1, weights.shape[-1]).sum(1)
-    best = np.sort(by_group.ravel())[::-1][:8]
-    assert np.abs(best - golden[f"{name}_top8_score"]).max() < SCORES
-    pairs = zip(
-        golden[f"{name}_top8_group"],
-        golden[f"{name}_top8_key"],
-        golden[f"{name}_top8_score"],
-        golden[f"{name}_top8_yx"],
-        strict=True,
-    )
-    for group, key, score, yx in pairs:
-        assert abs(by_group[group, key] - score) < SCORES
-        assert np.abs(positions[group].reshape(-1, 2)[key] - yx).max() < POSITIONS
+        yield name, weights[0, :, query].numpy()
 
 
 def test_an_image_through_the_official_preprocessing_matches(case):
@@ -197,6 +223,14 @@ def test_float64_gives_every_stored_digit(exact):
         assert np.abs((ours.mean(), ours.std()) - golden[f"{name}_mean_std"]).max() < FLOAT64
     for name, weights in attention_of_queries(exact):
         assert_stored(weights, golden[name])
+    for asked, explained in zip(
+        stored_attention(exact.model, golden), exact.outputs.attention, strict=True
+    ):
+        scores = explained.weights[0, 0].numpy()
+        for group, key, score, _ in stored_keys(golden, f"{asked.name}_top8", "group", "key"):
+            assert_stored(scores[group, key], score)
+        for key, score, _ in stored_keys(golden, f"{asked.name}_top8all", "key"):
+            assert_stored(scores[:, key].sum(), score)
 
 
 def assert_stored(ours: ArrayLike, stored: np.ndarray) -> None:

@@ -184,8 +184,8 @@ constant = torch.zeros(3)
         (lambda x: x * float(x.sum()), "depends on the values"),
         (lambda x: x[x > 0], "depends on the values"),
         (lambda x: x + constant.add_(x), "writes to a constant"),
-        (lambda x: x[1:] + 1, "from the middle of the input"),
-        (lambda x: x.mul_(2)[1:] + 1, "from the middle of the input"),
+        (lambda x: x[1:] + 1, "from the middle of an input"),
+        (lambda x: x.mul_(2)[1:] + 1, "from the middle of an input"),
         (lambda x: (x + 1).view(torch.int32) + 1, "read as torch.int32"),
     ],
 )

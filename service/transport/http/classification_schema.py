@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from service.tasks.classification import Classification, ClassifyOptions
+from service.transport.http.attention_schema import AttentionLayerBody
 from service.transport.http.schema import (
     ErrorBody,
     ImagesBody,
@@ -54,6 +55,9 @@ class ImageResult(BaseModel):
     image: ImageSize | None = None
     points: list[LayerPointsBody] | None = Field(
         default=None, description="One entry for each deformable layer; present when asked for."
+    )
+    attention: list[AttentionLayerBody] | None = Field(
+        default=None, description="One entry for each layer; present when asked for."
     )
     timing: TimingBody | None = None
     error: ErrorBody | None = None

@@ -1,7 +1,7 @@
 """The JSON of detection."""
 
 from base64 import b64encode
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, FailFast, Field
 from typing_extensions import override
@@ -10,6 +10,7 @@ from service.settings import ResizeMode
 from service.tasks.core import Explain
 from service.tasks.detection import DetectedImage, Detection, DetectOptions
 from service.tasks.masks import EncodedMask, PngMask, Polygons, RunLengths
+from service.transport.http.attention_schema import AttentionLayerBody
 from service.transport.http.schema import (
     ErrorBody,
     ImagesBody,
@@ -28,7 +29,8 @@ class DetectOptionsBody(OptionsBody):
     explain: Explain = Field(  # type: ignore[assignment]
         "none",
         description="`points` returns where every deformable layer looked; `objects` says of "
-        "every detection as well which of those points lie inside it.",
+        "every detection as well which of those points lie inside it; `attention` returns the "
+        "points and what chosen queries attend to.",
     )
     score_threshold: float = Field(
         DetectOptions.score_threshold,
@@ -59,11 +61,8 @@ class DetectOptionsBody(OptionsBody):
 
     @classmethod
     @override
-    def of_text(cls, given: dict[str, str]) -> Self:
-        if "classes" not in given:
-            return cls.model_validate(given)
-        written = given["classes"]
-        return cls.model_validate(given | {"classes": written.split(",") if written else []})
+    def lists(cls) -> tuple[str, ...]:
+        return (*super().lists(), "classes")
 
     def options(self) -> DetectOptions:
         """These options in the form that the core takes."""
@@ -175,6 +174,9 @@ class DetectResult(BaseModel):
     )
     points: list[LayerPointsBody] | None = Field(
         default=None, description="One entry for each deformable layer; present when asked for."
+    )
+    attention: list[AttentionLayerBody] | None = Field(
+        default=None, description="One entry for each layer; present when asked for."
     )
     timing: TimingBody | None = None
     error: ErrorBody | None = None

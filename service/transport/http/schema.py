@@ -3,17 +3,17 @@
 from math import ceil
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictStr
 
 from service.errors import ServiceError, Unauthenticated
 from service.priority import Priority
 from service.settings import ResizeMode
+from service.tasks.attention import AttentionOptions
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
 from service.tasks.passage import Timing
 from service.tasks.points import LayerPoints
+from service.transport.http.attention_schema import read_layer, read_queries, rounded_pixels
 
 Base64 = Annotated[
     StrictStr,
@@ -29,8 +29,28 @@ class OptionsBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    explain: Literal["none", "points"] = Field(
-        "none", description="`points` returns where every deformable layer looked."
+    explain: Literal["none", "points", "attention"] = Field(
+        "none",
+        description="`points` returns where every deformable layer looked; `attention` as well "
+        "what chosen queries attend to.",
+    )
+    queries: str | list[tuple[float, float]] | None = Field(
+        None,
+        description="With `explain=attention`, 1 to 8 positions in pixels of the uploaded image: "
+        "`x,y;x,y`, in JSON also `[[x, y]]`; or `auto`: in each layer, the cells that receive the "
+        "most attention. Absent: the centre.",
+        examples=["80,64;120.5,30"],
+    )
+    layers: Annotated[list[str], FailFast()] = Field(
+        [],
+        description="With `explain=attention`, 1 to 4 deformable layers as `stage.block`, in a "
+        "query or form separated by commas; empty: the last of each of the last two stages.",
+        examples=[["2.1", "3.1"]],
+    )
+    top_n: int | None = Field(
+        None,
+        description="With `explain=attention`, keys of each query, best first; absent: 8.",
+        json_schema_extra={"minimum": 1, "maximum": 32},
     )
     timeout: float | None = Field(
         None,
@@ -52,16 +72,38 @@ class OptionsBody(BaseModel):
         Raises:
             pydantic.ValidationError: an option is unknown or ill-typed.
         """
-        return cls.model_validate(given)
+        lists = {
+            name: text.split(",") if text else []
+            for name, text in given.items()
+            if name in cls.lists()
+        }
+        return cls.model_validate(given | lists)
+
+    @classmethod
+    def lists(cls) -> tuple[str, ...]:
+        """The options that are lists, in text separated by commas."""
+        return ("layers",)
 
     def of_every_task(self) -> dict[str, Any]:
-        """What every task's options of the core have of these."""
+        """What every task's options of the core have of these.
+
+        Raises:
+            InvalidOption: a query or a layer is not written as it should be.
+        """
         return {
             "model": self.model,
             "explain": self.explain,
+            "attention": self._attention(),
             "timeout_s": self.timeout,
             "priority": self.priority,
         }
+
+    def _attention(self) -> AttentionOptions:
+        return AttentionOptions(
+            queries=read_queries(self.queries),
+            layers=tuple(map(read_layer, self.layers)),
+            top_n=self.top_n,
+        )
 
 
 class ImagesBody(BaseModel):
@@ -120,8 +162,8 @@ class LayerPointsBody(BaseModel):
         return cls.model_construct(
             stage=layer.stage,
             block=layer.block,
-            sampling_locations=_pixels(layer.sampling_locations),
-            reference_points=_pixels(layer.reference_points),
+            sampling_locations=rounded_pixels(layer.sampling_locations),
+            reference_points=rounded_pixels(layer.reference_points),
         )
 
 
@@ -222,9 +264,3 @@ def error_headers(error: ServiceError) -> dict[str, str]:
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = error.challenge
     return headers
-
-
-def _pixels(points: NDArray[np.float32]) -> list[Any]:
-    """Points as nested lists, rounded to a hundredth of a pixel: no model is more precise."""
-    nested: list[Any] = points.astype(np.float64).round(2).tolist()
-    return nested

@@ -10,7 +10,13 @@ from pydantic import BaseModel
 from service.errors import ServiceError
 from service.models.card import ModelCard
 from service.tasks.core import TaskAnswer, show_each
-from service.transport.http.schema import ImageSize, LayerPointsBody, TimingBody, error_body
+from service.transport.http.attention_schema import AttentionLayerBody
+from service.transport.http.schema import (
+    ImageSize,
+    LayerPointsBody,
+    TimingBody,
+    error_body,
+)
 from service.transport.http.uploads import Form
 
 
@@ -56,11 +62,14 @@ class HttpTask(Generic[TaskAnswer]):
     def _result(self, request_id: str, outcome: TaskAnswer | ServiceError) -> BaseModel:
         if isinstance(outcome, ServiceError):
             return self.result(status="error", error=error_body(outcome, request_id))
-        points = outcome.points
+        points, attention = outcome.points, outcome.attention
         return self.result(
             status="ok",
             image=ImageSize(width=outcome.width, height=outcome.height),
             points=None if points is None else [LayerPointsBody.of(layer) for layer in points],
+            attention=None
+            if attention is None
+            else [AttentionLayerBody.of(layer) for layer in attention],
             timing=TimingBody.of(outcome.timing),
             **self.show(outcome),
         )

@@ -7,6 +7,7 @@ from service.errors import InvalidOption, ServiceError
 from service.pb import dat_pb2
 from service.priority import Priority
 from service.settings import ResizeMode
+from service.tasks.attention import AttendedLayer, AttendedQuery, AttentionOptions, Queries
 from service.tasks.core import Answer, Explain
 from service.tasks.passage import Timing
 from service.tasks.points import LayerPoints
@@ -16,6 +17,7 @@ _EXPLAIN: dict[int, Explain] = {
     dat_pb2.EXPLAIN_NONE: "none",
     dat_pb2.EXPLAIN_POINTS: "points",
     dat_pb2.EXPLAIN_OBJECTS: "objects",
+    dat_pb2.EXPLAIN_ATTENTION: "attention",
 }
 RESIZE_MODES: dict[ResizeMode | None, dat_pb2.ResizeMode] = {
     None: dat_pb2.RESIZE_MODE_UNSPECIFIED,
@@ -34,11 +36,13 @@ def options_of_every_task(request: Any, remaining_s: float | None) -> dict[str, 
     """What every task's options of the core have of a request, and the seconds left for it.
 
     Raises:
-        InvalidOption: an enumeration has no such value.
+        InvalidOption: an enumeration has no such value, or queries are both named and left to
+            the model.
     """
     return {
         "model": request.model or None,
         "explain": _explain_of(request.explain),
+        "attention": _attention_of(request.attention),
         "timeout_s": remaining_s,
         "priority": _priority_of(request.priority),
     }
@@ -49,6 +53,17 @@ def _explain_of(value: int) -> Explain:
     if explain is None:
         raise InvalidOption(f"explain has no value {value}")
     return explain
+
+
+def _attention_of(options: dat_pb2.AttentionOptions) -> AttentionOptions:
+    given: Queries = tuple((query.x, query.y) for query in options.queries)
+    if options.auto and given:
+        raise InvalidOption("attention has both auto and queries; give one of them")
+    return AttentionOptions(
+        queries="auto" if options.auto else given or None,
+        layers=tuple((layer.stage, layer.block) for layer in options.layers),
+        top_n=options.top_n if options.HasField("top_n") else None,
+    )
 
 
 def _priority_of(value: int) -> Priority:
@@ -64,13 +79,19 @@ def error_message(error: ServiceError) -> dat_pb2.Error:
 
 
 def of_every_task(answer: Answer) -> dict[str, Any]:
-    """What every task says of an image, by the fields that its messages share."""
-    return {
+    """What every task says of an image, by the fields that its messages share.
+
+    Those of a task without attention need no field for it.
+    """
+    fields: dict[str, Any] = {
         "width": answer.width,
         "height": answer.height,
         "points": _points(answer.points),
         "timing": _timing(answer.timing),
     }
+    if answer.attention is not None:
+        fields["attention"] = _attention(answer.attention)
+    return fields
 
 
 def _timing(timing: Timing) -> dat_pb2.Timing:
@@ -91,4 +112,37 @@ def _layer(layer: LayerPoints) -> dat_pb2.DeformableLayer:
         columns=columns,
         sampling_locations=layer.sampling_locations.ravel().tolist(),
         reference_points=layer.reference_points.ravel().tolist(),
+    )
+
+
+def _attention(layers: Sequence[AttendedLayer]) -> dat_pb2.Attention:
+    return dat_pb2.Attention(layers=map(_attended_layer, layers))
+
+
+def _attended_layer(layer: AttendedLayer) -> dat_pb2.AttentionLayer:
+    groups, rows, columns = layer.received.shape
+    return dat_pb2.AttentionLayer(
+        stage=layer.stage,
+        block=layer.block,
+        groups=groups,
+        rows=rows,
+        columns=columns,
+        received=layer.received.ravel().tolist(),
+        queries=map(_attended_query, layer.queries),
+    )
+
+
+def _attended_query(query: AttendedQuery) -> dat_pb2.AttentionQuery:
+    row, column = query.cell
+    x, y = query.centre
+    return dat_pb2.AttentionQuery(
+        row=row,
+        column=column,
+        centre=dat_pb2.Position(x=x, y=y),
+        group_keys=query.group_keys.ravel().tolist(),
+        group_weights=query.group_weights.ravel().tolist(),
+        group_points=query.group_points.ravel().tolist(),
+        keys=query.keys.tolist(),
+        weights=query.weights.tolist(),
+        points=query.points.ravel().tolist(),
     )

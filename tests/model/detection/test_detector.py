@@ -11,6 +11,7 @@ from model.detection.config import MOST_DETECTIONS
 from model.detection.detector import SIZES_KEPT
 from model.detection.normalise import Normalise
 from model.detection.official import official_shapes
+from model.geometry import MOST_QUERIES
 from tests.conftest import GOLDEN
 from tests.fake_cuda import OnDevice, fake_cuda, move
 from tests.model.detection.conftest import KINDS, SMALL_BACKBONE, detector_state, small_detector
@@ -247,8 +248,10 @@ def test_the_dense_part_can_be_captured(kind):
     normalise = Normalise(torch.bfloat16).to("meta")
     pixels = torch.empty(2, 96, 128, 3, dtype=torch.uint8, device="meta")
     resized = torch.empty(2, 2, dtype=torch.int64, device="meta")
+    cells = torch.empty(2, 2, MOST_QUERIES, dtype=torch.int64, device="meta")
     with torch.inference_mode():
-        dense = detector.dense(normalise(pixels, resized), resized)
+        dense = detector.dense(normalise(pixels, resized), resized, (1, 3), cells)
+    assert [len(weights.weights) for weights in dense.attention] == [2, 2]
     assert dense.candidates.boxes.dtype == torch.float32
     assert dense.levels[0].dtype == torch.bfloat16
     assert len(dense.sampling_locations) == len(detector.deformable_layers)
@@ -282,19 +285,21 @@ def test_the_whole_detector_is_one_graph(kind):
     sizes = torch.tensor([[96, 128], [70, 100]], device="cuda")
     scales = torch.tensor([[1.0, 1.0], [1.5, 1.4]], device="cuda")
     images = torch.randn(2, 3, 96, 128, device="cuda")
+    asked = (1, 3), torch.tensor([[[3] * (MOST_QUERIES - 1) + [-1]] * 2] * 2, device="cuda")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode():
         with torch.cuda.stream(side):
-            detector.find(images, sizes, scales)
+            detector.find(images, sizes, scales, *asked)
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
-            found, _ = detector.find(images, sizes, scales)
+            found, _, attention = detector.find(images, sizes, scales, *asked)
         for seed in range(3):
             images.copy_(torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)))
             graph.replay()
-            eager, _ = detector.find(images, sizes, scales)
+            eager, _, expected = detector.find(images, sizes, scales, *asked)
+            torch.testing.assert_close(attention, expected)
             assert min(found.counts) > 3
             assert found.counts.tolist() == eager.counts.tolist()
             torch.testing.assert_close(found.boxes, eager.boxes)
@@ -304,7 +309,7 @@ def test_the_whole_detector_is_one_graph(kind):
 def test_found_is_what_the_detections_are_cut_from(detector):
     images, sizes = torch.randn(2, 3, 96, 128), torch.tensor([[96, 128], [40, 50]])
     with torch.inference_mode():
-        found, locations = detector.find(images, sizes, torch.ones(2, 2))
+        found, locations, _ = detector.find(images, sizes, torch.ones(2, 2))
         explained = detector.forward_explained(images, sizes, torch.ones(2, 2))
     assert [len(one.labels) for one in explained.detections] == found.counts.tolist()
     assert min(found.counts) > 3

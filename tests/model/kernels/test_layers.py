@@ -42,6 +42,13 @@ def used(monkeypatch):
             )
 
 
+def asked(model):
+    """All deformable layers, and queries of the first image of each."""
+    layers = range(len(model.deformable_layers))
+    cells = torch.tensor([[0, 1, 2, 3, 5, 7, 9, 11]], device=DEVICE)
+    return layers, cells.expand(1, len(layers), -1).contiguous()
+
+
 @pytest.mark.usefixtures("used")
 @pytest.mark.parametrize("config", [SMALL_DAT, SMALL_DAT_PP], ids=lambda config: config.name)
 def test_models_give_the_same_answers(config):
@@ -50,10 +57,18 @@ def test_models_give_the_same_answers(config):
     model.to(DEVICE)
     images = torch.randn(1, 3, *config.image_size, generator=torch.Generator().manual_seed(0))
     images = images.to(DEVICE)
+    layers, cells = asked(model)
     with torch.inference_mode():
-        answers = model.forward_explained(images)
-        exact = deepcopy(model).double().forward_explained(images.double())
+        answers = model.forward_explained(images, layers, cells)
+        exact = deepcopy(model).double().forward_explained(images.double(), layers, cells)
+        plain = model.forward_explained(images)
+    assert torch.equal(answers.logits, plain.logits)
     assert_close(answers.logits, exact.logits)
+    for weights, expected in zip(answers.attention, exact.attention, strict=True):
+        assert torch.equal(weights.cells, expected.cells)
+        assert weights.weights.dtype == weights.received.dtype == torch.float32
+        assert_close(weights.weights, expected.weights)
+        assert_close(weights.received, expected.received)
     for ours, theirs in zip(answers.sampling_locations, exact.sampling_locations, strict=True):
         assert ours.dtype == torch.float32
         assert_close(ours, theirs)
@@ -88,14 +103,22 @@ def test_a_captured_model_answers_for_new_images(config, dtype):
     model.load_state_dict(recipe_state(config))
     model.cast(dtype).to(DEVICE)
     images = torch.randn(2, 3, *config.image_size, device=DEVICE, dtype=dtype)
+    layers, cells = asked(model)
+    cells = cells.repeat(2, 1, 1)
     with torch.inference_mode():
-        model(images)
+        model.forward_explained(images, layers, cells)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = model(images)
+            captured = model.forward_explained(images, layers, cells)
         images.copy_(torch.randn_like(images))
+        cells[..., -1] = -1
         graph.replay()
-        assert_close(captured, model(images).double())
+        expected = model.forward_explained(images, layers, cells)
+        assert_close(captured.logits, model(images).double())
+        for weights, of_layer in zip(captured.attention, expected.attention, strict=True):
+            assert torch.equal(weights.cells, of_layer.cells)
+            assert_close(weights.weights, of_layer.weights.double())
+            assert_close(weights.received, of_layer.received.double())
 
 
 def test_kernels_can_be_switched_off_for_the_process(monkeypatch):

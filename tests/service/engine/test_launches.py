@@ -72,7 +72,7 @@ def test_a_batch_moves_as_much_for_each_image(name):
 @pytest.mark.parametrize("batch", [1, 7])
 def test_what_comes_out_has_the_form_of_what_comes_out_of_torch(name, batch):
     config = VARIANTS[name]
-    _, (scores, classes, locations) = classified(name, batch)
+    _, (scores, classes, locations, _) = classified(name, batch)
     for output, dtype in ((scores, torch.float32), (classes, torch.int32)):
         assert (output.shape, output.dtype) == ((batch, config.num_classes), dtype)
     layers = create_model(name).deformable_layers

@@ -272,8 +272,9 @@ async def test_the_openapi_document_describes_bodies_options_and_errors(server):
     assert {"image/jpeg", "multipart/form-data", "application/json"} <= set(
         operation["requestBody"]["content"]
     )
-    options = {"top_k", "explain", "timeout", "model", "priority"}
-    assert {p["name"] for p in operation["parameters"]} == options
+    of_attention = {"queries", "layers", "top_n"}
+    names = {"top_k", "explain", "timeout", "model", "priority", *of_attention}
+    assert {p["name"] for p in operation["parameters"]} == names
     assert {"200", "400", "413", "415", "429", "503", "504"} <= set(operation["responses"])
     assert "ErrorAnswer" in document["components"]["schemas"]
 

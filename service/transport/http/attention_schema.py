@@ -1,0 +1,140 @@
+"""How attention looks in the JSON of the HTTP interface: whose it is, and what it is."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from service.errors import InvalidOption, quoted
+from service.tasks.attention import AttendedLayer, AttendedQuery, Layer, Point, Queries
+
+_AUTO: Literal["auto"] = "auto"
+_LONGEST_COUNT = 4  # digits of a stage or a block
+
+
+def read_queries(written: str | list[Point] | None) -> Queries | None:
+    """The queries of a request.
+
+    Raises:
+        InvalidOption: they are neither `auto` nor positions.
+    """
+    if written is None:
+        return None
+    if written == "auto":
+        return _AUTO
+    if isinstance(written, list):
+        return tuple(written)
+    positions = [position.split(",") for position in written.split(";")]
+    try:
+        return tuple((float(x), float(y)) for x, y in positions)
+    except ValueError:
+        raise InvalidOption(
+            f"queries is auto, or positions such as 80,64;120.5,30, not {quoted(written)}"
+        ) from None
+
+
+def read_layer(written: str) -> Layer:
+    """A layer from its name.
+
+    Raises:
+        InvalidOption: it is not `stage.block`.
+    """
+    stage, _, block = written.partition(".")
+    if not (_is_count(stage) and _is_count(block)):
+        raise InvalidOption(f"a layer is named stage.block, such as 3.1, not {quoted(written)}")
+    return int(stage), int(block)
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _LONGEST_COUNT
+
+
+class GroupKeyBody(BaseModel):
+    """A key of an offset group, as one query sees it."""
+
+    key: int = Field(description="Counted along the rows of the points.")
+    weight: float = Field(description="Sum of the softmax over the heads of the group.")
+    point: list[float] = Field(description="[x, y] of its point in the group.")
+
+
+class KeyBody(BaseModel):
+    """A key over all offset groups, as one query sees it."""
+
+    key: int = Field(description="Counted along the rows of the points.")
+    weight: float = Field(description="Sum of the softmax over all heads.")
+    points: list[list[float]] = Field(description="[x, y] of its point in each group.")
+
+
+class AttentionQueryBody(BaseModel):
+    """What one query attends to."""
+
+    row: int = Field(description="Of its cell in the map of the layer, from 0.")
+    column: int
+    centre: list[float] = Field(description="[x, y] of that cell.")
+    groups: list[list[GroupKeyBody]] = Field(description="In each group the best keys, in order.")
+    keys: list[KeyBody] = Field(description="The best over all groups, in order.")
+
+
+class AttentionLayerBody(BaseModel):
+    """The attention in one deformable layer; positions are as in the points."""
+
+    stage: int = Field(description="Stage, from 0.", examples=[3])
+    block: int = Field(description="Block in its stage, from 0.", examples=[1])
+    received: list[list[list[float]]] = Field(
+        description="Offset groups, rows, columns: the sum of the weights that each point has for "
+        "all queries of the map."
+    )
+    queries: list[AttentionQueryBody] = Field(
+        description="In the order of the request, or the most attended first."
+    )
+
+    @classmethod
+    def of(cls, layer: AttendedLayer) -> "AttentionLayerBody":
+        """The attention in a layer as the core gives it."""
+        return cls.model_construct(
+            stage=layer.stage,
+            block=layer.block,
+            received=_weights(layer.received),
+            queries=[_attended(query) for query in layer.queries],
+        )
+
+
+def _attended(query: AttendedQuery) -> AttentionQueryBody:
+    of_groups = zip(
+        query.group_keys.tolist(),
+        _weights(query.group_weights),
+        rounded_pixels(query.group_points),
+        strict=True,
+    )
+    of_all = zip(
+        query.keys.tolist(), _weights(query.weights), rounded_pixels(query.points), strict=True
+    )
+    row, column = query.cell
+    return AttentionQueryBody.model_construct(
+        row=row,
+        column=column,
+        centre=rounded_pixels(np.array(query.centre, np.float32)),
+        groups=[
+            [
+                GroupKeyBody.model_construct(key=key, weight=weight, point=point)
+                for key, weight, point in zip(*group, strict=True)
+            ]
+            for group in of_groups
+        ],
+        keys=[
+            KeyBody.model_construct(key=key, weight=weight, points=points)
+            for key, weight, points in of_all
+        ],
+    )
+
+
+def rounded_pixels(points: NDArray[np.float32]) -> list[Any]:
+    """Points as nested lists, rounded to a hundredth of a pixel: no model is more precise."""
+    nested: list[Any] = points.astype(np.float64).round(2).tolist()
+    return nested
+
+
+def _weights(weights: NDArray[np.float32]) -> Any:
+    """Weights as nested lists, rounded to a millionth: float32 is no more exact."""
+    return weights.astype(np.float64).round(6).tolist()
