@@ -135,6 +135,10 @@ class Board:
         able: NDArray[np.bool_] = (self.state == _READY) & (self.serving[:, model] != 0)
         return able
 
+    def status(self) -> bytes:
+        """What `able` depends on, to see cheaply whether it has changed."""
+        return bytes(self.state.tobytes() + self.serving.tobytes())
+
     def enter(self, row: int) -> None:
         """Give a row to a new front end."""
         of_row = (self.balance, self.admitted, self.returned, self.taken, self.sent, self.done)

@@ -166,7 +166,8 @@ class Workers:
         self._unsent: dict[int, Pending] = {}
         self._next = 0
         self.met = asyncio.Event()
-        self._able: dict[int, bool] = {}  # which models can be run, as looked at last
+        self._able: dict[int, bool] = {}  # which models can be run
+        self._status = b""  # of the board, when that was looked at
         # Places that each worker gave back on our behalf, as far as it told us.
         self._known = np.zeros_like(board.taken[row])
 
@@ -208,7 +209,6 @@ class Workers:
 
         To be called again and again.
         """
-        self._able.clear()
         self._send_unsent()
         if not self._unsent or any(link.ready for link in self._links.values()):
             return
@@ -228,6 +228,8 @@ class Workers:
 
     def able(self, model: int) -> bool:
         """Whether any worker that this front end knows can run a model."""
+        if (status := self._board.status()) != self._status:
+            self._able, self._status = {}, status
         if model not in self._able:
             able = self._board.able(model)
             links = self._links.values()

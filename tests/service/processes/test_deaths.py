@@ -242,15 +242,20 @@ async def test_while_a_front_end_starts_the_other_one_gets_the_connections(held)
         told: Counter[str | None] = Counter()
         answered: set[str] = set()
         while "front-end-1" not in answered:
-            answer = await over_http(server, [JPEG])
+            try:
+                answer = await over_http(server, [JPEG])
+            except httpx.TransportError:  # it was handed over just when the process ended
+                told["cut"] += 1
+                continue
             told[answer.error] += 1
             line = await asyncio.to_thread(server.wait_for_event, "request")
             if answer.error is None:
                 answered.add(line["process"])
     assert children(server)["front-end-1"] != pid
     # The other one counts as one that hangs where the machine does not let it run for a while.
-    assert told.keys() <= {None, "not_ready"}
+    assert told.keys() <= {None, "not_ready", "cut"}
     assert told["not_ready"] <= told.total() / 4
+    assert told["cut"] <= 2
 
 
 @pytest.mark.parametrize("name", ["front-end-0", "worker-0", "supervisor"])
