@@ -57,6 +57,7 @@ def test_an_answer_costs_what_each_process_spent_on_all_of_them() -> None:
     assert second.endswith("| 0.10 | 1.00 + 2.00 | 4.00 | **7.10** | 0.10 |")
 
 
+@pytest.mark.slow
 def test_the_null_server_answers_without_computing_in_its_worker() -> None:
     shape = {"DAT_MODEL__NAME": "dat_nano", "DAT_SERVER__FRONT_ENDS": 2}
     with running_server(None, "bench.null_server", **shape) as server:

@@ -219,6 +219,7 @@ async def answer_of_next_worker(server: RunningServer) -> Answer:
     return answer
 
 
+@pytest.mark.slow
 async def test_a_worker_that_ends_while_it_loads_comes_back_with_what_serves(tmp_path):
     models = ModelFolder(tmp_path)
     models.serve({"m": "a0"})
@@ -254,6 +255,7 @@ async def test_a_worker_that_ends_while_it_loads_comes_back_with_what_serves(tmp
         assert (await answer_of_next_worker(server)).version == "b2"
 
 
+@pytest.mark.slow
 async def test_several_workers_change_together(tmp_path):
     """Or not at all: one of them ends while it loads, and the others unload what they have."""
     models = ModelFolder(tmp_path)
