@@ -469,7 +469,9 @@ class RemoteQueue:
         """Why nothing can be run now, if so."""
         if self.usable:
             return None
-        if (self._board.state == WorkerState.READY).any():
+        ready = (self._board.state == WorkerState.READY).any()
+        # One that can run it has not told this front end yet.
+        if ready and not self._board.able(self.model).any():
             return EngineUnavailable(
                 "the model fails again and again; ask another replica, or later: this one tries "
                 "the model from time to time",

@@ -11,13 +11,14 @@ from contextlib import suppress
 from time import monotonic
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
 from service.batching.dispatch import Dispatch
-from service.errors import DeadlineExceeded, EngineFailed, EngineUnavailable, Overloaded
+from service.errors import DeadlineExceeded, EngineFailed, EngineUnavailable, Overloaded, WorkerLost
 from service.metrics import Metrics
 from service.priority import Priority
 from service.processes.arena import Arena
@@ -235,3 +236,23 @@ def test_every_image_has_one_outcome_and_every_place_comes_back(steps, max_batch
         await server.end()
 
     asyncio.run(scenario())
+
+
+async def test_a_worker_that_ends_before_it_counts_what_it_took_keeps_no_place():
+    server = Server(max_batch=1, limit=4)
+    await server.come(0)
+    with pytest.raises(WorkerLost):  # this front end has not heard of it yet
+        server.queue.admit(1)
+    await turns()
+    asking = asyncio.create_task(server.ask(0))
+    await turns(40)
+    assert server.queue.places.count() == (0, 0, 1)
+    server.board.taken[0, 0, 0, 0] -= 1  # as it is for a moment after the mark in the arena
+    await server.die(0)
+    with pytest.raises(EngineUnavailable):
+        await asking
+    assert server.queue.places.count() == (0, 0, 0)
+    await server.come(0)
+    await turns()
+    await server.all_slots_are_free()
+    await server.end()
