@@ -68,7 +68,10 @@ async def test_the_lower_class_leaves_places_to_the_upper_one_however_it_is_name
     assert set((await every_way(server)).values()) == {"ok"}
     with slow_server.fault("wait"):
         low = [("x-priority", "low")]
-        crowd = [asyncio.create_task(over_rpc(server, low)) for _ in range(20)]
+        crowd = [asyncio.create_task(over_rpc(server, low))]
+        # Until it is on the device it has one of the places itself.
+        await eventually(lambda: server.metrics()["dat_requests_running,model=dat_nano"] == 1)
+        crowd += [asyncio.create_task(over_rpc(server, low)) for _ in range(19)]
         await eventually(lambda: server.metrics()[WAITING] == FOR_LOW)
         await eventually(lambda: sum(one.done() for one in crowd) >= 20 - FOR_LOW - ON_DEVICE)
         ways = await every_way(server)

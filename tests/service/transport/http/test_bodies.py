@@ -533,7 +533,10 @@ async def test_a_full_queue_refuses_before_a_body_is_read(slow_server):
     async with channel(server) as open_channel:
         stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
         with slow_server.fault("wait"):
-            crowd = [stub.Classify(message([JPEG])) for _ in range(32)]
+            crowd = [stub.Classify(message([JPEG]))]
+            # Until it is on the device it has one of the eight places itself.
+            await eventually(lambda: server.metrics()["dat_requests_running,model=dat_nano"] == 1)
+            crowd += [stub.Classify(message([JPEG])) for _ in range(31)]
             await eventually(lambda: server.metrics()["dat_requests_waiting,model=dat_nano"] == 8)
             for kind in ("image/jpeg", JSON, FORM):
                 status, head = await asyncio.to_thread(ask, kind)
