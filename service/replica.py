@@ -205,8 +205,10 @@ async def _stop(
     servers: Servers, models: LocalModels, devices: Sequence[Device], grace_s: float
 ) -> None:
     """Wait for what is in flight; shortly before the end of the grace tell the rest to give up."""
-    for batcher in models.batchers:
-        batcher.begin_drain()
+
+    def begin_drain() -> None:
+        for batcher in models.batchers:
+            batcher.begin_drain()
 
     def give_up() -> None:
         for device in devices:
@@ -215,6 +217,6 @@ async def _stop(
     # A little before the connections are cut, so that callers can still be told.
     timer = asyncio.get_running_loop().call_later(0.9 * grace_s, give_up)
     try:
-        await servers.stop(grace_s)
+        await servers.stop(grace_s, begin_drain)
     finally:
         timer.cancel()

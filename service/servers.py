@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
 from service.transport.http.secure_connections import over_tls
 from service.transport.rpc.credentials import server_credentials
+from service.transport.rpc.last_calls import LastCalls
 from service.transport.rpc.server import create_server
 from service.transport.rpc.v1 import MODEL_SERVICE
 from service.transport.rpc.watching import Health
@@ -32,6 +33,8 @@ from service.transport.rpc.watching import Health
 # As many connections beyond the limit may ask for the health of the replica.
 _RESERVE = 8
 _ACCEPTED_AT_ONCE = 16
+# So long a stop waits for a moment without new calls, and then for the answers of the last ones.
+_LAST_CALLS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Servers:
     health: Health
     ports: dict[str, int]
     _rpc_server: grpc.aio.Server
+    _last_calls: LastCalls
     _http_server: HttpServer
     _http_task: asyncio.Task[None]
 
@@ -62,10 +66,21 @@ class Servers:
         """
         await self._http_server.adopt(connection)
 
-    async def stop(self, grace_s: float) -> None:
-        """Stop listening, and return when all in flight is answered or the grace is over."""
+    async def stop(self, grace_s: float, closed: Callable[[], None] = lambda: None) -> None:
+        """Stop listening, and return when all in flight is answered or the grace is over.
+
+        Args:
+            grace_s: seconds.
+            closed: is called when nothing new comes any more, but on what is open.
+        """
         self._http_server.should_exit = True
-        await asyncio.gather(self._rpc_server.stop(grace_s), self._http_task)
+        patience_s = min(_LAST_CALLS_S, grace_s / 10)
+        await self._last_calls.hold(patience_s)
+        stopping = asyncio.create_task(self._rpc_server.stop(grace_s))
+        await asyncio.sleep(0)  # from here on gRPC takes no call
+        await self._last_calls.answer(patience_s)
+        closed()
+        await asyncio.gather(stopping, self._http_task)
 
 
 @asynccontextmanager
@@ -118,12 +133,14 @@ async def open_servers(  # noqa: PLR0917
         ceil(server.drain_grace_s),
         Connection if security.tls is None else over_tls(security.tls),
     )
+    last_calls = LastCalls()
     rpc_server = create_server(
         [task.rpc for task in tasks],
         catalogue,
         health,
         metrics,
         budget,
+        last_calls=last_calls,
         access=security.access,
         limits=settings.limits,
         server=server,
@@ -138,7 +155,7 @@ async def open_servers(  # noqa: PLR0917
         listeners = [ports.http, *(ports.http.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))]
         numbers["http_port"] = ports.http.getsockname()[1]
     http_task = asyncio.create_task(http_server.serve(sockets=listeners))
-    servers = Servers(health, numbers, rpc_server, http_server, http_task)
+    servers = Servers(health, numbers, rpc_server, last_calls, http_server, http_task)
     try:
         yield servers
     finally:

@@ -63,7 +63,6 @@ class Board:
         extent: of the arrays.
 
     Attributes:
-        draining: `(1,)`, whether the server leaves; by the supervisor.
         looping: `(1,)`, whether processes die again and again; by the supervisor.
         alive: `(rows,)`, whether a front end has the row; by the supervisor.
         beats: `(rows + workers,)`, counts as long as the event loop of the process turns.
@@ -90,7 +89,6 @@ class Board:
         rows, workers, models = extent
         self._memory = mmap.mmap(descriptor, _size(extent))
         self._end = 0
-        self.draining = self._cells(1)
         self.looping = self._cells(1)
         self.alive = self._cells(rows)
         self.beats = self._cells(rows + workers)
@@ -158,7 +156,7 @@ def _size(extent: Extent) -> int:
     rows, workers, models = extent
     of_rows = rows * (3 + _CLASSES * models * (2 + workers) + 2 * workers)
     of_workers = workers * (3 + (2 + _BATCHES) * models)
-    return 8 * (2 + of_rows + of_workers)
+    return 8 * (1 + of_rows + of_workers)
 
 
 def class_of(priority: Priority) -> int:

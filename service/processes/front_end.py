@@ -226,14 +226,18 @@ class _FrontEnd:
         metrics.draining.set(1)
         if self._serving:
             await asyncio.sleep(server.drain_delay_s)
-        for served in self._serving.values():
-            served.queue.begin_drain()
-        for queue, ending in self._ending.values():
-            queue.begin_drain()
+        for _, ending in self._ending.values():
             ending.cancel()
         # A little before the connections are cut, so that callers can still be told.
         asyncio.get_running_loop().call_later(0.9 * server.drain_grace_s, self._workers.give_up)
-        await servers.stop(server.drain_grace_s)
+        await servers.stop(server.drain_grace_s, self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        """Admit no request more."""
+        for served in self._serving.values():
+            served.queue.begin_drain()
+        for queue, _ in self._ending.values():
+            queue.begin_drain()
 
     def _follow(self, message: Models, models: Mapping[int, ModelFacts]) -> None:
         """Let the versions that serve now have the requests that come; those before end theirs."""

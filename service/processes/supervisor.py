@@ -380,7 +380,6 @@ class Supervisor:
         server = self._settings.server
         log.info("draining")
         self._leaving = True
-        self._board.draining[0] = 1
         for child in self._front_ends:
             child.send(Leave())
         await asyncio.sleep(server.drain_delay_s)

@@ -14,6 +14,7 @@ from service.errors import ServiceError
 from service.metrics import Metrics
 from service.security.access import CREDENTIALS, Access, Caller
 from service.transport import request_id
+from service.transport.rpc.last_calls import LastCalls
 from service.transport.rpc.reading import Context
 
 # What answers a call, from its context: bytes, or nothing where it wrote its answers itself.
@@ -150,9 +151,10 @@ def _headers(context: Context) -> list[tuple[bytes, bytes]]:
 class Calls:
     """What calls have in common: who may ask, and what became of them, told and counted."""
 
-    def __init__(self, metrics: Metrics, access: Access) -> None:
+    def __init__(self, metrics: Metrics, access: Access, last_calls: LastCalls) -> None:
         self._responses = metrics.responses
         self._access = access
+        self._last_calls = last_calls
 
     def counted(self, method: str, answer: Answer, *, stream: bool = False) -> Answer:
         """Answer a call if its caller may ask, show what became of it, and count that.
@@ -173,6 +175,7 @@ class Calls:
             code = grpc.StatusCode.OK
             failure: ServiceError | None = None
             try:
+                await self._last_calls.enter()
                 return await answer(context)
             except ServiceError as error:
                 code = error.grpc_code

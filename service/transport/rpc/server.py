@@ -13,6 +13,7 @@ from service.security.access import Access
 from service.settings import Limits, Server
 from service.tasks.catalogue import Catalogue
 from service.transport.rpc.calls import Calls, many_answers, one_answer
+from service.transport.rpc.last_calls import LastCalls
 from service.transport.rpc.reading import Reading
 from service.transport.rpc.task import RpcTask
 from service.transport.rpc.v1 import UNREAD_BYTES, TaskCalls, add_models
@@ -43,6 +44,7 @@ def create_server(
     metrics: Metrics,
     budget: ByteBudget,
     *,
+    last_calls: LastCalls,
     access: Access,
     limits: Limits,
     server: Server,
@@ -56,13 +58,14 @@ def create_server(
         health: what is said of it.
         metrics: of the replica.
         budget: of the bytes of requests.
+        last_calls: what calls pass that come before this server stops.
         access: who may ask.
         limits: of the settings.
         server: settings of connections.
         shared: whether other processes of this server listen to the same port.
     """
     rpc_server = grpc.aio.server(options=_options(limits, server, shared=shared))
-    calls = Calls(metrics, access)
+    calls = Calls(metrics, access, last_calls)
     timeout_s = server.grpc_message_timeout_s
     small = Reading(_SMALL_MESSAGES, patience_s=_SMALL_PATIENCE_S, timeout_s=timeout_s)
     places = max(1, budget.limit // (_RECEIVED * limits.max_body_bytes))
