@@ -354,7 +354,7 @@ class Server(_Group):
         0,
         description="Processes that receive requests, decode and answer, beside one for each "
         "device, so that the end of one does not take the others along; 0: one process for all; "
-        "`auto`: by cores and devices.",
+        "`auto`: one for each core that no device has, and none for a single such core.",
     )
     header_timeout_s: float = Field(
         10.0,
@@ -486,7 +486,9 @@ class Settings(BaseSettings):
     def front_ends(self) -> int:
         """How many processes answer; 0 where one does all."""
         if self.server.front_ends == "auto":
-            return max(1, cores() - len(self.engine.device.split(",")))
+            spare = cores() - len(self.engine.device.split(","))
+            # On two cores one process answers more (`bench.scale`).
+            return spare if spare > 1 else 0
         return self.server.front_ends
 
     @model_validator(mode="before")

@@ -208,3 +208,14 @@ def test_the_command_refuses_what_only_the_models_and_devices_tell():
 
 def test_every_setting_is_described():
     assert all(group.model_fields[field].description for group, field in variables().values())
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "front_ends"),
+    [(1, "cpu", 0), (2, "cpu", 0), (4, "cpu", 3), (4, "cuda:0,cuda:1", 2), (4, "cpu,cpu,cpu", 0)],
+)
+def test_front_ends_have_cores_that_no_device_has(monkeypatch, cores, device, front_ends):
+    monkeypatch.setattr("service.settings.cores", lambda: cores)
+    monkeypatch.setenv("DAT_SERVER__FRONT_ENDS", "auto")
+    monkeypatch.setenv("DAT_ENGINE__DEVICE", device)
+    assert Settings().front_ends == front_ends
