@@ -90,6 +90,7 @@ async function restore(facts, models) {
 
 // Take pictures in: show the first, ask about all.
 async function take(pictures, { keepModel = false } = {}) {
+  if (!store.now.facts) return; // not before the server has answered
   camera.stop();
   tell("");
   tellFailure(null);
@@ -108,6 +109,7 @@ async function take(pictures, { keepModel = false } = {}) {
 function choose(item) {
   camera.stop();
   store.change({ chosen: item, query: null, lit: null });
+  show(find("asking"), item.state === "asking");
   tellFailure(item.failure, { again: item.failure?.code === "too_large_to_send" ? null : () => askAll([item]) });
   if (item.state === "done" && !answerOf(store.now)) askAll([item]);
   else if (answerOf(store.now)) settle(item);

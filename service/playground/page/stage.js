@@ -15,7 +15,7 @@ export class Stage {
     this.element = find("stage");
     this.picture = find("picture");
     this.overlay = find("overlay");
-    this.prepared = { answered: null }; // of the answer that is shown, kept between drawings
+    this.prepared = { objects: [], points: [] }; // of the answer that is shown, kept between drawings
     this.moving = 0;
     this.element.addEventListener("click", (event) => this.point(event));
     this.element.addEventListener("keydown", (event) => this.walk(event));

@@ -1,0 +1,58 @@
+"""Takes the pictures of the playground in the README: `python -m tests.browser.screenshots`."""
+
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from tests.browser.chromium import open_browser
+from tests.browser.page import Page
+from tests.server import ROOT, start_server
+
+FOLDER = ROOT / "docs" / "pictures"
+SIZE = (1280, 880)
+COLOURS = 256
+
+
+def take(page: Page, name: str, *, sharp: float = 1.5, size: tuple[int, int] = SIZE) -> None:
+    """Write what is on the screen, with few colours, so that the file is small."""
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": size[0], "height": size[1], "deviceScaleFactor": sharp, "mobile": False},
+    )
+    page.wait(lambda: page.script("return document.getElementById('overlay').width > 300"))
+    picture = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
+    FOLDER.mkdir(exist_ok=True)
+    few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(FOLDER / f"{name}.png", optimize=True)
+
+
+def main() -> None:
+    """Take a classifier with a query in the light, and a detector in the dark."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    assert chromium is not None
+    assert driver is not None
+    with (
+        tempfile.TemporaryDirectory() as downloads,
+        start_server() as server,
+        open_browser(chromium, driver, Path(downloads)) as browser,
+        Page.opened(browser, server.http_url) as page,
+    ):
+        page.emulate(SIZE, "light")
+        page.sample("flower")
+        page.find('#layer-choices input[value="2.2"]').click()
+        page.click_at(0.4, 0.45)
+        page.wait(lambda: page.stage("query"))
+        take(page, "playground-light")
+        page.emulate(SIZE, "dark")
+        page.sample("many")
+        page.wait(lambda: page.all(".object"))
+        page.script("document.querySelector('.object').focus()")
+        page.wait(lambda: page.stage("lit"))
+        take(page, "playground-dark")
+
+
+if __name__ == "__main__":
+    main()
