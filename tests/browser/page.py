@@ -1,4 +1,9 @@
-"""The playground as somebody uses it in a tab of their own."""
+        return str(
+            self.script(
+                "const e = document.activeElement;"
+                "return e.id || e.dataset.sample || e.value || e.tagName"
+            )
+        )"""The playground as somebody uses it in a tab of their own."""
 
 import base64
 import json
@@ -8,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -49,7 +55,9 @@ class Page:
 
     @classmethod
     @contextmanager
-    def opened(cls, driver: webdriver.Chrome, url: str, at: str = "/") -> Iterator[Self]:
+    def opened(
+        cls, driver: webdriver.Chrome, url: str, at: str = "/", *, ready: bool = True
+    ) -> Iterator[Self]:
         """A new tab, as wide as a desk's, without what other tabs knew."""
         for log in ("browser", "performance"):
             driver.get_log(log)
@@ -58,16 +66,19 @@ class Page:
         page = cls(driver, url)
         page.emulate()
         try:
-            page.go(at)
+            page.go(at, ready=ready)
             yield page
         finally:
             driver.close()
             driver.switch_to.window(before)
 
-    def go(self, at: str = "/") -> None:
+    def go(self, at: str = "/", *, ready: bool = True) -> None:
         self.driver.get(self.url + at)
-        if at.startswith("/docs"):
-            return
+        if ready:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until the page has heard of the models."""
         self.wait(lambda: self.script("return document.body.dataset.ready") == "yes")
 
     def emulate(
@@ -115,13 +126,15 @@ class Page:
 
     def stage(self, name: str) -> str:
         """What the stage says of what is drawn."""
-        return str(self.script("return document.getElementById('stage').dataset[arguments[0]]", name))
+        code = "return document.getElementById('stage').dataset[arguments[0]]"
+        return str(self.script(code, name) or "")
 
     def wait(self, condition: Callable[[], Any]) -> Any:
         return WebDriverWait(self.driver, TIMEOUT_S, poll_frequency=0.03).until(lambda _: condition())
 
     def wait_drawn(self, **expected: object) -> None:
         """Wait until the stage says so."""
+
         def drawn() -> bool:
             return all(self.stage(name) == str(value) for name, value in expected.items())
 
@@ -142,17 +155,25 @@ class Page:
         encoded = [(name, kind, base64.b64encode(data).decode()) for name, kind, data in files]
         self.script(FILES, encoded, way)
 
+    def choose(self, place: str, value: str) -> None:
+        """Click on one of the choices of a row of chips."""
+        self.find(f'#{place} label:has([value="{value}"])').click()
+
     def press(self, *keys: str) -> None:
         for key in keys:
-            self.driver.switch_to.active_element.send_keys(key)
+            ActionChains(self.driver).send_keys(key).perform()
 
     def focused(self) -> str:
         return str(self.script("const e = document.activeElement; return e.id || e.dataset.sample || e.value || e.tagName"))
 
-    def tab_to(self, name: str, most: int = 60) -> None:
-        """Press Tab until something has the focus."""
+    def tab_to(self, name: str, *, back: bool = False, most: int = 60) -> None:
+        """Press Tab, or Shift and Tab, until something has the focus."""
         for _ in range(most):
-            self.press(Keys.TAB)
+            if back:
+                backwards = ActionChains(self.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB)
+                backwards.key_up(Keys.SHIFT).perform()
+            else:
+                self.press(Keys.TAB)
             if self.focused() == name:
                 return
         raise AssertionError(f"Tab does not come to {name}")

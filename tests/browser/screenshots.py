@@ -42,7 +42,7 @@ def main() -> None:
     ):
         page.emulate(SIZE, "light")
         page.sample("flower")
-        page.find('#layer-choices input[value="2.2"]').click()
+        page.choose("layer-choices", "2.2")
         page.click_at(0.4, 0.45)
         page.wait(lambda: page.stage("query"))
         take(page, "playground-light")
