@@ -8,8 +8,8 @@ import { patiently } from "./patience.js";
 // What a model said of a picture. Attention is asked for layer by layer and query by query.
 class Answered {
   constructor(answer) {
-    this.call = answer.call;
-    this.body = answer.body;
+    this.exchanges = new Map(); // call and answer that told of a layer, or of a layer and a cell
+    this.first = answer;
     this.result = answer.result;
     this.model = answer.model;
     this.version = answer.version;
@@ -22,19 +22,27 @@ class Answered {
 
   // `corners`: whether the last two queries stand in corners of the picture.
   keep(answer, corners) {
-    this.call = answer.call;
-    this.body = answer.body;
     this.timing = answer.timing;
     for (const layer of answer.result.attention ?? []) {
       const name = layerName(layer);
       this.received.set(name, layer.received);
+      if (!this.exchanges.has(name)) this.exchanges.set(name, answer);
       if (corners) this.grids.set(name, new Grid(...layer.queries.slice(-2)));
-      for (const query of layer.queries) this.queries.set(cellName(name, query), query);
+      for (const query of layer.queries) {
+        this.queries.set(cellName(name, query), query);
+        this.exchanges.set(cellName(name, query), answer);
+      }
     }
   }
 
   query(layer, cell) {
     return this.queries.get(cellName(layer, cell)) ?? null;
+  }
+
+  // The call and the answer that told of what is shown: a layer, and a cell if one is chosen.
+  exchange(layer, cell) {
+    const ofCell = cell && this.exchanges.get(cellName(layer, cell));
+    return ofCell ?? this.exchanges.get(layer) ?? this.first;
   }
 }
 

@@ -2,7 +2,8 @@
 
 import { draw } from "./drawing.js";
 import { find, make } from "./elements.js";
-import { answerOf, store } from "./store.js";
+import { shownExchange } from "./stage.js";
+import { store } from "./store.js";
 
 const LONGEST = 4096; // pixels of a file's side
 
@@ -12,7 +13,7 @@ export function startDownload(stage) {
     save(await png(stage, chosen), `${stem(chosen)}-points.png`);
   });
   find("save-json").addEventListener("click", () => {
-    const { body } = answerOf(store.now);
+    const { body } = shownExchange();
     const text = JSON.stringify(body, null, 2);
     save(new Blob([text], { type: "application/json" }), `${stem(store.now.chosen)}.json`);
   });

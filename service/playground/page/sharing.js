@@ -4,7 +4,8 @@ import { COPIES } from "./copies.js";
 import { fill, find, make, show } from "./elements.js";
 import { writeLink } from "./link.js";
 import { tell } from "./notices.js";
-import { answerOf, store } from "./store.js";
+import { shownExchange } from "./stage.js";
+import { store } from "./store.js";
 
 let form = "curl";
 
@@ -30,10 +31,10 @@ export function startSharing() {
 }
 
 function update(now) {
-  const answered = answerOf(now);
-  show(find("sharing-panel"), Boolean(answered));
-  if (!answered) return;
-  const text = COPIES[form](answered.call, now.facts);
+  const exchange = shownExchange();
+  show(find("sharing-panel"), Boolean(exchange));
+  if (!exchange) return;
+  const text = COPIES[form](exchange.call, now.facts);
   const place = find("call");
   if (place.textContent !== text) place.textContent = text;
 }

@@ -210,3 +210,9 @@ export function shownQuery() {
   const grid = shownGrid();
   return query && grid ? answerOf(store.now).query(layer, grid.nearest(query)) : null;
 }
+
+// The call and the answer that told of what is shown.
+export function shownExchange() {
+  const { layer } = store.now;
+  return answerOf(store.now)?.exchange(layer, shownQuery()) ?? null;
+}
