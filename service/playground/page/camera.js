@@ -96,9 +96,11 @@ export class Camera {
       picture.shown = item?.shown ?? null; // the canvas is used again
       picture.show(frame, frame.width, frame.height);
       picture.state = "done";
+      // What was chosen before was of another picture.
+      const anew = item ? {} : { query: null, lit: null };
       item?.close();
       item = picture;
-      store.change({ chosen: item, layer: layerOf(item, model, layer) });
+      store.change({ chosen: item, layer: layerOf(item, model, layer), ...anew });
       times.push([begun, performance.now()]);
       this.tell(times.slice(-AVERAGED), sent);
     }

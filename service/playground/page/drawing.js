@@ -120,7 +120,7 @@ function drawQuery(context, view) {
 function drawMask(context, view, object, index) {
   if (!object.paint) return;
   context.globalAlpha = view.lit === null ? 0.42 : view.lit === index ? 0.6 : 0.12;
-  const { paint, mask, } = object;
+  const { paint, mask } = object;
   const place = [mask.left, mask.top, mask.width, mask.height].map((value) => value * view.scale);
   context.drawImage(paint, ...place);
   context.globalAlpha = 1;

@@ -3,8 +3,7 @@
 import { draw } from "./drawing.js";
 import { find, prefersCalm, show } from "./elements.js";
 import { isIn, layerName, pointsOf } from "./geometry.js";
-import { Mask } from "./masks.js";
-import { channels, objectColour } from "./palette.js";
+import { Found } from "./objects.js";
 import { answerOf, store } from "./store.js";
 
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
@@ -88,7 +87,9 @@ export class Stage {
     const { layer } = store.now;
     const received = answered?.received.get(layer);
     const { prepared } = this;
-    if (prepared.answered !== answered) prepared.objects = objectsOf(answered);
+    if (prepared.answered !== answered) {
+      prepared.objects = (answered?.result.detections ?? []).map((one, index) => new Found(one, index));
+    }
     if (prepared.answered !== answered || prepared.layer !== layer || prepared.received !== received) {
       const found = answered?.layers.find((one) => layerName(one) === layer);
       prepared.points = found ? pointsOf(found, received) : [];
@@ -174,15 +175,6 @@ export class Stage {
   stop() {
     cancelAnimationFrame(this.moving);
   }
-}
-
-function objectsOf(answered) {
-  return (answered?.result.detections ?? []).map((detection, index) => {
-    const colour = objectColour(index);
-    const mask = detection.mask?.rle ? new Mask(detection.mask.rle) : null;
-    const paint = mask?.width ? mask.paint([...channels(colour), 255]) : null;
-    return { ...detection, index, colour, mask, paint };
-  });
 }
 
 function pointsInside(points, object) {
