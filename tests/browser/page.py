@@ -1,9 +1,4 @@
-        return str(
-            self.script(
-                "const e = document.activeElement;"
-                "return e.id || e.dataset.sample || e.value || e.tagName"
-            )
-        )"""The playground as somebody uses it in a tab of their own."""
+"""The playground as somebody uses it in a tab of their own."""
 
 import base64
 import json
@@ -130,7 +125,9 @@ class Page:
         return str(self.script(code, name) or "")
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, TIMEOUT_S, poll_frequency=0.03).until(lambda _: condition())
+        return WebDriverWait(self.driver, TIMEOUT_S, poll_frequency=0.03).until(
+            lambda _: condition()
+        )
 
     def wait_drawn(self, **expected: object) -> None:
         """Wait until the stage says so."""
@@ -164,7 +161,12 @@ class Page:
             ActionChains(self.driver).send_keys(key).perform()
 
     def focused(self) -> str:
-        return str(self.script("const e = document.activeElement; return e.id || e.dataset.sample || e.value || e.tagName"))
+        return str(
+            self.script(
+                "const e = document.activeElement;"
+                "return e.id || e.dataset.sample || e.value || e.tagName"
+            )
+        )
 
     def tab_to(self, name: str, *, back: bool = False, most: int = 60) -> None:
         """Press Tab, or Shift and Tab, until something has the focus."""

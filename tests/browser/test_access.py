@@ -124,7 +124,9 @@ def test_a_camera_that_is_refused_is_said_to_be(page):
     try:
         page.find("#camera").click()
         page.wait(
-            lambda: "The browser does not let this page use the camera." in page.text("#failure-said")
+            lambda: (
+                "The browser does not let this page use the camera." in page.text("#failure-said")
+            )
         )
         assert page.text("#camera-label") == "Live camera"
     finally:

@@ -395,11 +395,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser, tmp_path):
 
 
 def test_every_passing_failure_is_tried_again_and_has_a_sentence(page):
-    passing = {
-        error.code
-        for error in all_errors()
-        if error.http_status in (429, 503)
-    }
+    passing = {error.code for error in all_errors() if error.http_status in (429, 503)}
     seen = page.module(
         "const { Failure } = await load('failures.js');"
         "return given[0].map((code) => { const f = new Failure(code, 'said so');"
@@ -421,4 +417,3 @@ def test_swagger_ui_shows_the_interface(browser, server):
     with Page.opened(browser, server.http_url, "/docs", ready=False) as page:
         page.wait(lambda: len(page.all(".opblock")) == 7)
         page.check()
-
