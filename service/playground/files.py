@@ -1,7 +1,7 @@
 """The files of the pages, by the paths at which they are served.
 
-The pages are plain HTML, CSS and ES modules in `page/`, which no build step touches. Swagger UI comes
-with the package `fastapi-offline`, pictures to try with the demo.
+The pages are plain HTML, CSS and ES modules in `page/`, which no build step touches. Swagger UI
+comes with the package `fastapi-offline`, pictures to try with the demo.
 """
 
 from collections.abc import Iterator

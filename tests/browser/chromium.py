@@ -13,6 +13,7 @@ ARGUMENTS = (
     "--disable-dev-shm-usage",
     "--disable-gpu",
     "--force-color-profile=srgb",
+    "--hide-scrollbars",
     "--window-size=1280,900",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",

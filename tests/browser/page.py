@@ -27,7 +27,8 @@ if (type === "paste") {
   target.dispatchEvent(new ClipboardEvent("paste", { clipboardData: carried, bubbles: true }));
 } else {
   for (const step of ["dragenter", "dragover", "drop"]) {
-    target.dispatchEvent(new DragEvent(step, { dataTransfer: carried, bubbles: true, cancelable: true }));
+    const carrying = { dataTransfer: carried, bubbles: true, cancelable: true };
+    target.dispatchEvent(new DragEvent(step, carrying));
   }
 }
 """

@@ -99,9 +99,9 @@ function drawRays(context, view) {
       const point = where.get(`${group} ${key}`);
       if (!point) continue;
       const to = travelled(point, view.travel).map((value) => value * view.scale);
-      const width = Math.max(0.4, (THICKEST * weight) / heaviest) * view.unit;
-      context.globalAlpha = 0.55;
-      line(context, from, to, INK, width + 1.6 * view.unit);
+      const width = Math.max(0.5, (THICKEST * weight) / heaviest) * view.unit;
+      context.globalAlpha = 0.45;
+      line(context, from, to, INK, width + 1.2 * view.unit);
       context.globalAlpha = 0.95;
       line(context, from, to, groupColour(group), width);
     }

@@ -100,6 +100,7 @@ async function take(pictures, { keepModel = false } = {}) {
     const model = fitting.find((one) => one.default) ?? fitting[0];
     if (model) setModel(model);
   }
+  find("reading").open = false;
   await Promise.all(pictures.map((picture) => picture.open()));
   store.change({ items: [...store.now.items, ...pictures] });
   choose(pictures[0]);

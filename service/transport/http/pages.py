@@ -1,7 +1,7 @@
 """Serves the pages that people see: the playground at `/`, the interface's at `/docs`.
 
-Whoever asks may have them, because they hold nothing of the models: what they ask for needs a key as
-that of any other client does.
+Whoever asks may have them, because they hold nothing of the models: what they ask for needs a key
+as that of any other client does.
 """
 
 from json import dumps

@@ -72,8 +72,8 @@ def reached(client: httpx.Client) -> dict[str, httpx.Response]:
         found[path] = client.get(path)
         if "swagger-ui" in path or found[path].headers["content-type"].startswith("image"):
             continue
-        for named in NAMED.finditer(found[path].text):
-            left.append(urljoin(path, named[1] or named[2]))
+        named = NAMED.finditer(found[path].text)
+        left.extend(urljoin(path, one[1] or one[2]) for one in named)
     return found
 
 
