@@ -142,8 +142,8 @@ class Page:
 
     def sample(self, name: str) -> None:
         self.find(f'[data-sample="{name}"]').click()
-        self.wait(lambda: self.stage("points") not in ("", "0", "None"))
-        self.wait(lambda: self.stage("travel") == "1.00")
+        self.wait_drawn(picture=f"{name}.jpg", travel="1.00")
+        self.wait(lambda: self.stage("points") not in ("", "0"))
 
     def pick(self, files: Sequence[Path]) -> None:
         self.find("#pick-input").send_keys("\n".join(map(str, files)))

@@ -13,10 +13,10 @@ from tests.server import ROOT, start_server
 
 FOLDER = ROOT / "docs" / "pictures"
 SIZE = (1280, 880)
-COLOURS = 256
+COLOURS = 144
 
 
-def take(page: Page, name: str, *, sharp: float = 1.5, size: tuple[int, int] = SIZE) -> None:
+def take(page: Page, name: str, *, sharp: float = 1.25, size: tuple[int, int] = SIZE) -> None:
     """Write what is on the screen, with few colours, so that the file is small."""
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -25,7 +25,7 @@ def take(page: Page, name: str, *, sharp: float = 1.5, size: tuple[int, int] = S
     page.wait(lambda: page.script("return document.getElementById('overlay').width > 300"))
     picture = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
     FOLDER.mkdir(exist_ok=True)
-    few = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few = picture.quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE)
     few.save(FOLDER / f"{name}.png", optimize=True)
 
 
@@ -41,16 +41,15 @@ def main() -> None:
         Page.opened(browser, server.http_url) as page,
     ):
         page.emulate(SIZE, "light")
-        page.sample("flower")
+        page.sample("star")
         page.choose("layer-choices", "2.2")
-        page.click_at(0.4, 0.45)
+        page.click_at(0.36, 0.36)
         page.wait(lambda: page.stage("query"))
         take(page, "playground-light")
         page.emulate(SIZE, "dark")
-        page.sample("many")
+        page.go()
+        page.sample("few")
         page.wait(lambda: page.all(".object"))
-        page.script("document.querySelector('.object').focus()")
-        page.wait(lambda: page.stage("lit"))
         take(page, "playground-dark")
 
 

@@ -364,18 +364,7 @@ def wait_for(condition):
             time.sleep(0.05)
 
 
-def test_a_server_that_is_gone_is_said_to_be(browser):
-    with (
-        start_server(DAT_MODEL__NAME="dat_nano") as server,
-        Page.opened(browser, server.http_url) as page,
-    ):
-        page.sample("star")
-        assert server.terminate() == 0
-        page.click_at(0.3, 0.7)
-        page.wait(lambda: "The server cannot be reached." in page.text("#waiting"))
-
-
-def test_a_key_is_asked_for_and_kept_in_the_tab(browser, tmp_path):
+def test_a_key_is_asked_for_and_kept_and_a_server_that_is_gone_said_to_be(browser, tmp_path):
     key = add_key(tmp_path / "keys.toml", "somebody")
     with (
         start_server(
@@ -395,6 +384,11 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser, tmp_path):
         page.go("/docs", ready=False)
         page.wait(lambda: len(page.all(".opblock")) == 7)
         page.check()
+        page.go()
+        page.sample("star")
+        assert server.terminate() == 0
+        page.click_at(0.3, 0.7)
+        page.wait(lambda: "The server cannot be reached." in page.text("#waiting"))
 
 
 def test_every_passing_failure_is_tried_again_and_has_a_sentence(page):

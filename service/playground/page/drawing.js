@@ -25,6 +25,7 @@ export function draw(context, view) {
   if (view.query) drawRays(context, view);
   points.forEach((point) => drawPoint(context, view, point));
   view.objects.forEach((object, index) => drawBox(context, view, object, index));
+  drawLabels(context, view);
   if (view.query) drawQuery(context, view);
 }
 
@@ -128,8 +129,7 @@ function drawMask(context, view, object, index) {
 
 function drawBox(context, view, object, index) {
   const [x1, y1, x2, y2] = object.box.map((value) => value * view.scale);
-  const strong = view.lit === null ? !view.query : view.lit === index;
-  context.globalAlpha = strong ? 1 : 0.35;
+  context.globalAlpha = isStrong(view, index) ? 1 : 0.35;
   const place = [x1, y1, x2 - x1, y2 - y1];
   const width = (view.lit === index ? 3 : 2) * view.unit;
   context.strokeStyle = INK;
@@ -138,23 +138,42 @@ function drawBox(context, view, object, index) {
   context.strokeStyle = object.colour;
   context.lineWidth = width;
   context.strokeRect(...place);
-  if (strong) drawLabel(context, view, object, x1, y1);
   context.globalAlpha = 1;
 }
 
-function drawLabel(context, view, object, x, y) {
+// Labels stand above their boxes, in them, or below them, where they cover no other label.
+function drawLabels(context, view) {
   const { unit } = view;
-  const text = `${object.label} ${Math.round(object.score * 100)} %`;
+  const { width: right, height: bottom } = context.canvas;
+  const taken = [];
   context.font = `600 ${12 * unit}px system-ui, sans-serif`;
-  const width = context.measureText(text).width + 10 * unit;
-  const height = 18 * unit;
-  const left = Math.min(Math.max(x - unit, 0), context.canvas.width - width);
-  const top = y - height < 0 ? y : y - height;
-  context.fillStyle = object.colour;
-  context.fillRect(left, top, width, height);
-  context.fillStyle = INK;
   context.textBaseline = "middle";
-  context.fillText(text, left + 5 * unit, top + height / 2 + unit / 2);
+  for (const [index, object] of view.objects.entries()) {
+    if (!isStrong(view, index)) continue;
+    const [x1, y1, , y2] = object.box.map((value) => value * view.scale);
+    const text = `${object.label} ${Math.round(object.score * 100)} %`;
+    const width = context.measureText(text).width + 10 * unit;
+    const height = 18 * unit;
+    const left = Math.min(Math.max(x1 - unit, 0), right - width);
+    const place = [y1 - height, y1, y2 - height, y2]
+      .filter((top) => top >= 0 && top + height <= bottom)
+      .map((top) => [left, top, left + width, top + height])
+      .find((tried) => !taken.some((other) => overlap(tried, other)));
+    if (!place) continue; // the list beside the picture has it
+    taken.push(place);
+    context.fillStyle = object.colour;
+    context.fillRect(left, place[1], width, height);
+    context.fillStyle = INK;
+    context.fillText(text, left + 5 * unit, place[1] + height / 2 + unit / 2);
+  }
+}
+
+function isStrong(view, index) {
+  return view.lit === null ? !view.query : view.lit === index;
+}
+
+function overlap(one, other) {
+  return one[0] < other[2] && other[0] < one[2] && one[1] < other[3] && other[1] < one[3];
 }
 
 function line(context, from, to, colour, width) {

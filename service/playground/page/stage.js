@@ -101,6 +101,7 @@ export class Stage {
   tell(view) {
     const { query } = view;
     Object.assign(this.element.dataset, {
+      picture: store.now.chosen.name,
       points: view.points.filter((point) => !view.hidden.has(point.group)).length,
       objects: view.objects.length,
       lit: view.litPoints?.size ?? "",

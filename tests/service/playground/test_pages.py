@@ -47,7 +47,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
 
         def start(**own: object) -> RunningServer:
-            return stack.enter_context(start_server(**own))
+            return stack.enter_context(start_server(("service",), **own))
 
         starting = {name: pool.submit(start, **settings, **own) for name, own in SHAPES.items()}
         off = pool.submit(start, DAT_MODEL__NAME="dat_nano", DAT_SERVER__PLAYGROUND="false")
