@@ -13,19 +13,19 @@ from tests.server import ROOT, start_server
 
 FOLDER = ROOT / "docs" / "pictures"
 SIZE = (1280, 880)
-COLOURS = 144
+SHARP = 1.25  # pixels of the picture for each of the screen
 
 
-def take(page: Page, name: str, *, sharp: float = 1.25, size: tuple[int, int] = SIZE) -> None:
+def take(page: Page, name: str, colours: int) -> None:
     """Write what is on the screen, with few colours, so that the file is small."""
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
-        {"width": size[0], "height": size[1], "deviceScaleFactor": sharp, "mobile": False},
+        {"width": SIZE[0], "height": SIZE[1], "deviceScaleFactor": SHARP, "mobile": False},
     )
     page.wait(lambda: page.script("return document.getElementById('overlay').width > 300"))
     picture = Image.open(io.BytesIO(page.driver.get_screenshot_as_png())).convert("RGB")
     FOLDER.mkdir(exist_ok=True)
-    few = picture.quantize(COLOURS, kmeans=3, dither=Image.Dither.NONE)
+    few = picture.quantize(colours, kmeans=3, dither=Image.Dither.NONE)
     few.save(FOLDER / f"{name}.png", optimize=True)
 
 
@@ -45,12 +45,12 @@ def main() -> None:
         page.choose("layer-choices", "2.2")
         page.click_at(0.36, 0.36)
         page.wait(lambda: page.stage("query"))
-        take(page, "playground-light")
+        take(page, "playground-light", 144)
         page.emulate(SIZE, "dark")
         page.go()
         page.sample("few")
         page.wait(lambda: page.all(".object"))
-        take(page, "playground-dark")
+        take(page, "playground-dark", 256)
 
 
 if __name__ == "__main__":
