@@ -14,6 +14,7 @@ const SENTENCES = {
   certificate_required: "This server needs a client certificate, and the browser showed none.",
   out_of_memory: "This picture needs more memory than the device has. Choose a smaller one.",
   engine_failed: "The server failed on this picture. Its log says why.",
+  stopped: "You stopped this picture.",
   internal: "The server failed on this picture. Its log says why.",
 };
 const PASSING = new Set([
@@ -21,10 +22,15 @@ const PASSING = new Set([
   "engine_unavailable", "worker_lost", "unreachable",
 ]);
 
+// The same request would fail again.
+const FINAL = new Set([
+  "invalid_image", "image_too_large", "too_large_to_send", "invalid_option", "out_of_memory",
+]);
+
 export class Failure extends Error {
   // `retryAfter` in seconds.
   constructor(code, message = "", { retryAfter = 2, requestId = "" } = {}) {
-    super(SENTENCES[code] ?? sentence(message));
+    super(SENTENCES[code] ?? sentence(code === "invalid_image" ? `this file cannot be used: ${message}` : message));
     this.code = code;
     this.said = message;
     this.retryAfter = retryAfter;
@@ -34,6 +40,11 @@ export class Failure extends Error {
   // Whether the same request may succeed later.
   get passes() {
     return PASSING.has(this.code);
+  }
+
+  // Whether it is worth to ask again.
+  get mayPass() {
+    return !FINAL.has(this.code);
   }
 
   static unreachable() {

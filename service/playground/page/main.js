@@ -7,6 +7,7 @@ import { knows } from "./calls.js";
 import { Camera } from "./camera.js";
 import { startDownload } from "./download.js";
 import { fill, find, make, show } from "./elements.js";
+import { Failure } from "./failures.js";
 import { startGallery } from "./gallery.js";
 import { fetchSample, nameOf, startIntake } from "./intake.js";
 import { startLayers } from "./layers.js";
@@ -111,7 +112,7 @@ function choose(item) {
   camera.stop();
   store.change({ chosen: item, query: null, lit: null });
   show(find("asking"), item.state === "asking");
-  tellFailure(item.failure, { again: item.failure?.code === "too_large_to_send" ? null : () => askAll([item]) });
+  tellFailureOf(item);
   if (item.state === "done" && !answerOf(store.now)) askAll([item]);
   else if (answerOf(store.now)) settle(item);
 }
@@ -151,8 +152,7 @@ async function askOne(item, model) {
     update(item, "done");
     if (item === store.now.chosen && model === store.now.model) settle(item, { first: true });
   } catch (failure) {
-    const stopped = failure.name === "AbortError";
-    update(item, "failed", stopped ? { message: "You stopped this picture.", code: "stopped" } : failure);
+    update(item, "failed", failure.name === "AbortError" ? new Failure("stopped") : failure);
   } finally {
     running.delete(item);
   }
@@ -163,10 +163,13 @@ function update(item, state, failure = null) {
   item.failure = failure;
   if (item === store.now.chosen) {
     show(find("asking"), state === "asking");
-    const again = failure && failure.code !== "too_large_to_send" ? () => askAll([item]) : null;
-    tellFailure(failure, { again });
+    tellFailureOf(item);
   }
   store.touch("items");
+}
+
+function tellFailureOf(item) {
+  tellFailure(item.failure, { again: item.failure?.mayPass ? () => askAll([item]) : null });
 }
 
 // Choose a layer that the answer has, and let the points move there when they are seen first.
