@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults convert evaluate test-gpu check format proto bench settings demo demo-detector image-test
+.PHONY: help run test test-slow test-faults convert evaluate test-gpu check format proto bench settings demo demo-detector screenshots image-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -76,6 +76,9 @@ demo: $(VENV)/.dev ## train the demo classifier anew and measure it
 demo-detector: $(VENV)/.dev ## train the demo detector anew, from the demo classifier, and measure it
 	$(BIN)/python -m demo.detection.train
 	$(BIN)/python -m demo.detection.evaluate
+
+screenshots: $(VENV)/.dev ## take the pictures of the playground in the README anew
+	$(BIN)/python -m tests.browser.screenshots
 
 image-test: ## [DEVICE=cuda]: build the container image and run it, without a Docker engine
 	bash deploy/image_test.sh $(DEVICE)

@@ -23,6 +23,7 @@ from service.tasks.catalogue import Catalogue
 from service.transport.http.app import create_app
 from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
+from service.transport.http.pages import Pages
 from service.transport.http.secure_connections import over_tls
 from service.transport.rpc.credentials import server_credentials
 from service.transport.rpc.last_calls import LastCalls
@@ -104,6 +105,7 @@ async def open_servers(  # noqa: PLR0917
     health = Health([*(task.rpc.service for task in tasks), MODEL_SERVICE])
     await health.show(serving=False)
     budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
+    pages = Pages(settings.limits) if server.playground else None
     http_server = HttpServer(
         create_app(
             [task.http for task in tasks],
@@ -115,6 +117,7 @@ async def open_servers(  # noqa: PLR0917
             access=security.access,
             version=version("dat-serve"),
             origins=server.cors_origins,
+            pages=pages,
         ),
         Connections(
             server,
@@ -128,6 +131,7 @@ async def open_servers(  # noqa: PLR0917
                 metrics,
                 security.access,
                 cross_origin=bool(server.cors_origins),
+                open_paths=() if pages is None else pages.paths,
             ),
         ),
         ceil(server.drain_grace_s),
@@ -147,6 +151,8 @@ async def open_servers(  # noqa: PLR0917
         shared=ports.shared,
     )
     rpc_port = _add_port(rpc_server, server.host, ports, security.tls)
+    if pages is not None:
+        pages.tell(grpc_port=rpc_port)
     await rpc_server.start()
     listeners, numbers = [], {"grpc_port": rpc_port}
     if ports.http is not None:

@@ -350,6 +350,11 @@ class Server(_Group):
         description="Origins of the web pages whose scripts may use the HTTP interface, as a JSON "
         'list such as `["https://example.com"]`, or `*` for all.',
     )
+    playground: bool = Field(
+        True,
+        description="The pages for browsers: the playground at `/`, and Swagger UI at `/docs`; "
+        "`false`: neither is there.",
+    )
     front_ends: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
         0,
         description="Processes that receive requests, decode and answer, beside one for each "

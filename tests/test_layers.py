@@ -26,7 +26,7 @@ ROOMS = {
     "service.transport.request_id": set(), "service.transport.priority": set(),
     "service.transport.http": {
         "service.transport.request_id", "service.transport.priority", "service.tasks",
-        "service.models.card", "service.security",
+        "service.models.card", "service.security", "service.playground",
     },
     "service.transport.rpc": {
         "service.transport.request_id", "service.transport.priority", "service.tasks",
@@ -41,6 +41,7 @@ ROOMS = {
     "service.engine": {"model", "service.memory"},
     "service.leaving": set(),
     "service.security": set(),
+    "service.playground": set(),
     "service.preconditions": {"service.security"},
     "service.healthcheck": {"service.process"},
     "service.process": {"service.memory", "model.kernels"},

@@ -20,6 +20,7 @@ from service.transport.http.context import EXPOSED_HEADERS, RequestContext
 from service.transport.http.endpoints import Endpoints
 from service.transport.http.failures import show_failures
 from service.transport.http.openapi import HEALTH
+from service.transport.http.pages import Pages
 from service.transport.http.schema import HealthAnswer
 from service.transport.http.task import HttpTask
 from service.transport.http.v1 import add_models, add_task
@@ -36,6 +37,7 @@ def create_app(
     access: Access,
     version: str,
     origins: Sequence[str] = (),
+    pages: Pages | None = None,
 ) -> ASGIApp:
     """The HTTP interface over the cores.
 
@@ -49,12 +51,13 @@ def create_app(
         access: who may ask.
         version: of the server.
         origins: those of the pages whose scripts may use the interface; `*` means all.
+        pages: that people see in a browser.
     """
     app = FastAPI(
         title="DAT Serve",
         version=version,
         description="Runs DAT vision models on images, and says where they looked.",
-        # Their pages load scripts from another host; the document itself is at /openapi.json.
+        # FastAPI loads scripts from another host; `pages` has its own.
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # to whatever Host the request names
@@ -77,6 +80,8 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
+    if pages is not None:
+        around = pages.before(around)
     return RequestContext(around, metrics)
 
 

@@ -25,7 +25,10 @@ _LONGEST_PATH = 200  # characters in the log
 
 
 class RequestContext:
-    """Gives every request an id and its answer some headers, counts it and logs one line."""
+    """Gives every request an id and its answer some headers, counts it and logs one line.
+
+    What a page is answered with has headers of its own, in the state of the request.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -44,7 +47,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = int(message["status"])
                 identified = (request_ids.HEADER.encode(), identity.encode())
-                message["headers"] = [*message["headers"], identified, *SECURITY_HEADERS]
+                own = scope["state"].get("headers", SECURITY_HEADERS)
+                message["headers"] = [*message["headers"], identified, *own]
             await send(message)
 
         # A HEAD is answered as a GET would be; the connection leaves the body out.
@@ -53,7 +57,7 @@ class RequestContext:
             await self._app(as_get, receive, send_with_id)
         finally:
             self._responses.labels("http", str(status)).inc()
-            quiet = scope["path"].startswith("/health/")
+            quiet = scope["path"].startswith("/health/") or "headers" in scope["state"]
             (log.debug if quiet else log.info)(
                 "request",
                 method=scope["method"],

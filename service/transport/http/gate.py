@@ -50,6 +50,7 @@ class Gate:
         metrics: count the requests that are turned away.
         access: who may ask.
         cross_origin: whether pages of other origins may ask, whose answers the application writes.
+        open_paths: what anybody may ask for, beside probes.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class Gate:
         access: Access,
         *,
         cross_origin: bool = False,
+        open_paths: Collection[bytes] = (),
     ) -> None:
         self._catalogue = catalogue
         self._tasks = {f"/v1/{task}".encode(): task for task in tasks}
         self._metrics = metrics
         self._access = access
         self._cross_origin = cross_origin
+        self._open_paths = open_paths
         self._turned_away = Summed(log.info, "requests turned away")
         # When requests were let pass that may not have reached the queue yet.
         self._passing = {path: deque[float]() for path in self._tasks}
@@ -81,7 +84,7 @@ class Gate:
         """
         if self._cross_origin and any(name == b"origin" for name, _ in headers):
             return None
-        if url.startswith(b"/") and not url.startswith(PROBES):
+        if url.startswith(b"/") and not self._is_open(method, url):
             caller = self._access.admit(headers)
             if isinstance(caller, ServiceError):
                 return caller
@@ -98,6 +101,11 @@ class Gate:
         self._metrics.turned_away(shut.task, shut.refused.model, shut.refused.refusal.reason, error)
         self._turned_away.add(code=error.code)
         return error
+
+    def _is_open(self, method: bytes, url: bytes) -> bool:
+        if url.startswith(PROBES):
+            return True
+        return method in (b"GET", b"HEAD") and url.partition(b"?")[0] in self._open_paths
 
     def _look(self, url: bytes, named: bytes, now: float) -> _Shut | None:
         path, _, query = url.partition(b"?")

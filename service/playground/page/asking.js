@@ -1,0 +1,126 @@
+// Asks the server about pictures, and keeps what was answered.
+
+import { ask } from "./api.js";
+import { makeCall } from "./calls.js";
+import { Grid, layerName } from "./geometry.js";
+import { patiently } from "./patience.js";
+
+// What a model said of a picture. Attention is asked for layer by layer and query by query.
+class Answered {
+  constructor(answer) {
+    this.exchanges = new Map(); // call and answer that told of a layer, or of a layer and a cell
+    this.first = answer;
+    this.result = answer.result;
+    this.model = answer.model;
+    this.version = answer.version;
+    this.timing = answer.timing;
+    this.layers = answer.result.points ?? [];
+    this.grids = new Map(); // by layer
+    this.received = new Map();
+    this.queries = new Map(); // by layer and cell
+  }
+
+  // `corners`: whether the last two queries stand in corners of the picture.
+  keep(answer, corners) {
+    this.timing = answer.timing;
+    for (const layer of answer.result.attention ?? []) {
+      const name = layerName(layer);
+      this.received.set(name, layer.received);
+      if (!this.exchanges.has(name)) this.exchanges.set(name, answer);
+      if (corners) this.grids.set(name, new Grid(...layer.queries.slice(-2)));
+      for (const query of layer.queries) {
+        this.queries.set(cellName(name, query), query);
+        this.exchanges.set(cellName(name, query), answer);
+      }
+    }
+  }
+
+  query(layer, cell) {
+    return this.queries.get(cellName(layer, cell)) ?? null;
+  }
+
+  // The call and the answer that told of what is shown: a layer, and a cell if one is chosen.
+  exchange(layer, cell) {
+    const ofCell = cell && this.exchanges.get(cellName(layer, cell));
+    return ofCell ?? this.exchanges.get(layer) ?? this.first;
+  }
+}
+
+function cellName(layer, { row, column }) {
+  return `${layer} ${row} ${column}`;
+}
+
+// The queries of a first call: one, and those in two corners, from which the cells of a map follow.
+function withCorners(item, query) {
+  if (!item.size) return null;
+  const [width, height] = item.size;
+  return [query ?? [width / 2, height / 2], [0, 0], [width, height]];
+}
+
+// Ask about a picture for the first time. Waits as long as the server is busy.
+export async function askAbout(item, model, wishes) {
+  const { query, layer, signal, waiting } = wishes;
+  const queries = withCorners(item, query);
+  const send = (explain) =>
+    patiently(
+      () => ask(makeCall(model, item, { explain, queries, layer }), item.file, signal),
+      { signal, waiting },
+    );
+  let answer;
+  try {
+    answer = await send("attention");
+  } catch (failure) {
+    if (failure.code !== "invalid_option") throw failure;
+    // The layer is of another model, or the place of another picture.
+    if (layer || query) return askAbout(item, model, { ...wishes, layer: null, query: null });
+    answer = await send("none"); // a model without deformable attention has an answer all the same
+  }
+  const answered = new Answered(answer);
+  answered.keep(answer, queries !== null);
+  item.answers.set(model.name, answered);
+  return answered;
+}
+
+// Asks what a place attends to: one question at a time, and of those that came meanwhile the last.
+export class Curiosity {
+  constructor({ answered, failed, waiting }) {
+    this.answered = answered;
+    this.failed = failed;
+    this.waiting = waiting;
+    this.next = null;
+    this.busy = false;
+  }
+
+  ask(item, model, layer, query) {
+    this.next = { item, model, layer, query, begun: performance.now() };
+    if (!this.busy) this.run();
+  }
+
+  forget() {
+    this.next = null;
+  }
+
+  async run() {
+    this.busy = true;
+    while (this.next) {
+      const question = this.next;
+      this.next = null;
+      try {
+        await this.answer(question);
+        this.answered(question);
+      } catch (failure) {
+        if (failure.name !== "AbortError") this.failed(failure);
+      }
+    }
+    this.busy = false;
+  }
+
+  async answer({ item, model, layer, query }) {
+    const known = item.answers.get(model.name);
+    const corners = !known.grids.has(layer) && item.size !== null;
+    const queries = corners ? withCorners(item, query) : query && [query];
+    const call = makeCall(model, item, { queries, layer });
+    const answer = await patiently(() => ask(call, item.file), { waiting: this.waiting });
+    known.keep(answer, corners);
+  }
+}

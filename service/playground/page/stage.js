@@ -1,0 +1,211 @@
+// The picture with what is drawn over it; where people point and walk with the keys.
+
+import { draw } from "./drawing.js";
+import { find, prefersCalm, show } from "./elements.js";
+import { isIn, layerName, pointsOf } from "./geometry.js";
+import { Found } from "./objects.js";
+import { answerOf, store } from "./store.js";
+
+const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+const MOVE_MS = 900;
+
+export class Stage {
+  constructor() {
+    this.element = find("stage");
+    this.picture = find("picture");
+    this.overlay = find("overlay");
+    this.prepared = { objects: [], points: [] }; // of the answer that is shown, kept between drawings
+    this.moving = 0;
+    this.element.addEventListener("click", (event) => this.point(event));
+    this.element.addEventListener("keydown", (event) => this.walk(event));
+    this.element.addEventListener("pointermove", (event) => this.hover(event));
+    this.element.addEventListener("pointerleave", () => store.now.lit !== null && store.change({ lit: null }));
+    new ResizeObserver(() => this.redraw()).observe(this.element);
+    store.listen((_, changed) => {
+      if (changed.has("chosen")) this.change();
+      this.redraw();
+    });
+  }
+
+  // Show another picture, or the next frame of a camera.
+  change() {
+    const { chosen } = store.now;
+    const shown = chosen?.shown ?? null;
+    show(find("welcome"), !chosen);
+    show(this.element, Boolean(chosen));
+    show(find("unreadable"), Boolean(chosen) && !shown);
+    show(this.picture, Boolean(shown));
+    show(this.overlay, Boolean(shown));
+    if (!shown) return;
+    this.picture.width = shown.width;
+    this.picture.height = shown.height;
+    this.picture.getContext("2d").drawImage(shown, 0, 0);
+    const [width, height] = chosen.size;
+    // As large as there is room, and never so high that the page has to be scrolled for it.
+    this.element.style.setProperty("aspect-ratio", `${width} / ${height}`);
+    this.element.style.setProperty("--shape", String(width / height));
+    this.element.setAttribute("aria-label", `Picture ${chosen.name}`);
+  }
+
+  redraw() {
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.drawNow());
+  }
+
+  drawNow() {
+    const { chosen } = store.now;
+    if (!chosen?.shown) return;
+    const { width, height } = this.element.getBoundingClientRect();
+    const unit = devicePixelRatio || 1;
+    this.overlay.width = Math.max(1, Math.round(width * unit));
+    this.overlay.height = Math.max(1, Math.round(height * unit));
+    const view = this.view(this.overlay.width / chosen.size[0], unit);
+    draw(this.overlay.getContext("2d"), view);
+    this.tell(view);
+  }
+
+  // What `drawing.js` draws, at a scale.
+  view(scale, unit) {
+    const { chosen, layer, hidden, travel, sized, threshold, lit } = store.now;
+    const [width, height] = chosen.size;
+    const prepared = this.prepare();
+    const objects = prepared.objects.filter(({ score }) => score >= threshold);
+    const shownLit = lit === null ? null : objects.findIndex(({ index }) => index === lit);
+    const litObject = shownLit === null || shownLit < 0 ? null : objects[shownLit];
+    const points = prepared.points;
+    return {
+      width, height, scale, unit, points, hidden, travel, sized, objects, layer,
+      lit: litObject ? shownLit : null,
+      litPoints: litObject && points.length ? pointsInside(points, litObject) : null,
+      query: shownQuery(),
+    };
+  }
+
+  // Points of the layer and masks of the objects, made once for an answer.
+  prepare() {
+    const answered = answerOf(store.now);
+    const { layer } = store.now;
+    const received = answered?.received.get(layer);
+    const { prepared } = this;
+    if (prepared.answered !== answered) {
+      prepared.objects = (answered?.result.detections ?? []).map((one, index) => new Found(one, index));
+    }
+    if (prepared.answered !== answered || prepared.layer !== layer || prepared.received !== received) {
+      const found = answered?.layers.find((one) => layerName(one) === layer);
+      prepared.points = found ? pointsOf(found, received) : [];
+    }
+    return Object.assign(prepared, { answered, layer, received });
+  }
+
+  // What is drawn, for those who cannot see it drawn, and for tests.
+  tell(view) {
+    const { query } = view;
+    Object.assign(this.element.dataset, {
+      picture: store.now.chosen.name,
+      points: view.points.filter((point) => !view.hidden.has(point.group)).length,
+      objects: view.objects.length,
+      lit: view.litPoints?.size ?? "",
+      layer: view.layer ?? "",
+      travel: view.travel.toFixed(2),
+      query: query ? `${query.row},${query.column}` : "",
+      keys: query ? query.groups.filter((_, group) => !view.hidden.has(group)).flat().length : 0,
+    });
+  }
+
+  place(event) {
+    const { left, top, width, height } = this.element.getBoundingClientRect();
+    const [w, h] = store.now.chosen.size;
+    return [((event.clientX - left) / width) * w, ((event.clientY - top) / height) * h];
+  }
+
+  point(event) {
+    const grid = shownGrid();
+    if (!grid) return;
+    // A cell that is chosen already is let go again.
+    const cell = grid.nearest(this.place(event));
+    const now = store.now.query && grid.nearest(store.now.query);
+    const same = now && now.row === cell.row && now.column === cell.column;
+    store.change({ query: same ? null : inPicture(grid.centre(cell)) });
+  }
+
+  walk(event) {
+    if (event.key === "Escape" && store.now.query) {
+      store.change({ query: null });
+      event.preventDefault();
+      return;
+    }
+    const grid = shownGrid();
+    const step = STEPS[event.key];
+    if (!step || !grid || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const { chosen, query } = store.now;
+    const middle = [chosen.size[0] / 2, chosen.size[1] / 2];
+    const cell = grid.nearest(query ?? middle);
+    const next = query ? grid.within({ row: cell.row + step[0], column: cell.column + step[1] }) : cell;
+    store.change({ query: inPicture(grid.centre(next)) });
+  }
+
+  hover(event) {
+    if (event.pointerType === "touch" || !store.now.chosen?.size) return;
+    const place = this.place(event);
+    const under = this.prepare().objects
+      .filter(({ score }) => score >= store.now.threshold)
+      .filter((object) => isIn(place, object, null))
+      .sort((a, b) => area(a.box) - area(b.box));
+    const lit = under[0]?.index ?? null;
+    if (lit !== store.now.lit) store.change({ lit });
+  }
+
+  // Move the points from their references to where the model read.
+  play() {
+    cancelAnimationFrame(this.moving);
+    if (prefersCalm()) {
+      store.change({ travel: 1 });
+      return;
+    }
+    const begun = performance.now();
+    const step = (now) => {
+      const share = Math.min(1, Math.max(0, (now - begun) / MOVE_MS));
+      store.change({ travel: 1 - (1 - share) ** 3 });
+      if (share < 1) this.moving = requestAnimationFrame(step);
+    };
+    store.change({ travel: 0 });
+    this.moving = requestAnimationFrame(step);
+  }
+
+  stop() {
+    cancelAnimationFrame(this.moving);
+  }
+}
+
+function pointsInside(points, object) {
+  return new Set(points.filter((point) => isIn(point.location, object, object.mask)));
+}
+
+function area([x1, y1, x2, y2]) {
+  return (x2 - x1) * (y2 - y1);
+}
+
+// Centres of cells at the rim may lie a little outside.
+function inPicture([x, y]) {
+  const [width, height] = store.now.chosen.size;
+  return [Math.min(Math.max(x, 0), width), Math.min(Math.max(y, 0), height)];
+}
+
+export function shownGrid() {
+  const answered = answerOf(store.now);
+  return answered?.grids.get(store.now.layer) ?? null;
+}
+
+// What was answered for the query that is chosen; null while it is asked for.
+export function shownQuery() {
+  const { query, layer } = store.now;
+  const grid = shownGrid();
+  return query && grid ? answerOf(store.now).query(layer, grid.nearest(query)) : null;
+}
+
+// The call and the answer that told of what is shown.
+export function shownExchange() {
+  const { layer } = store.now;
+  return answerOf(store.now)?.exchange(layer, shownQuery()) ?? null;
+}
