@@ -467,5 +467,33 @@ def test_the_rows_of_speed_in_the_readme_are_those_of_the_pages():
             on_cpu,
             f"{min(crowded):.2f} to {max(crowded):.2f}",
         ),
+        "requests/s of mosec, PyTriton, KServe, LitServe / ours, same engine, 32 in flight "
+        "(demo model)": (on_cpu, peers_of_the_readme("32 in flight")),
+        "the same, 8 in flight": (on_cpu, peers_of_the_readme("8 in flight")),
     }.items():
         assert figures(label, README) == [where, *expected], label
+
+
+PEERS = ("mosec", "PyTriton", "KServe", "LitServe", "BentoML", "Ray Serve")
+
+
+def peers_of_the_readme(label: str) -> str:
+    _, *ratios = figures(label)
+    return ", ".join(ratio.strip("*") for ratio in ratios[:4])
+
+
+@pytest.mark.parametrize("in_flight", [1, 8, 32])
+def test_the_figures_of_peers_are_those_of_the_results(in_flight: int):
+    measured = result("peers-dat_nano-cpu")
+    loads = {row["side"]: row for row in measured["loads"] if row["concurrency"] == in_flight}
+    ours = loads["ours, one process"]
+    ratios = [f"{loads[peer]['ratio']:.2f}" for peer in PEERS]
+    cells = [f"**{ratio}**" if float(ratio) > 1 else ratio for ratio in ratios]
+    assert figures(f"{in_flight} in flight") == [f"{ours['requests_per_s']:.0f}", *cells]
+    if in_flight == 32:
+        times = [f"{loads[side]['p99_ms']:.0f}" for side in ("ours, one process", *PEERS)]
+        assert [cell.strip("*") for cell in figures("p99 at 32 in flight, ms")] == times
+    memory = {row["side"]: f"{row['memory'] / 1e6:.0f}" for row in measured["servers"]}
+    assert figures("memory of all its processes, MB") == [
+        memory[side] for side in ("ours, one process", *PEERS)
+    ]
