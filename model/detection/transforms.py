@@ -9,9 +9,10 @@ requests or devices.
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from model.resizing import fitted_size, resize_bilinear
 
 LONG_SIDE, SHORT_SIDE = 1333, 800  # pixels
 DIVISOR = 32
@@ -41,9 +42,7 @@ class Resizing:
     @property
     def resized(self) -> tuple[int, int]:
         """`(H, W)` of the resized image, pixels."""
-        factor = min(self.long_side / max(self.image_size), self.short_side / min(self.image_size))
-        height, width = (int(side * factor + 0.5) for side in self.image_size)
-        return height, width
+        return fitted_size(self.image_size, self.long_side, self.short_side)
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -91,9 +90,3 @@ def to_model_pixels(
     padded[height:] = 0
     padded[:, width:] = 0
     return padded
-
-
-def resize_bilinear(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize an RGB image `(H, W, 3)` to `(H', W', 3)` as mmdetection does."""
-    height, width = size
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
