@@ -10,26 +10,22 @@ requests or devices.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from model.resizing import fitted_size, resize_bilinear
+from model.resizing import Fitting, resize_bilinear
 
 LONG_SIDE, SHORT_SIDE = 1333, 800  # pixels
 DIVISOR = 32
 
 
 @dataclass(frozen=True)
-class Resizing:
+class Resizing(Fitting):
     """How one image becomes the input of a detector.
 
     Attributes:
-        image_size: `(H, W)` of the image, pixels.
-        long_side: of the largest input, pixels.
-        short_side: likewise.
         square: whether every input is padded to a square of the long side.
     """
 
-    image_size: tuple[int, int]
     long_side: int = LONG_SIDE
     short_side: int = SHORT_SIDE
     square: bool = False
@@ -38,11 +34,6 @@ class Resizing:
     def letterbox(cls, image_size: tuple[int, int], side: int) -> "Resizing":
         """Fit an image of `(H, W)` pixels into a square, whose side is a multiple of 32."""
         return cls(image_size, side, side, square=True)
-
-    @property
-    def resized(self) -> tuple[int, int]:
-        """`(H, W)` of the resized image, pixels."""
-        return fitted_size(self.image_size, self.long_side, self.short_side)
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -58,20 +49,6 @@ class Resizing:
         A map of one cell a side has no scale.
         """
         return min(self.resized) > 0 and min(self.padded) > DIVISOR
-
-    @property
-    def scale_xy(self) -> tuple[float, float]:
-        """By how much `(x, y)` the image is enlarged; the two differ by rounding, as float32."""
-        (height, width), (new_height, new_width) = self.image_size, self.resized
-        return float(np.float32(new_width / width)), float(np.float32(new_height / height))
-
-    def to_image(self, points_xy: ArrayLike) -> NDArray[np.float64]:
-        """Map points `(..., 2)` of the input to points `(..., 2)` of the image."""
-        return np.asarray(points_xy, np.float64) / self.scale_xy
-
-    def to_input(self, points_xy: ArrayLike) -> NDArray[np.float64]:
-        """Map points `(..., 2)` of the image to points `(..., 2)` of the input."""
-        return np.asarray(points_xy, np.float64) * self.scale_xy
 
 
 def to_model_pixels(
