@@ -67,5 +67,9 @@ SEGMENTERS: dict[str, SegmenterConfig] = {
         _segmenter("upernet", "tiny", 512),
         _segmenter("upernet", "small", 512),
         _segmenter("upernet", "base", 512),
+        # The demo segmenter of this repository (demo/segmentation/README.md).
+        SegmenterConfig(
+            "semantic_fpn_dat_nano", "semantic_fpn", VARIANTS["dat_nano"], 64, 64, 13, (320, 192)
+        ),
     )
 }

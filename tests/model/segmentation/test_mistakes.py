@@ -121,7 +121,7 @@ def rounded_half_up(resizing: Resizing) -> tuple[int, int]:
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
-def padded(patch: pytest.MonkeyPatch, _: Case) -> None:
+def padded(patch: pytest.MonkeyPatch, case: Case) -> None:
     """Zeros are added up to multiples of 32, and the logits are not cut."""
     right = segmenting.Segmenter.forward
 
@@ -130,6 +130,7 @@ def padded(patch: pytest.MonkeyPatch, _: Case) -> None:
         return right(segmenter, F.pad(images, (0, -width % 32, 0, -height % 32)))
 
     patch.setattr(segmenting.Segmenter, "forward", wrong)
+    passes(not_cut)(patch, case)
 
 
 def without_norms(patch: pytest.MonkeyPatch, case: Case) -> None:
@@ -325,6 +326,14 @@ def nearest_pixels(size: int, resized: int) -> Tensor:
 def passes(wrong: Callable[..., Segmentation]) -> Make:
     """Labels are `wrong(passes, image_size)`."""
     return function(segmenting, "label_pixels", lambda _, *given, **__: wrong(*given))
+
+
+def not_cut(passes: Any, size: tuple[int, int]) -> Segmentation:
+    """The size of the input is that of the padded one, whose sides are multiples of four."""
+    whole = [
+        one._replace(input_size=tuple(4 * side for side in one.logits.shape[:2])) for one in passes
+    ]
+    return label_pixels(whole, size)
 
 
 def one_resizing(passes: Any, size: tuple[int, int]) -> Segmentation:

@@ -22,10 +22,12 @@ from tests.model.segmentation.conftest import (
     small_segmenter,
 )
 
+PUBLISHED = [name for name in SEGMENTERS if "dat_pp" in name]
+
 
 def test_official_shapes_are_those_of_the_published_segmenters():
     layouts = np.load(GOLDEN / "seg" / "layouts.npz")
-    assert set(layouts.files) == SEGMENTERS.keys()
+    assert set(layouts.files) == set(PUBLISHED)
     for name in layouts.files:
         entries = (line.split(" ") for line in str(layouts[name]).splitlines())
         expected = {
@@ -36,7 +38,7 @@ def test_official_shapes_are_those_of_the_published_segmenters():
         assert official_shapes(SEGMENTERS[name]) == expected
 
 
-@pytest.mark.parametrize("name", SEGMENTERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_segmenter_is_built(name):
     with torch.device("meta"):
         segmenter = create_segmenter(name)
