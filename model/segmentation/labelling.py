@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Values of a strip. Its arithmetic goes over them several times, best in the cache.
-STRIP = 1 << 20
+# Values of a strip, four bytes each. A few tensors of that size exist at a time.
+STRIP = 1 << 21
 # Of the largest logit: by how much rounding can move a value that is interpolated.
 ROUNDING = 1e-5
 
@@ -60,22 +60,23 @@ def label_pixels(
         image_size: `(H, W)` of the image, pixels.
         confidence: ask for probabilities and margins too.
     """
-    height, width = image_size
     classes = passes[0].logits.shape[-1]
     device = passes[0].logits.device
+    resizings = [_TwoResizings(one, image_size) for one in passes]
     index = torch.uint8 if classes <= 256 else torch.int16
     labels = torch.empty(image_size, dtype=index, device=device)
+    every = slice(0, image_size[0])
+    if len(resizings) == 1 and not confidence:
+        (one,) = resizings
+        for band in _parts(every, one.rows_of_cell):
+            contenders = one.contenders(band)
+            for strip in _parts(band, STRIP // (len(contenders) * one.values_of_row)):
+                largest = one.logits(strip, contenders).argmax(-1)
+                labels[strip] = contenders[largest].to(index)
+        return Segmentation(labels)
     measured = image_size if confidence else (0, 0)
     probabilities, margins = (torch.empty(measured, device=device) for _ in range(2))
-    resizings = [_TwoResizings(one, image_size) for one in passes]
-    rows = max(1, STRIP // (classes * max(one.values_of_row for one in resizings)))
-    for top in range(0, height, rows):
-        strip = slice(top, min(top + rows, height))
-        if len(resizings) == 1 and not confidence:
-            chosen = resizings[0].contenders(strip)
-            logits = resizings[0].logits(strip, chosen)
-            labels[strip] = chosen[logits.argmax(-1)].to(index)
-            continue
+    for strip in _parts(every, STRIP // (classes * max(one.values_of_row for one in resizings))):
         each = [one.logits(strip) for one in resizings]
         mean = _mean_probabilities(each)
         largest = (each[0] if len(each) == 1 else mean).argmax(-1, keepdim=True)
@@ -85,6 +86,12 @@ def label_pixels(
             next_best = mean.scatter(-1, largest, 0).amax(-1)
             probabilities[strip], margins[strip] = own, own - next_best
     return Segmentation(labels, *((probabilities, margins) if confidence else ()))
+
+
+def _parts(rows: slice, count: int) -> Iterator[slice]:
+    """Rows, so many at a time, but at least one."""
+    for top in range(rows.start, rows.stop, max(1, count)):
+        yield slice(top, min(top + max(1, count), rows.stop))
 
 
 def full_logits(one: Pass, image_size: tuple[int, int]) -> Tensor:
@@ -140,6 +147,7 @@ class _TwoResizings:
 
     Attributes:
         values_of_row: how many values of each class a row of the image takes on its way.
+        rows_of_cell: how many rows of the image a cell has, rounded up.
     """
 
     def __init__(self, one: Pass, image_size: tuple[int, int]) -> None:
@@ -148,6 +156,7 @@ class _TwoResizings:
         self._rows = _Axis.resizing(h, H), _Axis.resizing(H, height)
         self._columns = _Axis.resizing(w, W), _Axis.resizing(W, width)
         self.values_of_row = max(width, W * -(-H // height))
+        self.rows_of_cell = -(-height // h)
 
     def logits(self, rows: slice, classes: Tensor | None = None) -> Tensor:
         """Logits `(rows, W, K)` of rows of the image, of some classes or of all."""

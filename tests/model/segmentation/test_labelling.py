@@ -100,7 +100,7 @@ def test_labels_are_those_of_two_whole_resizings(make, image_size):
 
 
 def test_one_resizing_would_be_another():
-    one = smooth_pass((40, 60), (157, 238), classes=20)
+    one = one_pass((40, 60), (157, 238), classes=20)
     once = F.interpolate(one.logits.permute(2, 0, 1)[None], (301, 457), mode="bilinear")[0]
     labels = label_pixels([one], (301, 457)).labels.long()
     assert (labels != once.argmax(0)).float().mean() > 1e-3
