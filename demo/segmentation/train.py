@@ -72,9 +72,7 @@ def _render_one(index: int) -> Example:
 
 def augment(example: Example, generator: np.random.Generator) -> Example:
     """Cut a square, flip and turn it, and permute its colours."""
-    top, left = (
-        int(generator.integers(side - CROP + 1)) for side in example.labels.shape
-    )
+    top, left = (int(generator.integers(side - CROP + 1)) for side in example.labels.shape)
     window = slice(top, top + CROP), slice(left, left + CROP)
     flips = tuple(slice(None, None, step) for step in generator.choice((-1, 1), 2))
     pixels, of_pixels = example.pixels[window][flips], example.labels[window][flips]

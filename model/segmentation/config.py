@@ -53,9 +53,7 @@ class SegmenterConfig:
 
 
 def _segmenter(kind: Kind, size: str, channels: int) -> SegmenterConfig:
-    return SegmenterConfig(
-        f"{kind}_dat_pp_{size}", kind, VARIANTS[f"dat_pp_{size}_224"], channels
-    )
+    return SegmenterConfig(f"{kind}_dat_pp_{size}", kind, VARIANTS[f"dat_pp_{size}_224"], channels)
 
 
 SEGMENTERS: dict[str, SegmenterConfig] = {

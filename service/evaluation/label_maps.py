@@ -97,7 +97,9 @@ class LabelMaps:
         """
         right = self.right(file, classes)
         if right.shape != found.shape:
-            sizes = " and ".join(f"{width}x{height}" for height, width in (found.shape, right.shape))
+            sizes = " and ".join(
+                f"{width}x{height}" for height, width in (found.shape, right.shape)
+            )
             raise EvaluationError(f"{self._map_of(file)}: image and label map have {sizes} pixels")
         counted = right != IGNORED
         right, found = right[counted], found[counted]
@@ -123,7 +125,9 @@ def _three(counts: NDArray[np.int64]) -> tuple[int, int, int]:
     return right, found, wanted
 
 
-def mean_iou(answers: Sequence[Mapping[str, Sequence[int]]], names: Sequence[str]) -> dict[str, Any]:
+def mean_iou(
+    answers: Sequence[Mapping[str, Sequence[int]]], names: Sequence[str]
+) -> dict[str, Any]:
     """Figures of all images together, as mmsegmentation defines them.
 
     Args:

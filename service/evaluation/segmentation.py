@@ -63,16 +63,16 @@ async def evaluate_segmenter(
     except CheckpointError as fault:
         raise ModelUnusable(str(fault)) from fault
     if not isinstance(segmenter := model.network, Segmenter):
-        raise EvaluationError(f"{model.name} is not a segmenter; leave --segmentation out to measure it")
+        raise EvaluationError(
+            f"{model.name} is not a segmenter; leave --segmentation out to measure it"
+        )
     files = maps.files()
     (device, *others) = open_devices(settings.engine.device, settings.engine.threads)
     for other in others:
         other.close()
     precision = entry.dtype or settings.engine.dtype
     dtype = (
-        gpu.default_dtype(device.torch_device)
-        if precision == "auto"
-        else getattr(torch, precision)
+        gpu.default_dtype(device.torch_device) if precision == "auto" else getattr(torch, precision)
     )
     subject = {
         "model": model.name,

@@ -131,8 +131,14 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, change, message):
     [
         (lambda path: path.write_text("no picture"), r"a\.png: not a readable label map"),
         (lambda path: save(path, np.zeros((8, 9))), "image and label map have 8x8 and 9x8 pixels"),
-        (lambda path: save(path, np.full((8, 8), 4)), "has the index 4, and the model tells 4 .*1 is"),
-        (lambda path: save(path, np.zeros((8, 8, 3))), "has pixels of mode RGB, expected one index"),
+        (
+            lambda path: save(path, np.full((8, 8), 4)),
+            "has the index 4, and the model tells 4 .*1 is",
+        ),
+        (
+            lambda path: save(path, np.zeros((8, 8, 3))),
+            "has pixels of mode RGB, expected one index",
+        ),
     ],
 )
 def test_label_maps_that_cannot_be_used_are_refused(tmp_path, change, message):
@@ -171,9 +177,7 @@ def measure(small, **options):
     entry = choose_models(chosen).find(None)
     journal = folder / "journal.jsonl"
     multi_scale = options.get("multi_scale", False)
-    return asyncio.run(
-        evaluate_segmenter(maps, entry, chosen, journal, multi_scale=multi_scale)
-    )
+    return asyncio.run(evaluate_segmenter(maps, entry, chosen, journal, multi_scale=multi_scale))
 
 
 def test_a_segmenter_is_measured_and_goes_on_from_its_journal(small):

@@ -47,7 +47,9 @@ sides = st.integers(1, 40)
     st.integers(1, 2000),
     st.booleans(),
 )
-def test_strips_give_the_labels_of_the_whole(input_size, image_size, classes, seed, strip, mirrored):
+def test_strips_give_the_labels_of_the_whole(
+    input_size, image_size, classes, seed, strip, mirrored
+):
     cells = tuple(-(-side // 4) for side in input_size)
     passes = [one_pass(cells, input_size, classes, seed, mirrored=mirrored)]
     several = [*passes, one_pass((5, 3), (17, 11), classes, seed + 1)]
@@ -154,9 +156,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-@pytest.mark.parametrize(
-    "drawing", ["smooth", pytest.param("noise", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("drawing", ["smooth", pytest.param("noise", marks=pytest.mark.slow)])
 def test_a_photo_of_twelve_megapixels_takes_megabytes(drawing):
     """All its logits would be 7.2 GB; the labels are 12 MB."""
     ended = subprocess.run(

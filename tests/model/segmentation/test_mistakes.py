@@ -48,9 +48,7 @@ def features_of(name: str) -> Features:
     seen: list[Features] = []
     case, right = case_of(name), Backbone.forward
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Backbone, "forward", lambda *given: seen.append(right(*given)) or seen[-1]
-        )
+        patch.setattr(Backbone, "forward", lambda *given: seen.append(right(*given)) or seen[-1])
         segment(case.segmenter, case.pixels)
     return seen[0]
 
@@ -104,7 +102,8 @@ def size(wrong: Callable[[Resizing], tuple[int, int]]) -> Make:
 def rounded_down(resizing: Resizing) -> tuple[int, int]:
     height, width = resizing.image_size
     factor = min(
-        resizing.long_side / max(resizing.image_size), resizing.short_side / min(resizing.image_size)
+        resizing.long_side / max(resizing.image_size),
+        resizing.short_side / min(resizing.image_size),
     )
     return int(height * factor), int(width * factor)
 
@@ -116,7 +115,8 @@ def not_enlarged(resizing: Resizing) -> tuple[int, int]:
 def rounded_half_up(resizing: Resizing) -> tuple[int, int]:
     height, width = resizing.image_size
     factor = min(
-        resizing.long_side / max(resizing.image_size), resizing.short_side / min(resizing.image_size)
+        resizing.long_side / max(resizing.image_size),
+        resizing.short_side / min(resizing.image_size),
     )
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
@@ -134,8 +134,12 @@ def padded(patch: pytest.MonkeyPatch, case: Case) -> None:
 
 
 def without_norms(patch: pytest.MonkeyPatch, case: Case) -> None:
-    view = case.segmenter.backbone_for(case.segmenter.config.resizing(case.pixels.shape[:2]).resized)
-    patch.setattr(view, "norms", torch.nn.ModuleList(torch.nn.Identity() for _ in range(4)))
+    view = case.segmenter.backbone_for(
+        case.segmenter.config.resizing(case.pixels.shape[:2]).resized
+    )
+    patch.setitem(
+        view._modules, "norms", torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
+    )
 
 
 def smaller_eps(patch: pytest.MonkeyPatch, _: Case) -> None:
@@ -156,7 +160,7 @@ def weights(wrong: Callable[[str, Tensor], Tensor]) -> Make:
         head.load_state_dict(
             {key.removeprefix("decode_head."): value.float() for key, value in folded.items()}
         )
-        patch.setattr(segmenter, "decode_head", head)
+        patch.setitem(segmenter._modules, "decode_head", head)
 
     return make
 
@@ -240,7 +244,9 @@ def cut(right: Callable[..., Tensor], tokens: Tensor, size: Any) -> Tensor:
 
 def mean_of_levels(patch: pytest.MonkeyPatch, case: Case) -> None:
     classes = case.segmenter.decode_head.classes
-    patch.setattr(classes, "forward", lambda tokens: F.linear(tokens / 4, classes.weight, classes.bias))
+    patch.setattr(
+        classes, "forward", lambda tokens: F.linear(tokens / 4, classes.weight, classes.bias)
+    )
 
 
 def bins(reduce: Callable[[Tensor], Tensor], ends: Callable[[int, int, int], int]) -> Make:
@@ -250,7 +256,9 @@ def bins(reduce: Callable[[Tensor], Tensor], ends: Callable[[int, int, int], int
         _, height, width, channels = tokens.shape
         pooled = torch.zeros(1, side, side, channels)
         for row in range(side):
-            rows = slice(row * height // side, max(ends(row, height, side), row * height // side + 1))
+            rows = slice(
+                row * height // side, max(ends(row, height, side), row * height // side + 1)
+            )
             for column in range(side):
                 start = column * width // side
                 columns = slice(start, max(ends(column, width, side), start + 1))

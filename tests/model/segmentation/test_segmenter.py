@@ -8,7 +8,13 @@ from model.backbone import SIZES_KEPT
 from model.checkpoint import Checkpoint, CheckpointError, read, write
 from model.detection.official import is_detector
 from model.geometry import MOST_QUERIES
-from model.segmentation import SEGMENTERS, LoadedSegmenter, create_segmenter, load_segmenter, segment
+from model.segmentation import (
+    SEGMENTERS,
+    LoadedSegmenter,
+    create_segmenter,
+    load_segmenter,
+    segment,
+)
 from model.segmentation.official import is_segmenter, nearest, official_shapes
 from model.segmentation.segmenter import RATIOS
 from model.segmentation.upernet import PyramidPooling
@@ -184,7 +190,8 @@ def official_content(name, *, prefix="", meta=None, **changes):
         if key.endswith("running_var")
     }
     return {
-        "meta": {"epoch": 1, "iter": 160000, "config": "…", "hook_msgs": {}, "seed": 0} | (meta or {}),
+        "meta": {"epoch": 1, "iter": 160000, "config": "…", "hook_msgs": {}, "seed": 0}
+        | (meta or {}),
         "state_dict": {f"{prefix}{key}": value for key, value in (state | counters).items()},
         "optimizer": {"state": {0: {"step": 1}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
     }

@@ -68,9 +68,7 @@ def test_a_converted_segmenter_is_the_same(official, converted):
     assert one.class_names == other.class_names == CLASSES
     assert one.palette == other.palette
     with torch.inference_mode():
-        torch.testing.assert_close(
-            one.segmenter(images), other.segmenter(images), rtol=0, atol=0
-        )
+        torch.testing.assert_close(one.segmenter(images), other.segmenter(images), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("file", ["official", "converted"])
