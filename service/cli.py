@@ -348,7 +348,10 @@ def _contradiction(arguments: Namespace) -> str | None:
     if arguments.resize_mode is not None and arguments.coco is None:
         return "--resize-mode is for detectors, which --coco measures"
     if arguments.segmentation is None and (arguments.reduce_zero_label or arguments.multi_scale):
-        return "--reduce-zero-label and --multi-scale are for segmenters, which --segmentation measures"
+        return (
+            "--reduce-zero-label and --multi-scale are for segmenters, which --segmentation "
+            "measures"
+        )
     if arguments.segmentation is not None and arguments.coco is not None:
         return "--coco measures a detector and --segmentation a segmenter: give one of the two"
     return None

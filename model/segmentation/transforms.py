@@ -50,8 +50,8 @@ def to_model_pixels(
     if not resizing.fits:
         (height, width), (new_height, new_width) = resizing.image_size, resizing.resized
         raise ValueError(
-            f"an image of {width}x{height} pixels becomes an input of {new_width}x{new_height}, and "
-            f"a segmenter needs more than {ONE_CELL} pixels a side: crop the image"
+            f"an image of {width}x{height} pixels becomes an input of {new_width}x{new_height}, "
+            f"and a segmenter needs more than {ONE_CELL} pixels a side: crop the image"
         )
     resized = resize_bilinear(pixels, resizing.resized)
     if out is None:

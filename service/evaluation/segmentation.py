@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError
@@ -90,6 +91,11 @@ async def evaluate_segmenter(
     ratios = RATIOS if multi_scale else (1.0,)
     start = perf_counter()
 
+    def see(pixels: NDArray[np.uint8]) -> NDArray[np.integer[Any]]:
+        found = segment(segmenter, pixels, ratios=ratios, mirrored=multi_scale)
+        labels: NDArray[np.integer[Any]] = found.labels.numpy(force=True)
+        return labels
+
     async def answer(file: str) -> tuple[str, Areas | None]:
         path = maps.images / file
         try:
@@ -98,8 +104,7 @@ async def evaluate_segmenter(
             if not all(segmenter.config.resizing(size, ratio).fits for ratio in ratios):
                 return file, None
             pixels = np.asarray(image)
-            see = partial(segment, segmenter, pixels, ratios=ratios, mirrored=multi_scale)
-            labels = (await device.run(lambda: see().labels.cpu())).numpy()
+            labels = await device.run(partial(see, pixels))
             counted = await asyncio.to_thread(maps.areas, file, labels, len(model.labels))
         except InvalidImage:
             return file, None

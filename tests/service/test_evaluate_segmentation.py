@@ -203,7 +203,7 @@ def test_what_is_wrong_or_unreadable_counts(small):
 
 
 def test_several_scales_are_other_figures_of_another_journal(small):
-    chosen, folder = small
+    _, folder = small
     assert measure(small)["multi_scale"] is False
     with pytest.raises(EvaluationError, match="the journal of another evaluation"):
         measure(small, multi_scale=True)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.segmentation import Segmenter, SegmenterConfig, create_segmenter
-from model.segmentation import semantic_fpn, upernet
+from model.segmentation import Segmenter, SegmenterConfig, create_segmenter, semantic_fpn, upernet
 from model.segmentation.config import Kind
 from model.segmentation.official import official_shapes
 from tests.conftest import GOLDEN

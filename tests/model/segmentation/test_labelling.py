@@ -43,13 +43,11 @@ sides = st.integers(1, 40)
     st.tuples(sides, sides),
     st.tuples(sides, sides),
     st.integers(2, 9),
-    st.integers(0, 999),
+    st.tuples(st.integers(0, 999), st.booleans()),
     st.integers(1, 2000),
-    st.booleans(),
 )
-def test_strips_give_the_labels_of_the_whole(
-    input_size, image_size, classes, seed, strip, mirrored
-):
+def test_strips_give_the_labels_of_the_whole(input_size, image_size, classes, drawing, strip):
+    seed, mirrored = drawing
     cells = tuple(-(-side // 4) for side in input_size)
     passes = [one_pass(cells, input_size, classes, seed, mirrored=mirrored)]
     several = [*passes, one_pass((5, 3), (17, 11), classes, seed + 1)]

@@ -274,7 +274,7 @@ def test_an_official_state_dict_says_which_segmenter_it_is_of(name):
 
 def test_names_and_colours_are_those_of_ade20k_where_a_file_has_none():
     config = small_config("upernet")
-    state = {key: value for key, value in segmenter_state(config).items()}
+    state = segmenter_state(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SEGMENTERS, config.name, config)
         loaded = load_segmenter(Checkpoint(GOLDEN / "w.pth", state), config.name)
