@@ -27,10 +27,11 @@ def class_names(given: Checkpoint, classes: int) -> tuple[str, ...] | None:
     """
     if "labels" in given.metadata:
         entries = _parse(given, "labels")
-        names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
-        if len(names) != classes or not all(isinstance(name, str) for name in names):
+        given_names = [e.get("name") if isinstance(e, dict) else e for e in entries]
+        names = tuple(name for name in given_names if isinstance(name, str))
+        if not len(names) == len(entries) == classes:
             raise CheckpointError(f"{given.path}: labels, expected {classes} names")
-        return tuple(names)
+        return names
     names_of_file = openmmlab.class_names(given, classes)
     if names_of_file is None and classes == len(_ade20k()["names"]):
         return tuple(_ade20k()["names"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from argparse import Namespace
 from math import isclose
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.segmentation import SEGMENTERS, load_segmenter
+from service.cli import _contradiction
 from service.evaluation.label_maps import IGNORED, LabelMaps, mean_iou, measured
 from service.evaluation.run import EvaluationError
 from service.evaluation.segmentation import evaluate_segmenter
@@ -213,13 +215,24 @@ def test_several_scales_are_other_figures_of_another_journal(small):
     assert 0.2 < figures["aAcc"] < 1
 
 
-def test_options_that_do_not_go_together_are_refused(tmp_path):
-    for options, message in (
-        (("--multi-scale",), "for segmenters, which --segmentation measures"),
-        (("--segmentation", tmp_path, "--coco", tmp_path), "give one of the two"),
-        (("--segmentation", tmp_path), "dat_nano is not a segmenter"),
-    ):
-        ended = run("evaluate", "--data", tmp_path, *options)
-        assert ended.returncode == 1
-        assert message in ended.stderr
-        assert "Traceback" not in ended.stderr
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multi_scale": True}, "for segmenters, which --segmentation measures"),
+        ({"reduce_zero_label": True}, "for segmenters, which --segmentation measures"),
+        ({"segmentation": "maps", "coco": "instances.json"}, "give one of the two"),
+        ({"resize_mode": "letterbox", "segmentation": "maps"}, "which --coco measures"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    none = {"segmentation": None, "coco": None, "resize_mode": None}
+    neither = {"multi_scale": False, "reduce_zero_label": False}
+    assert message in (_contradiction(Namespace(**none | neither | options)) or "")
+
+
+@pytest.mark.slow
+def test_another_model_is_refused(tmp_path):
+    ended = run("evaluate", "--data", tmp_path, "--segmentation", tmp_path)
+    assert ended.returncode == 1
+    assert "dat_nano is not a segmenter" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -65,6 +65,7 @@ def few(examples):
     return pixels[:4], of_pixels[:4]
 
 
+@pytest.mark.slow
 def test_steps_lower_the_loss(examples):
     run, given = started(), few(examples)
     with torch.no_grad():
@@ -75,6 +76,7 @@ def test_steps_lower_the_loss(examples):
         assert run.loss(*given).item() < 0.7 * before
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(examples, tmp_path):
     first, given = started(), few(examples)
     first.advance(*given)

@@ -17,6 +17,7 @@ from model.segmentation import Segmentation, segment
 from model.segmentation.labelling import Pass, full_logits, label_pixels
 from model.segmentation.segmenter import ExplainedLogits
 from model.segmentation.transforms import to_model_pixels
+from model.segmentation.upernet import UperNetHead
 from tests import recipe
 from tests.model.segmentation.conftest import (
     Case,
@@ -82,9 +83,9 @@ def outputs(case: Case) -> Outputs:
     with torch.inference_mode(), recorded_layers() as layers:
         images = Normalise()(torch.from_numpy(to_model_pixels(case.pixels, resizing))[None])
         explained = segmenter.forward_explained(images)
-        if "psp" in modules:
-            last = modules["backbone"].maps[-1]
-            modules.update({f"ppm_{i}": t for i, t in enumerate(head.pooling.pooled(last))})
+        if isinstance(head, UperNetHead):
+            pooled = head.pooling.pooled(modules["backbone"].maps[-1])
+            modules.update({f"ppm_{index}": tokens for index, tokens in enumerate(pooled)})
     for hook in hooks:
         hook.remove()
     passes = [Pass(explained.logits[0], resizing.resized)]
@@ -187,6 +188,7 @@ def test_labels_match(case, outputs):
     assert np.abs(pixels - golden["class_pixels"]).sum() <= 2 * DIFFERENT_PIXELS * labels.numel()
 
 
+@pytest.mark.slow
 def test_a_picture_is_segmented_in_one_call(case, outputs):
     ours = segment(case.segmenter, case.pixels)
     assert ours.probabilities is ours.margins is None

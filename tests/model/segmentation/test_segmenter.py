@@ -199,12 +199,10 @@ def official_content(name, *, prefix="", meta=None, **changes):
 
 @pytest.fixture(scope="module")
 def official_file(tmp_path_factory):
-    """`semantic_fpn_dat_pp_tiny` with three classes, as a wrapped model saved it."""
+    """`semantic_fpn_dat_nano` with three classes, as a wrapped model saved it."""
     path = tmp_path_factory.mktemp("segmenter") / "fpn_tiny.pth"
     meta = {"CLASSES": CLASSES, "PALETTE": PALETTE}
-    content = official_content(
-        "semantic_fpn_dat_pp_tiny", prefix="module.", meta=meta, num_classes=3
-    )
+    content = official_content("semantic_fpn_dat_nano", prefix="module.", meta=meta, num_classes=3)
     torch.save(content, path)
     return path
 
@@ -212,7 +210,7 @@ def official_file(tmp_path_factory):
 def test_an_official_checkpoint_is_recognised_and_read(official_file, tmp_path):
     loaded = load_segmenter(official_file)
     config = loaded.segmenter.config
-    assert config == replace(SEGMENTERS["semantic_fpn_dat_pp_tiny"], num_classes=3)
+    assert config == replace(SEGMENTERS["semantic_fpn_dat_nano"], num_classes=3)
     assert loaded.class_names == CLASSES
     assert loaded.palette == ((0, 0, 255), (10, 0, 255), (20, 0, 255))
     assert not loaded.segmenter.training
@@ -354,7 +352,7 @@ def test_faults_of_a_file_name_the_file_and_the_key(official_file, tmp_path):
     del content["state_dict"]["module.neck.fpn_convs.0.conv.bias"]
     broken = tmp_path / "broken.pth"
     torch.save(content, broken)
-    message = r"broken\.pth: not a checkpoint of semantic_fpn_dat_pp_tiny: missing neck.fpn_convs.0"
+    message = r"broken\.pth: not a checkpoint of semantic_fpn_dat_nano: missing neck.fpn_convs.0"
     with pytest.raises(CheckpointError, match=message):
         load_segmenter(broken)
     with pytest.raises(CheckpointError, match=r"fpn_tiny\.pth: not a checkpoint of upernet"):
@@ -368,7 +366,7 @@ def test_our_own_file_says_what_it_holds(official_file, tmp_path):
     state = load_segmenter(official_file).segmenter.state_dict()
     write(own, state, {"variant": "upernet_dat_pp_tiny"})
     with pytest.raises(CheckpointError, match=r"own\.safetensors: holds a upernet"):
-        load_segmenter(own, "semantic_fpn_dat_pp_tiny")
+        load_segmenter(own, "semantic_fpn_dat_nano")
     with pytest.raises(CheckpointError, match=r"own\.safetensors: not a checkpoint of upernet"):
         load_segmenter(own)
 

@@ -17,7 +17,7 @@ from tests.model.segmentation.test_segmenter import CLASSES, PALETTE, official_c
 from tests.service.commands import run
 
 LOADERS = [SEGMENTATION, *(task.loader for task in TASKS)]
-NAME = "semantic_fpn_dat_pp_tiny"
+NAME = "semantic_fpn_dat_nano"
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_label_file_names_the_classes(official, tmp_path):
 
 def test_classes_of_ade20k_are_shown_without_the_blank(tmp_path):
     weights, out = tmp_path / "w.pth", tmp_path / "o.safetensors"
-    torch.save(official_content(NAME), weights)
+    torch.save(official_content(NAME, num_classes=150), weights)
     labels = load(ModelChoice(checkpoint=weights)).labels
     assert (len(labels), labels[7].name) == (150, "bed")
     facts = convert(ModelChoice(checkpoint=weights), out)
