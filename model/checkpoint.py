@@ -414,7 +414,7 @@ def verify(given: State, expected: Shapes, name: str) -> None:
     if faults:
         rest = len(faults) - _FAULTS_SHOWN
         shown = "; ".join(faults[:_FAULTS_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
-        note = _prefix_note(given)
+        note = _prefix_note({key: given[key] for key in given if key not in expected})
         raise CheckpointError(f"not a checkpoint of {name}{note}: {shown}")
 
 

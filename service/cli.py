@@ -148,6 +148,22 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--coco", type=Path, metavar="FILE", help="annotations of COCO, to measure a detector"
     )
     parser.add_argument(
+        "--segmentation",
+        type=Path,
+        metavar="DIR",
+        help="label maps (PNG, an index for each pixel), to measure a segmenter",
+    )
+    parser.add_argument(
+        "--reduce-zero-label",
+        action="store_true",
+        help="0 in a label map is ignored and 1 is the first class, as in ADE20K's",
+    )
+    parser.add_argument(
+        "--multi-scale",
+        action="store_true",
+        help="a segmenter sees every image at six scales, plain and mirrored",
+    )
+    parser.add_argument(
         "--resize-mode",
         choices=get_args(settings.ResizeMode),
         help="how a detector resizes the images; without it, as its settings say",
@@ -289,8 +305,8 @@ def _run(serving: Coroutine[Any, Any, None]) -> int:
 
 
 def _evaluate(arguments: Namespace) -> int:
-    if arguments.resize_mode is not None and arguments.coco is None:
-        return _fail("--resize-mode is for detectors, which --coco measures")
+    if (wrong := _contradiction(arguments)) is not None:
+        return _fail(wrong)
     chosen = settings.Settings()
     lineup = choose_models(chosen)
     require_files(chosen, lineup)
@@ -298,26 +314,54 @@ def _evaluate(arguments: Namespace) -> int:
     process.begin()
     from service.evaluation.accuracy import Accuracy  # noqa: PLC0415
     from service.evaluation.coco import CocoPrecision  # noqa: PLC0415
+    from service.evaluation.label_maps import LabelMaps  # noqa: PLC0415
     from service.evaluation.run import evaluate  # noqa: PLC0415
+    from service.evaluation.segmentation import evaluate_segmenter  # noqa: PLC0415
 
     try:
         entry = lineup.find(arguments.model)
-        evaluation = (
-            Accuracy(arguments.data)
-            if arguments.coco is None
-            else CocoPrecision(arguments.data, arguments.coco, arguments.resize_mode)
-        )
-        figures = asyncio.run(evaluate(evaluation, entry, chosen, arguments.journal))
+        if arguments.segmentation is not None:
+            maps = LabelMaps(
+                arguments.data,
+                arguments.segmentation,
+                reduce_zero_label=arguments.reduce_zero_label,
+            )
+            measuring = evaluate_segmenter(
+                maps, entry, chosen, arguments.journal, multi_scale=arguments.multi_scale
+            )
+        else:
+            evaluation = (
+                Accuracy(arguments.data)
+                if arguments.coco is None
+                else CocoPrecision(arguments.data, arguments.coco, arguments.resize_mode)
+            )
+            measuring = evaluate(evaluation, entry, chosen, arguments.journal)
+        figures = asyncio.run(measuring)
     except KeyboardInterrupt:
         return _fail(f"interrupted; the same command goes on from {arguments.journal}")
     print(json.dumps(figures, indent=2))  # noqa: T201
     return 0
 
 
+def _contradiction(arguments: Namespace) -> str | None:
+    """What of the options of an evaluation does not go together."""
+    if arguments.resize_mode is not None and arguments.coco is None:
+        return "--resize-mode is for detectors, which --coco measures"
+    if arguments.segmentation is None and (arguments.reduce_zero_label or arguments.multi_scale):
+        return (
+            "--reduce-zero-label and --multi-scale are for segmenters, which --segmentation "
+            "measures"
+        )
+    if arguments.segmentation is not None and arguments.coco is not None:
+        return "--coco measures a detector and --segmentation a segmenter: give one of the two"
+    return None
+
+
 def _convert(arguments: Namespace) -> int:
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.computed_tasks import TASKS  # noqa: PLC0415
     from service.models.convert import convert  # noqa: PLC0415
+    from service.models.segmentation import SEGMENTATION  # noqa: PLC0415
 
     try:
         chosen = settings.ModelChoice(
@@ -330,10 +374,12 @@ def _convert(arguments: Namespace) -> int:
     except ValidationError as error:
         return _fail(*_faults(error, _option))
     try:
-        written = convert(chosen, arguments.out, [task.loader for task in TASKS])
+        # Segmenters are read, and not yet served.
+        loaders = [SEGMENTATION, *(task.loader for task in TASKS)]
+        written = convert(chosen, arguments.out, loaders)
     except CheckpointError as error:
         return _fail(str(error))
-    facts = {name: value for name, value in written.items() if name != "labels"}
+    facts = {name: value for name, value in written.items() if name not in ("labels", "palette")}
     print(f"{arguments.out}: {json.dumps(facts)}")  # noqa: T201
     return 0
 

@@ -45,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="golden cases of the official detectors",
     )
     parser.addoption(
+        "--segmentation-golden-dir",
+        type=Path,
+        default=GOLDEN / "seg",
+        help="golden cases of the official segmenters",
+    )
+    parser.addoption(
         "--soak-seconds", type=float, default=60, help="how long `make test-faults` soaks"
     )
     parser.addoption(
@@ -65,6 +71,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         files = sorted(f for f in folder.glob("*.npz") if f.stem not in ("ops", "layouts"))
         assert files, f"no golden cases in {folder}"
         metafunc.parametrize("detector_golden_file", files, ids=lambda f: f.stem, scope="module")
+    if "segmentation_golden_file" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--segmentation-golden-dir")
+        files = sorted(f for f in folder.glob("*.npz") if f.stem not in ("ops", "layouts"))
+        assert files, f"no golden cases in {folder}"
+        metafunc.parametrize(
+            "segmentation_golden_file", files, ids=lambda f: f.stem, scope="module"
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

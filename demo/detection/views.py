@@ -9,7 +9,7 @@ from PIL import Image
 
 from demo.detection.scenes import Scene
 from model.detection import DETECTORS
-from model.detection.transforms import resize_bilinear
+from model.resizing import resize_bilinear
 
 CONFIG = DETECTORS["mask_rcnn_dat_nano"]
 

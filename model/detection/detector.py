@@ -1,30 +1,25 @@
 """Detectors: backbone, pyramid and head in one, built by name or from a checkpoint."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from model import checkpoint
+from model import checkpoint, openmmlab
 from model.attention_weights import AttentionWeights
+from model.backbone import Backbone, DenseNetwork
 from model.checkpoint import Checkpoint, CheckpointError
-from model.dat import DeformableLayer
-from model.detection.backbone import Backbone
 from model.detection.config import DETECTORS, DetectorConfig
 from model.detection.dense import Candidates
 from model.detection.detections import Detections, Found
-from model.detection.fpn import FeaturePyramid
-from model.detection.official import fold, is_official, num_classes, official_shapes, parameters
+from model.detection.fpn import DetectorPyramid
+from model.detection.official import fold, num_classes, official_shapes
 from model.detection.retinanet import RetinaNetHead
 from model.detection.roi_heads import TwoStageHead
 from model.fused import keep_kernels_channels_last
-
-# Input sizes whose geometry stays in memory: up to 50 MB each in the tiny models, 81 in base.
-SIZES_KEPT = 8
 
 
 class DenseFeatures(NamedTuple):
@@ -72,7 +67,7 @@ class ExplainedDetections(NamedTuple):
     sampling_locations: tuple[Tensor, ...]
 
 
-class Detector(nn.Module):
+class Detector(DenseNetwork):
     """An official detector.
 
     Its post-processing is part of it: the heads return what was found. Beside the weights, an image
@@ -84,20 +79,12 @@ class Detector(nn.Module):
     """
 
     def __init__(self, config: DetectorConfig) -> None:
-        super().__init__()
+        super().__init__(Backbone(config.backbone, config.first_stage))
         self.config = config
-        self.backbone = Backbone(config.backbone, config.first_stage)
-        self.fpn = FeaturePyramid(config)
+        self.fpn = DetectorPyramid(config)
         self.head = RetinaNetHead(config) if config.kind == "retinanet" else TwoStageHead(config)
         keep_kernels_channels_last(self)
-        self._sizes: OrderedDict[tuple[int, int], Backbone] = OrderedDict()
         self.register_load_state_dict_pre_hook(_translate)
-        self.register_load_state_dict_post_hook(_forget_sizes)
-
-    @property
-    def deformable_layers(self) -> list[DeformableLayer]:
-        """The deformable attentions, in the order of the forward pass."""
-        return self.backbone.deformable_layers
 
     def forward(self, images: Tensor, resized_sizes: Tensor, scales_xy: Tensor) -> list[Detections]:
         """Detections of every image; for the arguments see `forward_explained`."""
@@ -163,63 +150,21 @@ class Detector(nn.Module):
         limits = _limits(resized_sizes, dense.levels[0].dtype)
         return self.head.find(dense.levels, dense.candidates, limits, scales_xy)
 
-    def cast(self, dtype: torch.dtype) -> Self:
-        """Cast the parameters for a forward pass in `dtype`, in place.
-
-        Geometry, boxes and scores stay in float32 or wider.
-        """
-        self.backbone.cast(dtype)
-        for part in (self.fpn, self.head):
-            part.to(dtype)
-        self._sizes.clear()
-        return self
-
-    def backbone_for(self, image_size: tuple[int, int]) -> Backbone:
-        """The backbone for images of `(H, W)` pixels.
-
-        The sizes used last stay in memory. All of them have the same parameters.
-
-        Raises:
-            ValueError: the backbone cannot take the size.
-        """
-        if image_size not in self._sizes:
-            self._sizes[image_size] = self.backbone.for_size(image_size)
-            if len(self._sizes) > SIZES_KEPT:
-                self._sizes.popitem(last=False)
-        self._sizes.move_to_end(image_size)
-        return self._sizes[image_size]
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode."""
-        self._sizes.clear()
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Parameters are shared with the backbones of all sizes, buffers are not.
-        self._sizes.clear()
-        return super()._apply(fn, recurse)
-
 
 def _limits(resized_sizes: Tensor, dtype: torch.dtype) -> Tensor:
     """`(B, 2)`, `(x, y)`: width and height of the images without padding."""
     return resized_sizes.flip(-1).to(torch.promote_types(dtype, torch.float32))
 
 
-def _forget_sizes(module: nn.Module, _: object) -> None:
-    assert isinstance(module, Detector)
-    module._sizes.clear()
-
-
 def _translate(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
     assert isinstance(module, Detector)
-    own, given = module.state_dict(), parameters(state)
-    official = is_official(given)
-    expected = official_shapes(module.config) if official else checkpoint.shapes(own)
-    checkpoint.verify(given, expected, module.config.name)
-    if official:
-        given = fold(given, module.config)
+    config = module.config
+    shapes, own = official_shapes(config), module.state_dict()
+    translated = openmmlab.translated(
+        openmmlab.parameters(state), own, shapes, lambda given: fold(given, config), config.name
+    )
     state.clear()
-    state.update({key: tensor.to(own[key].dtype) for key, tensor in given.items()})
+    state.update(translated)
 
 
 def create_detector(name: str, **changes: Any) -> Detector:
@@ -264,7 +209,7 @@ def load_detector(weights: Path | Checkpoint, name: str | None = None) -> Loaded
     """
     given = weights if isinstance(weights, Checkpoint) else checkpoint.read(weights)
     config = _configure(given, name)
-    labels = _class_names(given, config.num_classes)
+    labels = openmmlab.class_names(given, config.num_classes)
     detector = Detector(config).eval()
     try:
         detector.load_state_dict(given.state)
@@ -274,39 +219,9 @@ def load_detector(weights: Path | Checkpoint, name: str | None = None) -> Loaded
 
 
 def _configure(given: Checkpoint, name: str | None) -> DetectorConfig:
-    if name is not None and name not in DETECTORS:
-        raise CheckpointError(f"no detector {name!r}; there are {', '.join(DETECTORS)}")
-    stored = given.metadata.get("variant")
-    if stored is not None and (stored not in DETECTORS or name not in (None, stored)):
-        raise CheckpointError(f"{given.path}: holds a {stored}, expected {name or 'a detector'}")
-    name = name or stored
-    state = parameters(given.state)
-    classes = num_classes(state)
-    known = [
-        config if classes is None else replace(config, num_classes=classes)
+    classes = num_classes(openmmlab.parameters(given.state))
+    known = {
+        config.name: config if classes is None else replace(config, num_classes=classes)
         for config in DETECTORS.values()
-    ]
-    if name is not None:
-        return next(config for config in known if config.name == name)
-    shapes = checkpoint.shapes(state)
-    found = next((config for config in known if shapes == official_shapes(config)), None)
-    if found is None:
-        raise CheckpointError(
-            f"{given.path}: fits no detector; name one of {', '.join(DETECTORS)} to see what "
-            "differs"
-        )
-    return found
-
-
-def _class_names(given: Checkpoint, expected: int) -> tuple[str, ...] | None:
-    """Raises: CheckpointError: names that are not those of the classes."""
-    names = given.meta.get("CLASSES")
-    if names is None:
-        return None
-    if (
-        not isinstance(names, (list, tuple))
-        or len(names) != expected
-        or not all(isinstance(name, str) for name in names)
-    ):
-        raise CheckpointError(f"{given.path}: meta CLASSES, expected {expected} names")
-    return tuple(names)
+    }
+    return openmmlab.identify(given, name, known, official_shapes, "detector")

@@ -11,43 +11,19 @@ mmdetection 2.26.0.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from torch import Tensor
 
 from model.detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS
 from model.detection.config import DetectorConfig
 from model.detection.roi_heads import BOX_BINS
-from model.official import (
-    Rule,
-    Shapes,
-    State,
-    affine,
-    apply,
-    flatten,
-    layer,
-    sources,
-    trunk_rules,
-    unwrapped,
-)
-
-_COUNTER = "num_batches_tracked"  # of a BatchNorm in training
-_NORM_EPSILON = 1e-5
-
-
-def is_official(state: State) -> bool:
-    """Whether a state dict uses the official names."""
-    return "backbone.patch_proj.0.weight" in state
+from model.official import Rule, Shapes, State, apply, flatten, layer, sources, unwrapped
+from model.openmmlab import backbone_rules, convolution_norm_rules, pyramid_rules
 
 
 def is_detector(state: State) -> bool:
     """Whether a state dict, official or our own, is of a detector."""
     return any(name.startswith("backbone.") for name in unwrapped(state))
-
-
-def parameters(state: State) -> dict[str, Tensor]:
-    """A state dict without wrappers and without counters."""
-    return {key: tensor for key, tensor in unwrapped(state).items() if not key.endswith(_COUNTER)}
 
 
 def official_shapes(config: DetectorConfig) -> Shapes:
@@ -78,13 +54,7 @@ def num_classes(state: State) -> int | None:
 
 
 def _rules(config: DetectorConfig) -> Iterator[Rule]:
-    for rule in trunk_rules(config.backbone):
-        named = {f"backbone.{source}": shape for source, shape in rule.sources.items()}
-        yield replace(rule, target=f"backbone.{rule.target}", sources=named)
-    for index, stage in enumerate(config.backbone.stages):
-        if index >= config.first_stage:
-            name = f"backbone.norms.{index}"
-            yield from affine(name, f"{name}.norm", stage.dim)
+    yield from backbone_rules(config.backbone, config.first_stage)
     yield from _pyramid(config)
     if config.kind == "retinanet":
         yield from _retinanet(config)
@@ -98,10 +68,7 @@ def _rules(config: DetectorConfig) -> Iterator[Rule]:
 
 def _pyramid(config: DetectorConfig) -> Iterator[Rule]:
     dims = [stage.dim for stage in config.backbone.stages[config.first_stage :]]
-    for index, dim in enumerate(dims):
-        lateral = f"neck.lateral_convs.{index}.conv"
-        yield from layer(f"fpn.laterals.{index}", lateral, config.channels, dim, 1, 1, fold=flatten)
-        yield from _convolution(config, f"fpn.outputs.{index}", f"neck.fpn_convs.{index}.conv")
+    yield from pyramid_rules("fpn", dims, config.channels)
     for index in range(config.extra_convolutions):
         before = config.channels if index else dims[-1]
         source = f"neck.fpn_convs.{len(dims) + index}.conv"
@@ -140,9 +107,10 @@ def _proposals(config: DetectorConfig) -> Iterator[Rule]:
 
 def _box_head(config: DetectorConfig, target: str, source: str) -> Iterator[Rule]:
     cascade = config.kind == "cascade_mask_rcnn"
+    shape = config.channels, config.channels, 3, 3
     for index in range(4 if cascade else 0):
-        yield from _convolution_with_norm(
-            config, f"{target}.tower.{index}", f"{source}.shared_convs.{index}"
+        yield from convolution_norm_rules(
+            f"{target}.tower.{index}", f"{source}.shared_convs.{index}", *shape
         )
     linear = f"{source}.shared_fcs"
     yield from layer(
@@ -161,25 +129,6 @@ def _box_head(config: DetectorConfig, target: str, source: str) -> Iterator[Rule
 def _channels_last(weight: Tensor) -> Tensor:
     """A linear layer over features `(C, 7, 7)`, for features `(7, 7, C)`."""
     return weight.unflatten(1, (-1, BOX_BINS**2)).transpose(1, 2).flatten(1)
-
-
-def _convolution_with_norm(config: DetectorConfig, target: str, source: str) -> Iterator[Rule]:
-    norm: Shapes = {f"{source}.bn.{name}": (config.channels,) for name in ("weight", "running_var")}
-    kernel: Shapes = {f"{source}.conv.weight": (config.channels, config.channels, 3, 3)}
-
-    def scale(weight: Tensor, variance: Tensor) -> Tensor:
-        return weight / (variance + _NORM_EPSILON).sqrt()
-
-    yield Rule(
-        f"{target}.weight",
-        kernel | norm,
-        lambda kernel, *norm: kernel * scale(*norm).view(-1, 1, 1, 1),
-    )
-    yield Rule(
-        f"{target}.bias",
-        norm | {f"{source}.bn.{name}": (config.channels,) for name in ("bias", "running_mean")},
-        lambda weight, variance, bias, mean: bias - mean * scale(weight, variance),
-    )
 
 
 def _mask_head(config: DetectorConfig, target: str, source: str) -> Iterator[Rule]:

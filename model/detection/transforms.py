@@ -9,26 +9,23 @@ requests or devices.
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from model.resizing import Fitting, resize_bilinear
 
 LONG_SIDE, SHORT_SIDE = 1333, 800  # pixels
 DIVISOR = 32
 
 
 @dataclass(frozen=True)
-class Resizing:
+class Resizing(Fitting):
     """How one image becomes the input of a detector.
 
     Attributes:
-        image_size: `(H, W)` of the image, pixels.
-        long_side: of the largest input, pixels.
-        short_side: likewise.
         square: whether every input is padded to a square of the long side.
     """
 
-    image_size: tuple[int, int]
     long_side: int = LONG_SIDE
     short_side: int = SHORT_SIDE
     square: bool = False
@@ -37,13 +34,6 @@ class Resizing:
     def letterbox(cls, image_size: tuple[int, int], side: int) -> "Resizing":
         """Fit an image of `(H, W)` pixels into a square, whose side is a multiple of 32."""
         return cls(image_size, side, side, square=True)
-
-    @property
-    def resized(self) -> tuple[int, int]:
-        """`(H, W)` of the resized image, pixels."""
-        factor = min(self.long_side / max(self.image_size), self.short_side / min(self.image_size))
-        height, width = (int(side * factor + 0.5) for side in self.image_size)
-        return height, width
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -59,20 +49,6 @@ class Resizing:
         A map of one cell a side has no scale.
         """
         return min(self.resized) > 0 and min(self.padded) > DIVISOR
-
-    @property
-    def scale_xy(self) -> tuple[float, float]:
-        """By how much `(x, y)` the image is enlarged; the two differ by rounding, as float32."""
-        (height, width), (new_height, new_width) = self.image_size, self.resized
-        return float(np.float32(new_width / width)), float(np.float32(new_height / height))
-
-    def to_image(self, points_xy: ArrayLike) -> NDArray[np.float64]:
-        """Map points `(..., 2)` of the input to points `(..., 2)` of the image."""
-        return np.asarray(points_xy, np.float64) / self.scale_xy
-
-    def to_input(self, points_xy: ArrayLike) -> NDArray[np.float64]:
-        """Map points `(..., 2)` of the image to points `(..., 2)` of the input."""
-        return np.asarray(points_xy, np.float64) * self.scale_xy
 
 
 def to_model_pixels(
@@ -91,9 +67,3 @@ def to_model_pixels(
     padded[height:] = 0
     padded[:, width:] = 0
     return padded
-
-
-def resize_bilinear(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize an RGB image `(H, W, 3)` to `(H', W', 3)` as mmdetection does."""
-    height, width = size
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)

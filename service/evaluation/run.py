@@ -7,8 +7,9 @@ answer is at once one line of a journal (JSON lines).
 import asyncio
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +33,8 @@ from service.text_file import read_text
 
 # What the journal keeps of each file's answer, by its path; `None` where it could not be decoded.
 Answers = dict[str, Any]
+# Gives a file with the record of its answer.
+Ask = Callable[[str], Coroutine[Any, Any, tuple[str, Any]]]
 
 _PATIENCE_S = 3600.0  # an evaluation has no deadline
 
@@ -104,7 +107,7 @@ async def evaluate(
         core = open_core(model.facts, model.batcher, decoders, settings.limits, model.metrics)
         files = evaluation.files(core)
         subject = _subject(model, core, evaluation, entry)
-        answers = _read_journal(journal, subject)
+        answers = read_journal(journal, subject)
         left = [file for file in files if file not in answers]
         await model.load()
         process.loaded()
@@ -115,17 +118,9 @@ async def evaluate(
             # Enough at once to keep the decoders busy while every device has its batches.
             places = sum(device.depth for device in devices)
             at_once = (1 + places) * core.card.max_batch + 2 * settings.limits.decoders
-            records = _ask(evaluation, core, left, min(at_once, model.facts.queue_limit))
-            with (
-                journal.open("a", encoding="utf-8") as lines,
-                tqdm(total=len(files), initial=len(files) - len(left), unit="image") as bar,
-            ):
-                async with aclosing(records):
-                    async for file, record in records:
-                        answers[file] = record
-                        lines.write(json.dumps({"image": file, "answer": record}) + "\n")
-                        lines.flush()
-                        bar.update()
+            at_once = min(at_once, model.facts.queue_limit)
+            answer = partial(_answer, evaluation, core)
+            await answer_all(answer, files, answers, journal, at_once)
         finally:
             running.cancel()
             await asyncio.wait([running])
@@ -155,7 +150,7 @@ def _subject(
     }
 
 
-def _read_journal(path: Path, subject: dict[str, Any]) -> Answers:
+def read_journal(path: Path, subject: dict[str, Any]) -> Answers:
     """The answers that a journal has; a missing journal is begun, a last line that was cut removed.
 
     Raises:
@@ -180,8 +175,34 @@ def _read_journal(path: Path, subject: dict[str, Any]) -> Answers:
     return answers
 
 
+async def answer_all(
+    answer: Ask, files: Sequence[str], answers: Answers, journal: Path, at_once: int
+) -> None:
+    """Ask about the files that have no answer yet, and keep the answers as they come.
+
+    Args:
+        answer: a file with the record of its answer.
+        files: all of them.
+        answers: those that the journal has, to which all others are added.
+        journal: likewise.
+        at_once: most files that are asked about at a time.
+    """
+    left = [file for file in files if file not in answers]
+    records = _ask(answer, left, at_once)
+    with (
+        journal.open("a", encoding="utf-8") as lines,
+        tqdm(total=len(files), initial=len(files) - len(left), unit="image") as bar,
+    ):
+        async with aclosing(records):
+            async for file, record in records:
+                answers[file] = record
+                lines.write(json.dumps({"image": file, "answer": record}) + "\n")
+                lines.flush()
+                bar.update()
+
+
 async def _ask(
-    evaluation: Evaluation[Any], core: AnyCore, files: Sequence[str], at_once: int
+    answer: Ask, files: Sequence[str], at_once: int
 ) -> AsyncGenerator[tuple[str, Any], None]:
     """Ask about files, a bounded number at once; records come as they are ready.
 
@@ -190,9 +211,7 @@ async def _ask(
     left = iter(files)
 
     def start(count: int) -> set[asyncio.Task[tuple[str, Any]]]:
-        return {
-            asyncio.create_task(_answer(evaluation, core, file)) for file in islice(left, count)
-        }
+        return {asyncio.create_task(answer(file)) for file in islice(left, count)}
 
     waiting = start(at_once)
     done: set[asyncio.Task[tuple[str, Any]]] = set()

@@ -16,7 +16,10 @@ COCO = (80, _FOLDER / "coco.json")
 
 
 def choose_labels(
-    path: Path | None, checkpoint: Checkpoint, classes: int, known: tuple[int, Path]
+    path: Path | None,
+    checkpoint: Checkpoint,
+    classes: int,
+    known: tuple[int, Path] | None = None,
 ) -> tuple[Label, ...]:
     """The names of the classes: those of a label file, else the checkpoint's, else the usual ones.
 
@@ -24,7 +27,8 @@ def choose_labels(
         path: of the label file, if there is one.
         checkpoint: may hold the names.
         classes: how many the model tells apart.
-        known: how many classes the usual names are for, and the file that has them.
+        known: how many classes the usual names are for, and the file that has them, if there are
+            usual names.
 
     Raises:
         CheckpointError: the names cannot be used, or there are none.
@@ -33,7 +37,7 @@ def choose_labels(
         return read_labels(path, classes)
     if (stored := checkpoint.metadata.get("labels")) is not None:
         return _expect(_parse_labels(stored, checkpoint.path), classes, checkpoint.path)
-    if classes == known[0]:
+    if known is not None and classes == known[0]:
         return read_labels(known[1], classes)
     raise CheckpointError(
         f"{checkpoint.path}: has {classes} classes and no names for them: give a label file "

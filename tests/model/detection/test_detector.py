@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from model.backbone import SIZES_KEPT
 from model.checkpoint import CheckpointError, read, write
 from model.detection import DETECTORS, create_detector, load_detector, rpn
 from model.detection.anchors import _sizes
 from model.detection.config import MOST_DETECTIONS
-from model.detection.detector import SIZES_KEPT
 from model.detection.normalise import Normalise
 from model.detection.official import official_shapes
 from model.geometry import MOST_QUERIES

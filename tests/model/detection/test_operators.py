@@ -14,9 +14,10 @@ from model.detection.detections import select
 from model.detection.masks import THRESHOLD, paste, paste_whole
 from model.detection.nms import moved_apart, nms
 from model.detection.roi_align import level_of, pooled_features
-from model.detection.transforms import Resizing, resize_bilinear
+from model.detection.transforms import Resizing
 from model.local_attention import NeighborhoodAttention
 from model.official import apply, block_rules
+from model.resizing import resize_bilinear
 
 TOLERANCE = 1e-5
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from model.detection import DETECTORS
 from model.detection.normalise import MEAN, STD, Normalise
-from model.detection.transforms import Resizing, resize_bilinear, to_model_pixels
+from model.detection.transforms import Resizing, to_model_pixels
+from model.resizing import resize_bilinear
 
 few, sides = st.integers(1, 12), st.integers(1, 40)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model import attention, local_attention
-from model.detection.backbone import Backbone
+from model.backbone import Backbone
 from tests.model.detection.conftest import SMALL_BACKBONE, small_detector
 
 

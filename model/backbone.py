@@ -1,7 +1,8 @@
-"""DAT++ as the backbone of a detector, for images of any size."""
+"""DAT++ as the backbone of a detector or a segmenter, for images of any size."""
 
 import copy
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 from model.attention import DeformableAttentionPP
 from model.attention_weights import AttentionWeights
 from model.config import DatConfig
-from model.dat import Block, Stage, Trunk
+from model.dat import Block, DeformableLayer, Stage, Trunk
 from model.local_attention import NeighborhoodAttention
+
+# Input sizes whose geometry stays in memory: up to 50 MB each in the tiny detectors, 81 in base.
+SIZES_KEPT = 8
 
 
 class Features(NamedTuple):
@@ -87,3 +91,66 @@ class Backbone(Trunk):
                 assert isinstance(block.attention, (DeformableAttentionPP, NeighborhoodAttention))
                 block.attention.fit(config.map_size(index))
         return view.to(next(iter(shared.values())).device).train(self.training)
+
+
+class DenseNetwork(nn.Module):
+    """A network that predicts something everywhere in an image, whatever the size of the image.
+
+    Subclasses add what follows the backbone.
+
+    Attributes:
+        backbone: its parameters are those of all sizes.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self._sizes: OrderedDict[tuple[int, int], Backbone] = OrderedDict()
+        self.register_load_state_dict_post_hook(_forget_sizes)
+
+    @property
+    def deformable_layers(self) -> list[DeformableLayer]:
+        """The deformable attentions, in the order of the forward pass."""
+        return self.backbone.deformable_layers
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Cast the parameters for a forward pass in `dtype`, in place.
+
+        Geometry stays in float32 or wider, and so does what is computed with it.
+        """
+        self.backbone.cast(dtype)
+        for part in self.children():
+            if part is not self.backbone:
+                part.to(dtype)
+        self._sizes.clear()
+        return self
+
+    def backbone_for(self, image_size: tuple[int, int]) -> Backbone:
+        """The backbone for images of `(H, W)` pixels.
+
+        The sizes used last stay in memory. All of them have the same parameters.
+
+        Raises:
+            ValueError: the backbone cannot take the size.
+        """
+        if image_size not in self._sizes:
+            self._sizes[image_size] = self.backbone.for_size(image_size)
+            if len(self._sizes) > SIZES_KEPT:
+                self._sizes.popitem(last=False)
+        self._sizes.move_to_end(image_size)
+        return self._sizes[image_size]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode."""
+        self._sizes.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Parameters are shared with the backbones of all sizes, buffers are not.
+        self._sizes.clear()
+        return super()._apply(fn, recurse)
+
+
+def _forget_sizes(module: nn.Module, _: object) -> None:
+    assert isinstance(module, DenseNetwork)
+    module._sizes.clear()

@@ -1,0 +1,1 @@
+"""The demo segmenter: scenes with a class for each pixel, and its training."""

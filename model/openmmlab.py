@@ -1,0 +1,170 @@
+"""What the official checkpoints of detectors and segmenters have in common.
+
+Both were trained with OpenMMLab's code, which keeps `{'meta': ..., 'state_dict': ...}`: the
+backbone has a prefix, a pyramid is called `neck`, a BatchNorm follows its convolution under the
+name `bn`, and `meta` has the names of the classes. Here are their rules and what becomes of them
+(see `model.official`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from model import checkpoint
+from model.checkpoint import Checkpoint, CheckpointError
+from model.config import DatConfig
+from model.official import Rule, Shapes, State, affine, flatten, layer, trunk_rules, unwrapped
+
+_COUNTER = "num_batches_tracked"  # of a BatchNorm in training
+_NORM_EPSILON = 1e-5
+
+
+class Config(Protocol):
+    """Of a network that has a name."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+
+C = TypeVar("C", bound=Config)
+
+
+def is_official(state: State) -> bool:
+    """Whether a state dict uses the official names."""
+    return "backbone.patch_proj.0.weight" in state
+
+
+def parameters(state: State) -> dict[str, Tensor]:
+    """A state dict without wrappers and without counters."""
+    return {key: tensor for key, tensor in unwrapped(state).items() if not key.endswith(_COUNTER)}
+
+
+def backbone_rules(config: DatConfig, first_stage: int) -> Iterator[Rule]:
+    """How the backbone comes from the official one, with the norms of its outputs."""
+    for rule in trunk_rules(config):
+        named = {f"backbone.{source}": shape for source, shape in rule.sources.items()}
+        yield replace(rule, target=f"backbone.{rule.target}", sources=named)
+    for index, stage in enumerate(config.stages):
+        if index >= first_stage:
+            name = f"backbone.norms.{index}"
+            yield from affine(name, f"{name}.norm", stage.dim)
+
+
+def pyramid_rules(target: str, dims: Sequence[int], channels: int) -> Iterator[Rule]:
+    """How a pyramid with a level for each of these maps comes from the official one."""
+    for index, dim in enumerate(dims):
+        lateral = f"neck.lateral_convs.{index}.conv"
+        yield from layer(f"{target}.laterals.{index}", lateral, channels, dim, 1, 1, fold=flatten)
+        output = f"neck.fpn_convs.{index}.conv"
+        yield from layer(f"{target}.outputs.{index}", output, channels, channels, 3, 3)
+
+
+def convolution_norm_rules(target: str, source: str, *shape: int) -> Iterator[Rule]:
+    """How a convolution comes from one without a bias and the BatchNorm after it.
+
+    Args:
+        target: our name. A kernel of 1x1 becomes a linear layer.
+        source: the official name of the two.
+        *shape: of the kernel, `(outputs, inputs, height, width)`.
+    """
+    outputs = shape[:1]
+    scaled: Shapes = {f"{source}.bn.{name}": outputs for name in ("weight", "running_var")}
+    moved: Shapes = {f"{source}.bn.{name}": outputs for name in ("bias", "running_mean")}
+
+    def scale(weight: Tensor, variance: Tensor) -> Tensor:
+        return weight / (variance + _NORM_EPSILON).sqrt()
+
+    def kernel(weight: Tensor, *norm: Tensor) -> Tensor:
+        folded = weight * scale(*norm).view(-1, 1, 1, 1)
+        return flatten(folded) if folded.shape[2:] == (1, 1) else folded
+
+    yield Rule(f"{target}.weight", {f"{source}.conv.weight": shape} | scaled, kernel)
+    yield Rule(
+        f"{target}.bias",
+        scaled | moved,
+        lambda weight, variance, bias, mean: bias - mean * scale(weight, variance),
+    )
+
+
+def identify(
+    given: Checkpoint,
+    name: str | None,
+    known: Mapping[str, C],
+    official_shapes: Callable[[C], Shapes],
+    kind: str,
+) -> C:
+    """What a checkpoint is of.
+
+    Args:
+        given: the checkpoint.
+        name: what it has to be; `None` finds it by what the file says, or by the names and shapes
+            of official weights.
+        known: all there are, by name, with as many classes as the checkpoint.
+        official_shapes: the parameters of one, by official name.
+        kind: what such a network is called.
+
+    Raises:
+        CheckpointError: there is no such network, or the checkpoint is of another one or of none.
+    """
+    if name is not None and name not in known:
+        raise CheckpointError(f"no {kind} {name!r}; there are {', '.join(known)}")
+    stored = given.metadata.get("variant")
+    if stored is not None and (stored not in known or name not in (None, stored)):
+        raise CheckpointError(f"{given.path}: holds a {stored}, expected {name or f'a {kind}'}")
+    name = name or stored
+    if name is not None:
+        return known[name]
+    shapes = checkpoint.shapes(parameters(given.state))
+    found = next((config for config in known.values() if shapes == official_shapes(config)), None)
+    if found is None:
+        raise CheckpointError(
+            f"{given.path}: fits no {kind}; name one of {', '.join(known)} to see what differs"
+        )
+    return found
+
+
+def translated(
+    state: State,
+    own: State,
+    shapes: Shapes,
+    fold: Callable[[State], dict[str, Tensor]],
+    name: str,
+) -> dict[str, Tensor]:
+    """What `own`, the state dict of a network, becomes when `state` is loaded into it.
+
+    Args:
+        state: official, or of the network's own names, without wrappers and counters.
+        own: names, shapes and types of the network.
+        shapes: of an official state dict.
+        fold: makes the network's own out of an official one.
+        name: of the network.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or misshapen, or values are not finite
+            numbers; the message names them.
+    """
+    official = is_official(state)
+    checkpoint.verify(state, shapes if official else checkpoint.shapes(own), name)
+    folded = fold(state) if official else state
+    return {key: tensor.to(own[key].dtype) for key, tensor in folded.items()}
+
+
+def class_names(given: Checkpoint, expected: int) -> tuple[str, ...] | None:
+    """The names of the classes, in order of their index, or `None` if the file has none.
+
+    Raises:
+        CheckpointError: names that are not those of the classes.
+    """
+    names = given.meta.get("CLASSES")
+    if names is None:
+        return None
+    if (
+        not isinstance(names, (list, tuple))
+        or len(names) != expected
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise CheckpointError(f"{given.path}: meta CLASSES, expected {expected} names")
+    return tuple(names)
