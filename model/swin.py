@@ -87,7 +87,8 @@ def read_swin(
         if image_size is not None:
             config = replace(config, image_size=image_size)
         if variant not in (None, config.name) or config.name not in SWINS:
-            raise ValueError(f"holds a {config.name}, expected {variant or ' or '.join(SWINS)}")
+            expected = variant or " or ".join(SWINS)
+            raise ValueError(f"is of the variant {config.name}, expected {expected}")
     except ValueError as fault:
         raise CheckpointError(f"{checkpoint.path}: {fault}") from fault
     try:
@@ -201,7 +202,7 @@ class Swin(nn.Module):
     def __init__(self, config: SwinConfig, network: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.network = network
+        self.network: Any = network
         self.windows = nn.ModuleList(
             WindowIndex(config.windows(stage, depth - 1))
             for stage, depth in enumerate(config.depths)
@@ -233,9 +234,8 @@ class Swin(nn.Module):
                 f"{self.config.name} was built for images (B, 3, {self.config.image_size[0]}, "
                 f"{self.config.image_size[1]}); got {tuple(images.shape)}"
             )
-        head = self.network.classifier
-        assert isinstance(head, nn.Linear)
         output = self.network.swin(images, output_attentions=bool(layers))
+        head = self.network.classifier
         logits = head(output.pooler_output.to(head.weight.dtype))
         if cells is None:
             return Explained(logits, ())
@@ -246,9 +246,7 @@ class Swin(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Cast the parameters for a forward pass in `dtype`, in place, but for the head."""
-        swin = self.network.swin
-        assert isinstance(swin, nn.Module)
-        swin.to(dtype)
+        self.network.swin.to(dtype)
         return self
 
 
