@@ -81,6 +81,15 @@ def train(model: Swin, pool: Pool, validation: Pool, steps: int) -> None:
             print(json.dumps(line), flush=True)
 
 
+def keep(path: Path, model: Swin, training: dict[str, str]) -> None:
+    """Write what was trained, with its configuration and classes, as the server reads it."""
+    with TemporaryDirectory() as folder:
+        model.network.save_pretrained(folder)  # which knows the names of its files
+        state = read(Path(folder) / "model.safetensors").state
+        file = SwinFile(CONFIG, state, json.dumps(CLASSES))
+        write(path, file.state, {**file.facts, **training})
+
+
 def main() -> None:
     """Render, train, save."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -101,11 +110,7 @@ def main() -> None:
         "batch": str(BATCH),
         "scenes": str(arguments.scenes),
     }
-    with TemporaryDirectory() as folder:
-        model.network.save_pretrained(folder)
-        state = read(Path(folder) / "model.safetensors").state
-        file = SwinFile(CONFIG, state, json.dumps(CLASSES))
-        write(arguments.out, file.state, {**file.facts, **training})
+    keep(arguments.out, model, training)
 
 
 if __name__ == "__main__":

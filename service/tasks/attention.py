@@ -260,7 +260,7 @@ def _query(
     keys_xy: NDArray[np.float32],
 ) -> AttendedQuery:
     """What one query attends to, from the weights `(G, Ns)` and the points `(G, Ns, 2)`."""
-    keys = np.arange(weights.shape[1])
+    keys = np.arange(weights.shape[1], dtype=np.int64)
     if isinstance(layer, WindowLayer):
         keys = layer.keys_seen(cell)
         weights, keys_xy = weights[:, keys], keys_xy[:, keys]

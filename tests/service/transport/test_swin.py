@@ -26,7 +26,7 @@ STAR = (samples.FOLDER / "star.jpg").read_bytes()
 PIXELS, WEIGHTS = 0.006, 2e-5
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=["one", pytest.param("many", marks=pytest.mark.slow)])
 def beside(request):
     """Both of them, as `demo/beside_swin.toml` says."""
     models = ROOT / "demo" / "beside_swin.toml"
@@ -141,3 +141,13 @@ async def test_what_it_cannot_show_is_refused_with_a_sentence(beside, options, s
     error = await ask(beside, "swin_nano", **options)
     assert error["code"] == "invalid_option"
     assert sentence in error["message"]
+
+
+@pytest.mark.slow
+async def test_with_openvino_pytorch_computes_it():
+    with start_server(DAT_MODEL__NAME="swin_nano", DAT_ENGINE__BACKEND="openvino") as server:
+        plain, explained = [
+            await ask(server, "swin_nano", explain=explain) for explain in ("none", "attention")
+        ]
+    assert plain["predictions"][0]["label"] == explained["predictions"][0]["label"] == "star"
+    assert len(explained["attention"]) == 2
