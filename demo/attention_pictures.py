@@ -66,7 +66,9 @@ class Demo:
         seen = view(rendered, jpeg(rendered.pixels, 92), config)
         self.images: Tensor = Normalise()(torch.from_numpy(seen.pixels[None]))
         start = preprocessing.crop_offset[0] * 2
-        cut = Image.fromarray(rendered.pixels).crop((start, start, start + crop * 2, start + crop * 2))
+        cut = Image.fromarray(rendered.pixels).crop(
+            (start, start, start + crop * 2, start + crop * 2)
+        )
         self.picture = cut.resize((SIDE * TWICE,) * 2, Image.Resampling.BICUBIC)
         self.enlarged = enlarged
         self.centre_xy = np.array(rendered.centre_xy) / 2 - preprocessing.crop_offset[0]
@@ -336,7 +338,7 @@ def bilinear() -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{side}" height="{side}" '
         f'viewBox="0 0 {side} {side}" font-family="sans-serif" font-size="14">\n'
-        "<title>What is read at a sampling location: the shares of the four cells around it</title>\n"
+        "<title>The shares of four cells in what is read at a sampling location</title>\n"
         f'<rect width="{side}" height="{side}" fill="#fafafa"/>\n' + "\n".join(drawn) + "\n</svg>\n"
     )
 

@@ -86,11 +86,13 @@ def read_swin(
             labels = labels or _labels(stored, classes)
         if image_size is not None:
             config = replace(config, image_size=image_size)
-        if variant not in (None, config.name) or config.name not in SWINS:
-            expected = variant or " or ".join(SWINS)
-            raise ValueError(f"is of the variant {config.name}, expected {expected}")
     except ValueError as fault:
         raise CheckpointError(f"{checkpoint.path}: {fault}") from fault
+    if variant not in (None, config.name) or config.name not in SWINS:
+        expected = variant or " or ".join(SWINS)
+        raise CheckpointError(
+            f"{checkpoint.path}: is of the variant {config.name}, expected {expected}"
+        )
     try:
         checkpoints.verify(state, swin_shapes(config), config.name)
     except CheckpointError as fault:

@@ -181,7 +181,7 @@ class SwinConfig:
             name: _numbers(name, stored.get(name)) for name in ("depths", "heads", "image_size")
         }
         try:
-            return cls(**{**stored, **tuples})  # type: ignore[arg-type]
+            return cls(**{**stored, **tuples})
         except TypeError as fault:
             raise ValueError(f"not the configuration of a Swin: {fault}") from fault
 
@@ -208,24 +208,22 @@ class SwinConfig:
                     f"has {name} {stored[name]!r}; a Swin is served with {expected!r} alone"
                 )
         size = stored.get("image_size", 224)
-        numbers = {
-            ours: _number(theirs, stored.get(theirs, default))
-            for ours, theirs, default in (
-                ("dim", "embed_dim", 96),
-                ("window", "window_size", 7),
-                ("patch", "patch_size", 4),
-            )
-        }
+
+        def number(name: str, default: int) -> int:
+            return _number(name, stored.get(name, default))
+
         return cls(
             "swin",
+            dim=number("embed_dim", 96),
             depths=_numbers("depths", stored.get("depths", (2, 2, 6, 2))),
             heads=_numbers("num_heads", stored.get("num_heads", (3, 6, 12, 24))),
+            window=number("window_size", 7),
+            patch=number("patch_size", 4),
             mlp_ratio=float(stored.get("mlp_ratio", 4.0)),
             qkv_bias=bool(stored.get("qkv_bias", True)),
             norm_eps=float(stored.get("layer_norm_eps", 1e-5)),
             image_size=_size(_numbers("image_size", (size, size) if _is_number(size) else size)),
             num_classes=num_classes,
-            **numbers,
         )
 
 

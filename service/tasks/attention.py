@@ -226,7 +226,7 @@ def _layer(
         layer.block,
         attention.received.reshape(groups, rows, columns),
         tuple(
-            _query(cell, attention.weights[index], options, seen, layer, keys_xy)
+            _query(cell, attention.weights[index], options, seen=seen, layer=layer, keys_xy=keys_xy)
             for index, cell in _cells(options, seen, attention, layer)
         ),
     )
@@ -255,6 +255,7 @@ def _query(
     cell: tuple[int, int],
     weights: NDArray[np.float32],
     options: AttentionOptions,
+    *,
     seen: Seen,
     layer: PointLayer | WindowLayer,
     keys_xy: NDArray[np.float32],

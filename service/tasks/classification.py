@@ -110,9 +110,7 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
         if wanted.points and isinstance(self._config, DatConfig):
             points = explained(self._config, size, output.sampling_locations, image.pixel_map)
         if wanted.attention:
-            attended = attention.explained(
-                options.attention, seen, output.attention, points or ()
-            )
+            attended = attention.explained(options.attention, seen, output.attention, points or ())
         return Classification(
             width=image.width,
             height=image.height,

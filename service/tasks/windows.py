@@ -43,9 +43,7 @@ class WindowLayer(CellLayer):
         """`(x1, y1, x2, y2)` around the keys of the query `(row, column)`, in the same pixels."""
         top, left, bottom, right = self.windows.seen_from(*cell)
         corners_xy = np.array([(left, top), (right, bottom)]) - 0.5
-        x1, y1, x2, y2 = pixel_map.to_image(
-            self.first_cell + self.cell_stride * corners_xy
-        ).ravel()
+        x1, y1, x2, y2 = pixel_map.to_image(self.first_cell + self.cell_stride * corners_xy).ravel()
         return float(x1), float(y1), float(x2), float(y2)
 
 

@@ -130,7 +130,8 @@ def test_a_traced_pass_gives_the_same(layers):
     def work(*given):
         return classify(*given, layers=layers)
 
-    inputs = [(images, of) if layers else (images,) for images, of in zip(pixels, cells, strict=True)]
+    asked = zip(pixels, cells, strict=True)
+    inputs = [(images, of) if layers else (images,) for images, of in asked]
     traced = trace(work, *(given.clone() for given in inputs[0]))
     for given in inputs:
         with torch.inference_mode():

@@ -120,5 +120,5 @@ def test_what_is_not_served_is_refused_with_a_sentence(changes, sentence):
     ],
 )
 def test_a_damaged_configuration_of_ours_is_refused(stored):
-    with pytest.raises(ValueError, match="expected a list|not the configuration of a Swin"):
+    with pytest.raises(ValueError, match=r"expected a list|not the configuration of a Swin"):
         SwinConfig.of_json(stored)

@@ -92,7 +92,7 @@ def test_three_classes_without_names_need_some(tmp_path):
 @pytest.mark.parametrize("variant", ["swin", "swin_nano"])
 def test_a_dat_is_no_swin(variant):
     path = loading.BUNDLED["dat_nano"]
-    with pytest.raises(CheckpointError, match="dat_nano.safetensors: holds no Swin"):
+    with pytest.raises(CheckpointError, match=r"dat_nano\.safetensors: holds no Swin"):
         load(Model(checkpoint=path, variant=variant))
 
 

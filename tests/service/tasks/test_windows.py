@@ -91,9 +91,7 @@ def test_keys_are_cells_of_the_window_around_the_query(seen, data, top_n):
 def test_windows_tile_the_input(seen):
     for layer in window_layers(seen.config)[1:]:
         rows, columns = map(range, layer.windows.padded_size)
-        boxes = {
-            layer.window((row, column), seen.pixel_map) for row in rows for column in columns
-        }
+        boxes = {layer.window((row, column), seen.pixel_map) for row in rows for column in columns}
         area = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes)
         cell = layer.cell_stride**2 * np.prod(seen.pixel_map.scale)
         assert area == pytest.approx(cell * np.prod(layer.windows.padded_size))

@@ -39,8 +39,9 @@ async def ask(server: RunningServer, model: str, **options: Any) -> dict[str, An
         response = await client.post(
             "/v1/classify", params={"model": model, **options}, content=STAR
         )
-    body: dict[str, Any] = response.json()
-    return body["results"][0] if "results" in body else body["error"]
+    body = response.json()
+    answer: dict[str, Any] = body["results"][0] if "results" in body else body["error"]
+    return answer
 
 
 def by_the_network(x: float, y: float, stage: int) -> tuple[Any, Any, tuple[int, int]]:
