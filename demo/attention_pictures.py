@@ -40,7 +40,8 @@ KEYS = 8
 # Of Okabe and Ito, which people with colour-vision deficiency tell apart.
 GROUPS = ((230, 159, 0), (86, 180, 233))
 QUERY = (213, 94, 0)
-INK, PAPER = (20, 20, 24), (250, 250, 250)
+INK, PAPER, MARGIN = (20, 20, 24), (250, 250, 250), (205, 205, 210)
+BESIDE = 20  # pixels around a picture, for points outside of it
 
 Points = NDArray[np.float64]  # `(..., 2)`, (x, y), pixels of the model's input
 
@@ -74,10 +75,15 @@ class Demo:
         self.centre_xy = np.array(rendered.centre_xy) / 2 - preprocessing.crop_offset[0]
         self.radius = rendered.radius / 2
 
-    def panel(self, shade: float = 0.0) -> "Panel":
-        """The picture to draw on, `shade` of it white."""
+    def panel(self, shade: float = 0.0, margin: int = 0) -> "Panel":
+        """The picture to draw on, `shade` of it white, in a margin of so many pixels."""
         white = Image.new("RGB", self.picture.size, PAPER)
-        return Panel(Image.blend(self.picture, white, shade), self.enlarged)
+        shaded = Image.blend(self.picture, white, shade)
+        if not margin:
+            return Panel(shaded, self.enlarged)
+        framed = Image.new("RGB", (shaded.width + 2 * margin * TWICE,) * 2, MARGIN)
+        framed.paste(shaded, (margin * TWICE,) * 2)
+        return Panel(framed, self.enlarged, margin * TWICE)
 
     def pixels(self, layer: int, locations: Tensor) -> Points:
         """Points `(..., 2)` from normalised (y, x) of a deformable layer."""
@@ -119,15 +125,17 @@ class Panel:
     Args:
         picture: is drawn on.
         enlarged: pixels of the picture for each of the input.
+        margin: around the input, pixels of the picture.
     """
 
-    def __init__(self, picture: Image.Image, enlarged: float) -> None:
+    def __init__(self, picture: Image.Image, enlarged: float, margin: int = 0) -> None:
         self.picture = picture
+        self._margin = margin
         self._draw = ImageDraw.Draw(picture)
         self._enlarged = enlarged
 
     def _place(self, point_xy: Points) -> tuple[float, float]:
-        x, y = point_xy * self._enlarged
+        x, y = point_xy * self._enlarged + self._margin
         return float(x), float(y)
 
     def dot(
@@ -164,7 +172,7 @@ def offsets(demo: Demo) -> Image.Image:
     """Reference points, the offsets of a group, and the sampling locations of both."""
     starts = demo.references(LAYER)
     locations, _ = demo.attention(LAYER)
-    grid, moves, moved = demo.panel(), demo.panel(), demo.panel()
+    grid, moves, moved = (demo.panel(margin=BESIDE) for _ in range(3))
     for start in starts:
         grid.dot(start, 5, PAPER)
     for start, stop in zip(starts, locations[0], strict=True):
@@ -307,7 +315,8 @@ def sheet(panels: Sequence[Panel], captions: Sequence[str]) -> Image.Image:
         middle = left + picture.width / 2
         draw.text((middle, GAP + picture.height + CAPTION / 2 + 4), caption, INK, font, "mm")
         left += picture.width + GAP
-    return whole.quantize(128, dither=Image.Dither.NONE)
+    # Of many shades of the scene, and the few pixels of a dot in its own colour.
+    return whole.quantize(200, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
 
 
 def bilinear() -> str:

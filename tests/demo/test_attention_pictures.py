@@ -30,10 +30,11 @@ def test_points_are_drawn_where_they_are():
     drawn = attention_pictures.offsets(demo).convert("RGB")
     with Image.open(FOLDER / "offsets.png") as kept:
         assert kept.size == drawn.size
-    third = 3 * attention_pictures.GAP + 2 * attention_pictures.SIDE
+    margin = attention_pictures.BESIDE
+    third = 3 * attention_pictures.GAP + 2 * attention_pictures.SIDE + 5 * margin
     enlarged = attention_pictures.SIDE / demo.model.config.image_size[0]
     for x, y in points[-1]:
-        at = round(third + x * enlarged), round(attention_pictures.GAP + y * enlarged)
+        at = round(third + x * enlarged), round(attention_pictures.GAP + margin + y * enlarged)
         found = drawn.getpixel(at)
         assert isinstance(found, tuple)
         apart = np.subtract(found, attention_pictures.GROUPS[-1])
