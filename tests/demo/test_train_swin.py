@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from demo import train_swin
@@ -6,6 +7,7 @@ from model.checkpoint import read
 from model.swin import create_swin, load_swin, read_swin
 
 
+@pytest.mark.slow
 def test_a_trained_swin_is_kept_as_it_is_served(tmp_path):
     side, count = train_swin.CONFIG.image_size[0], 32
     random = torch.Generator().manual_seed(0)

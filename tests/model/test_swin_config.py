@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.cost import flops
@@ -32,6 +32,7 @@ def in_rolled_map(windows, row, column):
     return places
 
 
+@settings(max_examples=60, deadline=None)
 @given(windows(), st.data())
 def test_a_query_sees_the_cells_of_its_window_that_lie_together(windows, data):
     height, width = windows.padded_size

@@ -96,6 +96,7 @@ def test_a_dat_is_no_swin(variant):
         load(Model(checkpoint=path, variant=variant))
 
 
+@pytest.mark.slow
 def test_a_converted_file_needs_no_configuration_beside_it(tmp_path):
     named = {str(n): name for n, name in enumerate(["cat", "dog", "owl"])}
     path, out = folder_of(tmp_path, id2label=named), tmp_path / "apart" / "swin.safetensors"

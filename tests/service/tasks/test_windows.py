@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.geometry import MOST_QUERIES
@@ -39,6 +39,7 @@ def made_up(layer, cells, seed=0):
     return LayerAttention(np.array(cells), weights, weights.sum(0))
 
 
+@settings(max_examples=30, deadline=None)
 @given(seen_images(), st.data(), st.integers(1, 32))
 def test_keys_are_cells_of_the_window_around_the_query(seen, data, top_n):
     height, width = seen.image_size
@@ -87,6 +88,7 @@ def test_keys_are_cells_of_the_window_around_the_query(seen, data, top_n):
             assert (query.points == query.points[:, :1]).all()
 
 
+@settings(max_examples=15, deadline=None)
 @given(seen_images())
 def test_windows_tile_the_input(seen):
     for layer in window_layers(seen.config)[1:]:

@@ -25,8 +25,11 @@ from tests.server import ROOT, RunningServer, start_server
 STAR = (samples.FOLDER / "star.jpg").read_bytes()
 PIXELS, WEIGHTS = 0.006, 2e-5
 
+# Servers that start with two libraries.
+pytestmark = pytest.mark.slow
 
-@pytest.fixture(scope="module", params=["one", pytest.param("many", marks=pytest.mark.slow)])
+
+@pytest.fixture(scope="module", params=SHAPES)
 def beside(request):
     """Both of them, as `demo/beside_swin.toml` says."""
     models = ROOT / "demo" / "beside_swin.toml"
@@ -144,7 +147,6 @@ async def test_what_it_cannot_show_is_refused_with_a_sentence(beside, options, s
     assert sentence in error["message"]
 
 
-@pytest.mark.slow
 async def test_with_openvino_pytorch_computes_it():
     with start_server(DAT_MODEL__NAME="swin_nano", DAT_ENGINE__BACKEND="openvino") as server:
         plain, explained = [
