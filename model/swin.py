@@ -323,6 +323,7 @@ def create_swin(config: SwinConfig, state: State | None = None) -> Swin:
         )
     import transformers  # noqa: PLC0415
 
+    transformers.utils.logging.disable_progress_bar()  # a server has a log
     theirs = transformers.SwinConfig(
         image_size=config.image_size,
         patch_size=config.patch,
