@@ -20,7 +20,7 @@ from bench.harness import Row, alternate, options, publish, ratio, table
 from bench.open_engine import OpenEngine
 from bench.rival import make_pixels
 from bench.weights import make_detector, recipe_checkpoint
-from model import VARIANTS, load_model
+from model import VARIANTS, DatConfig, load_model
 from model.detection import DETECTORS
 from model.transforms import Preprocessing
 from service import process
@@ -88,6 +88,7 @@ def chosen_options(seen: Seen, kind: str) -> AttentionOptions | None:
     asked = KINDS[kind]
     if asked is None or kind != "most layers":
         return asked
+    assert isinstance(seen.config, DatConfig)
     layers = points.point_layers(seen.config, seen.input_size)[:MOST_LAYERS]
     return replace(asked, layers=tuple((layer.stage, layer.block) for layer in layers))
 
@@ -142,11 +143,13 @@ def answer_cost(opened: Opened, kind: str, times: int) -> Row:
     """What an explanation takes between the output of the device and the wire."""
     asked, seen = chosen_options(opened.seen, kind), opened.seen
     assert asked is not None
+    config = seen.config
+    assert isinstance(config, DatConfig)
     (output, *_) = opened.engine.run(asking(opened, kind))
 
     def answer() -> Answer:
         looked = points.explained(
-            seen.config, seen.input_size, output.sampling_locations, seen.pixel_map
+            config, seen.input_size, output.sampling_locations, seen.pixel_map
         )
         attended = None
         if kind != "points":

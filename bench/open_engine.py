@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from model import DAT
 from model.detection import Detector
+from model.swin import Swin
 from service import process
 from service.engine.classification import ClassificationEngine
 from service.engine.detection import DetectionEngine
@@ -30,7 +31,9 @@ class OpenEngine:
         network: on the device.
     """
 
-    def __init__(self, network: DAT | Detector, device: Device, dtype: str, **options: Any) -> None:
+    def __init__(
+        self, network: DAT | Swin | Detector, device: Device, dtype: str, **options: Any
+    ) -> None:
         process.compute_float32_in_full()
         self.network = network
         self._device = device

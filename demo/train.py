@@ -10,7 +10,7 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -135,22 +135,27 @@ class OutlineHead(nn.Module):
     """Draws the object from the tokens of the third stage; thrown away after training.
 
     It teaches the early stages what an outline is, far sooner than the class alone does.
+
+    Args:
+        stage: what gives these tokens first, `(B, R / 16, R / 16, dim)` or with both sides in one.
+        dim: their channels.
     """
 
-    def __init__(self, model: DAT) -> None:
+    def __init__(self, stage: nn.Module, dim: int) -> None:
         super().__init__()
-        dim = model.config.stages[2].dim
         self.norm, self.cells = nn.LayerNorm(dim), nn.Linear(dim, 16)
         self.tokens = torch.empty(0)
-        model.stages[2].register_forward_hook(self._keep)
+        stage.register_forward_hook(self._keep)
 
-    def _keep(self, _: nn.Module, __: object, output: tuple[Tensor, list[Tensor]]) -> None:
+    def _keep(self, _: nn.Module, __: object, output: tuple[Tensor, ...]) -> None:
         self.tokens = output[0]
 
     def loss(self, coverage: Tensor) -> Tensor:
         """Cross-entropy of the drawing against the coverage `(B, R / 4, R / 4)`."""
+        side = coverage.shape[1] // 4
+        tokens = self.tokens.view(len(coverage), side, side, -1)
         # (B, 16, R / 16, R / 16) to (B, 1, R / 4, R / 4)
-        drawn = F.pixel_shuffle(self.cells(self.norm(self.tokens)).permute(0, 3, 1, 2), 4)
+        drawn = F.pixel_shuffle(self.cells(self.norm(tokens)).permute(0, 3, 1, 2), 4)
         return F.binary_cross_entropy_with_logits(drawn[:, 0], coverage / 255)
 
 
@@ -199,13 +204,11 @@ def batches(pool: Pool, steps: int, generator: torch.Generator) -> Iterator[Pool
         yield augment(pool.take(rows), generator)
 
 
-def train(model: DAT, pool: Pool, validation: Pool, steps: int) -> None:
-    """Initialise and train in place, printing losses and validation accuracy as it goes."""
-    generator = torch.Generator().manual_seed(TRAINING_SEED)
-    head = OutlineHead(model)
-    for module in (model, head):
-        initialise(module, generator)
-    trained = [*model.parameters(), *head.parameters()]
+def optimise(
+    modules: Sequence[nn.Module], steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """What moves the parameters of some modules, and how its learning rate goes."""
+    trained = [parameter for module in modules for parameter in module.parameters()]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim in {2, 4}]},
         {"params": [p for p in trained if p.ndim in {1, 3}], "weight_decay": 0.0},
@@ -213,7 +216,18 @@ def train(model: DAT, pool: Pool, validation: Pool, steps: int) -> None:
     optimizer = torch.optim.AdamW(
         groups, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(step, steps)
+    )
+
+
+def train(model: DAT, pool: Pool, validation: Pool, steps: int) -> None:
+    """Initialise and train in place, printing losses and validation accuracy as it goes."""
+    generator = torch.Generator().manual_seed(TRAINING_SEED)
+    head = OutlineHead(model.stages[2], model.config.stages[2].dim)
+    for module in (model, head):
+        initialise(module, generator)
+    optimizer, schedule = optimise((model, head), steps)
     normalise = Normalise()
     model.train()
     started = time.monotonic()
@@ -243,7 +257,7 @@ def train(model: DAT, pool: Pool, validation: Pool, steps: int) -> None:
 
 
 @torch.inference_mode()
-def accuracy(model: DAT, pool: Pool) -> float:
+def accuracy(model: nn.Module, pool: Pool) -> float:
     """Return the share of examples classified right."""
     model.eval()
     normalise, right = Normalise(), 0

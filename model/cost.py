@@ -15,6 +15,7 @@ from math import ceil, prod
 from model.config import DatConfig
 from model.dat import DAT
 from model.official import official_shapes
+from model.swin_config import SwinConfig
 
 _SAMPLED, _NORMED = 4, 5  # FLOPs of an element
 
@@ -43,8 +44,10 @@ def cost(network: DAT, image_size: tuple[int, int] | None = None) -> Cost:
     return Cost(sum(map(prod, official_shapes(config).values())), flops(config))
 
 
-def flops(config: DatConfig) -> int:
+def flops(config: DatConfig | SwinConfig) -> int:
     """FLOPs of one image, from stem to head."""
+    if isinstance(config, SwinConfig):
+        return _swin_flops(config)
     total = _stem_flops(config)
     last = len(config.stages) - 1
     kernel = 2 if config.family == "dat" else 3
@@ -89,3 +92,21 @@ def _stem_flops(config: DatConfig) -> int:
         return N * C * (4 * 4 * 3 + _NORMED)
     halved = prod(ceil(side / 2) for side in config.image_size)
     return halved * (C // 2) * (9 * 3 + _NORMED) + N * C * (9 * (C // 2) + _NORMED)
+
+
+def _swin_flops(config: SwinConfig) -> int:
+    total = 0
+    for stage, depth in enumerate(config.depths):
+        N, C = prod(config.map_size(stage)), config.channels(stage)
+        before = C // 2
+        if stage == 0:
+            total += N * C * (config.patch**2 * 3 + _NORMED)
+        else:
+            total += N * 4 * before * (C + _NORMED)
+        padded = prod(config.windows(stage, 0).padded_size)
+        attention = 4 * padded * C**2 + 2 * padded * config.window**2 * C
+        mlp = 2 * N * C * int(config.mlp_ratio * C)
+        total += depth * (attention + mlp + 2 * _NORMED * N * C)
+    last = len(config.depths) - 1
+    pooled = config.channels(last)
+    return total + _NORMED * prod(config.map_size(last)) * pooled + pooled * config.num_classes

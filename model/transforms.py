@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from model.config import DatConfig
+from model.swin_config import SwinConfig
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Preprocessing:
     resize_to: tuple[int, int]
 
     @classmethod
-    def of(cls, config: DatConfig) -> "Preprocessing":
+    def of(cls, config: DatConfig | SwinConfig) -> "Preprocessing":
         """The pre-processing that the published accuracy of a model was measured with."""
         height, width = config.image_size
         if not config.crop:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from model.swin import Swin
 from service.batching.batcher import Runner
 from service.engine.classification import ClassificationEngine
 from service.engine.computing import Computing
@@ -94,6 +95,8 @@ def _classification_engine(
 ) -> Engine:
     if choice.entry.sizes:
         raise ModelFileError(f"{model.name}: sizes are for detectors")
+    # A Swin is there to compare with: it is computed as its library does it.
+    ours = not isinstance(network, Swin)
     return ClassificationEngine(
         network,
         device,
@@ -101,9 +104,9 @@ def _classification_engine(
         dtype=choice.dtype,
         max_batch=choice.batching.max_batch,
         buckets=choice.batching.buckets,
-        backend=choice.settings.backend,
+        backend=choice.settings.backend if ours else "torch",
         cache=choice.settings.cache,
-        compiled=choice.settings.compile,
+        compiled=choice.settings.compile and ours,
     )
 
 

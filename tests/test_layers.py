@@ -18,8 +18,8 @@ LEAVES = {
 }  # fmt: skip
 # The model without torch: what follows from a configuration, and pixels.
 TORCH_FREE = {
-    "model.config", "model.geometry", "model.transforms", "model.detection.config",
-    "model.detection.masks", "model.detection.transforms",
+    "model.config", "model.geometry", "model.transforms", "model.swin_config",
+    "model.detection.config", "model.detection.masks", "model.detection.transforms",
 }  # fmt: skip
 # What each room may know beside itself and the leaves, from the top of the house down.
 ROOMS = {

@@ -11,6 +11,7 @@ import torch
 from typing_extensions import override
 
 from model.dat import DAT
+from model.swin import Swin
 from service.engine import gpu
 from service.engine.asked import Layers, attention_of
 from service.engine.classify import Classify, Ranked
@@ -89,7 +90,7 @@ class ClassificationEngine(Engine):
 
     def __init__(
         self,
-        model: DAT,
+        model: DAT | Swin,
         device: Device,
         metrics: ModelMetrics,
         *,
@@ -114,7 +115,7 @@ class ClassificationEngine(Engine):
         )
         if backend == "openvino":
             check_available(device.torch_device, self.dtype)
-        self._model: DAT | None = model
+        self._model: DAT | Swin | None = model
         self._image_size = model.config.image_size
         self._backend = backend
         self._cache = cache

@@ -10,6 +10,7 @@ from model.attention_weights import AttentionWeights
 from model.dat import DAT
 from model.kernels import usable
 from model.normalise import Normalise
+from model.swin import Swin
 
 
 class Ranked(NamedTuple):
@@ -19,7 +20,7 @@ class Ranked(NamedTuple):
         scores: softmax probabilities `(B, num_classes)`, float32, best first.
         classes: `(B, num_classes)`, int32, the class of each score; of equal scores the lower
             one first.
-        sampling_locations: for each deformable layer `(B, G, Hk, Wk, 2)`, (y, x).
+        sampling_locations: for each deformable layer `(B, G, Hk, Wk, 2)`, (y, x); of a Swin none.
         attention: for each layer that was asked about.
     """
 
@@ -37,17 +38,18 @@ class Classify(nn.Module):
         dtype: of the features.
     """
 
-    def __init__(self, model: DAT, dtype: torch.dtype) -> None:
+    def __init__(self, model: DAT | Swin, dtype: torch.dtype) -> None:
         super().__init__()
         self.normalise = Normalise(dtype)
-        self.model = model.cast(dtype)
+        self.model: DAT | Swin = model.cast(dtype)
 
     def forward(
         self, pixels: Tensor, cells: Tensor | None = None, *, layers: Sequence[int] = ()
     ) -> Ranked:
         """Rank the classes of RGB bytes `(B, H, W, 3)`.
 
-        For `layers` and `cells`, the attention that is asked for, see `Trunk.stage_maps`.
+        For `layers` and `cells`, the attention that is asked for, see `forward_explained` of the
+        model.
         """
         logits, locations, attention = self.model.forward_explained(
             self.normalise(pixels), layers, cells

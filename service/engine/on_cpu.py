@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.attention_weights import AttentionWeights
 from model.cost import flops
+from model.dat import DAT
 from model.geometry import MOST_QUERIES
 from model.packing import pack
 from model.tracing import trace
@@ -67,7 +68,8 @@ class OnCpu:
                 classify, image_size, buckets, device.threads, cache, dtype=dtype
             )
         else:
-            pack(classify.model)
+            if isinstance(classify.model, DAT):
+                pack(classify.model)
             self._lanes.trace_ahead(buckets)
 
     async def settle(self) -> None:

@@ -34,5 +34,5 @@ def convert(chosen: ModelChoice, out: Path, loaders: Sequence[Loader]) -> dict[s
         "source": chosen.checkpoint.name,
         "source_sha256": checkpoints.sha256(chosen.checkpoint),
     }
-    checkpoints.write(out, converted.network.state_dict(), metadata)
+    checkpoints.write(out, converted.state, metadata)
     return metadata

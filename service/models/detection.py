@@ -44,7 +44,7 @@ def _convert(chosen: ModelChoice, checkpoint: Checkpoint) -> Converted:
         "classes": json.dumps(loaded.config.num_classes),
         "labels": as_text(loaded.labels),
     }
-    return Converted(loaded.network, facts)
+    return Converted(loaded.network.state_dict(), facts)
 
 
 DETECTION = Loader(

@@ -1,11 +1,11 @@
 """From a choice in the settings to a model with its weights, whatever its task."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint, CheckpointError
@@ -16,6 +16,7 @@ _DEMO = Path(__file__).parent.parent.parent / "demo"
 BUNDLED = {
     "dat_nano": _DEMO / "dat_nano.safetensors",
     "mask_rcnn_dat_nano": _DEMO / "detection" / "mask_rcnn_dat_nano.safetensors",
+    "swin_nano": _DEMO / "swin_nano.safetensors",
 }
 _DEFAULT = "dat_nano"
 
@@ -76,11 +77,11 @@ class Converted:
     """What a file with all that is known of a model holds.
 
     Attributes:
-        network: whose weights these are.
+        state: the weights, by name.
         facts: by name, as text.
     """
 
-    network: nn.Module
+    state: Mapping[str, Tensor]
     facts: dict[str, str]
 
 

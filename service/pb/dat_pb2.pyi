@@ -208,7 +208,7 @@ class AttentionLayer(_message.Message):
     def __init__(self, stage: _Optional[int] = ..., block: _Optional[int] = ..., groups: _Optional[int] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., received: _Optional[_Iterable[float]] = ..., queries: _Optional[_Iterable[_Union[AttentionQuery, _Mapping]]] = ...) -> None: ...
 
 class AttentionQuery(_message.Message):
-    __slots__ = ("row", "column", "centre", "group_keys", "group_weights", "group_points", "keys", "weights", "points")
+    __slots__ = ("row", "column", "centre", "group_keys", "group_weights", "group_points", "keys", "weights", "points", "window")
     ROW_FIELD_NUMBER: _ClassVar[int]
     COLUMN_FIELD_NUMBER: _ClassVar[int]
     CENTRE_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +218,7 @@ class AttentionQuery(_message.Message):
     KEYS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     POINTS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     row: int
     column: int
     centre: Position
@@ -227,7 +228,8 @@ class AttentionQuery(_message.Message):
     keys: _containers.RepeatedScalarFieldContainer[int]
     weights: _containers.RepeatedScalarFieldContainer[float]
     points: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, row: _Optional[int] = ..., column: _Optional[int] = ..., centre: _Optional[_Union[Position, _Mapping]] = ..., group_keys: _Optional[_Iterable[int]] = ..., group_weights: _Optional[_Iterable[float]] = ..., group_points: _Optional[_Iterable[float]] = ..., keys: _Optional[_Iterable[int]] = ..., weights: _Optional[_Iterable[float]] = ..., points: _Optional[_Iterable[float]] = ...) -> None: ...
+    window: Box
+    def __init__(self, row: _Optional[int] = ..., column: _Optional[int] = ..., centre: _Optional[_Union[Position, _Mapping]] = ..., group_keys: _Optional[_Iterable[int]] = ..., group_weights: _Optional[_Iterable[float]] = ..., group_points: _Optional[_Iterable[float]] = ..., keys: _Optional[_Iterable[int]] = ..., weights: _Optional[_Iterable[float]] = ..., points: _Optional[_Iterable[float]] = ..., window: _Optional[_Union[Box, _Mapping]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("decode_s", "queue_s", "compute_s", "batch_size")

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from model.config import DatConfig
 from model.geometry import CHOSEN_QUERIES, MOST_QUERIES
+from model.swin_config import SwinConfig
 from service.engine.items import Cells, LayerAttention, Wanted
 from service.errors import InvalidOption
 from service.tasks.points import LayerPoints, PixelMap, PointLayer, point_layers
+from service.tasks.windows import Box, WindowLayer, window_layers
 
 MOST_LAYERS = 4  # of a request
 MOST_KEYS, DEFAULT_KEYS = 32, 8  # of a query
@@ -20,6 +22,7 @@ MOST_KEYS, DEFAULT_KEYS = 32, 8  # of a query
 Point = tuple[float, float]
 Queries = tuple[Point, ...] | Literal["auto"]
 Layer = tuple[int, int]
+Config = DatConfig | SwinConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class AttentionOptions:
         queries: `(x, y)` in pixels of the uploaded image after its EXIF orientation, or `auto`:
             in each layer, the cells that receive the most attention. `None` means the centre.
         layers: `(stage, block)`, from 0; none means the last deformable layer of each of the last
-            two stages that have one.
+            two stages that have one. Of a Swin the last block of each stage can be named.
         top_n: keys of each query, best first; `None` means `DEFAULT_KEYS`.
     """
 
@@ -45,7 +48,8 @@ class AttendedQuery:
 
     A weight is the sum of the softmax over heads: those of an offset group, or all of the layer.
     A key has a point in each group. Points are `(x, y)` in pixels of the uploaded image, as in
-    `LayerPoints`.
+    `LayerPoints`. Of a Swin each head is a group of its own, and the points of a key are the
+    centre of its cell.
 
     Attributes:
         cell: `(row, column)` of the query in the map of the layer.
@@ -56,6 +60,7 @@ class AttendedQuery:
         keys: `(n,)`, over all groups, the best first.
         weights: `(n,)`, of those keys.
         points: `(n, G, 2)`, the points of each.
+        window: of a Swin, `(x1, y1, x2, y2)` around the cells that it sees.
     """
 
     cell: tuple[int, int]
@@ -66,11 +71,12 @@ class AttendedQuery:
     keys: NDArray[np.int64]
     weights: NDArray[np.float32]
     points: NDArray[np.float32]
+    window: Box | None = None
 
 
 @dataclass(frozen=True)
 class AttendedLayer:
-    """The attention in one deformable layer.
+    """The attention in one deformable layer, or one of windows.
 
     Attributes:
         stage: from 0.
@@ -98,14 +104,14 @@ class Seen:
         pixel_map: from the input to the image.
     """
 
-    config: DatConfig
+    config: Config
     input_size: tuple[int, int]
     resized: tuple[int, int]
     image_size: tuple[int, int]
     pixel_map: PixelMap
 
 
-def check(options: AttentionOptions, config: DatConfig, *, asked: bool, model: str) -> None:
+def check(options: AttentionOptions, config: Config, *, asked: bool, model: str) -> None:
     """Refuse what a model cannot show.
 
     Args:
@@ -126,9 +132,8 @@ def check(options: AttentionOptions, config: DatConfig, *, asked: bool, model: s
         raise InvalidOption(f"{model} has no deformable attention to explain")
     if missing := [layer for layer in options.layers if layer not in known]:
         names = ", ".join(map(_name, known))
-        raise InvalidOption(
-            f"{model} has no deformable layer {_name(missing[0])}; there are {names}"
-        )
+        said = "explains no layer" if isinstance(config, SwinConfig) else "has no deformable layer"
+        raise InvalidOption(f"{model} {said} {_name(missing[0])}; there are {names}")
     if len(set(options.layers)) < len(options.layers):
         raise InvalidOption("layers has a layer twice")
     if len(options.layers) > MOST_LAYERS:
@@ -168,12 +173,12 @@ def wanted(options: AttentionOptions, seen: Seen) -> tuple[Wanted, Cells]:
                     f"{width}x{height} pixels"
                 )
         positions = seen.pixel_map.to_input(queries)
-        geometry = point_layers(seen.config, seen.input_size)
+        geometry = _geometry(seen.config, seen.input_size)
         cells = tuple(
             _filled(geometry[layer].nearest_cells(positions, seen.resized).tolist())
             for layer in layers
         )
-    return Wanted(points=True, attention=layers), cells
+    return Wanted(points=has_points(seen.config), attention=layers), cells
 
 
 def explained(
@@ -188,24 +193,30 @@ def explained(
         options: of the request.
         seen: the image.
         attention: what the device said, for each layer in their order in the network.
-        points: of every deformable layer.
+        points: of every deformable layer; of a Swin none.
 
     Returns:
         One entry for each layer, in that order.
     """
-    geometry = point_layers(seen.config, seen.input_size)
-    layers = _chosen(options, seen.config)
-    return tuple(
-        _layer(options, seen, of_layer, geometry[layer], points[layer].sampling_locations)
-        for layer, of_layer in zip(layers, attention, strict=True)
-    )
+    geometry = _geometry(seen.config, seen.input_size)
+    answers = []
+    for index, of_layer in zip(_chosen(options, seen.config), attention, strict=True):
+        layer = geometry[index]
+        if isinstance(layer, WindowLayer):
+            # All heads read the same cells.
+            of_all = layer.key_points(seen.pixel_map)
+            points_xy = np.broadcast_to(of_all, (len(of_layer.received), *of_all.shape))
+        else:
+            points_xy = points[index].sampling_locations
+        answers.append(_layer(options, seen, of_layer, layer, points_xy))
+    return tuple(answers)
 
 
 def _layer(
     options: AttentionOptions,
     seen: Seen,
     attention: LayerAttention,
-    layer: PointLayer,
+    layer: PointLayer | WindowLayer,
     points_xy: NDArray[np.float32],
 ) -> AttendedLayer:
     groups, rows, columns, _ = points_xy.shape
@@ -215,16 +226,17 @@ def _layer(
         layer.block,
         attention.received.reshape(groups, rows, columns),
         tuple(
-            _query(
-                cell, attention.weights[index], options, layer.centre(cell, seen.pixel_map), keys_xy
-            )
+            _query(cell, attention.weights[index], options, seen=seen, layer=layer, keys_xy=keys_xy)
             for index, cell in _cells(options, seen, attention, layer)
         ),
     )
 
 
 def _cells(
-    options: AttentionOptions, seen: Seen, attention: LayerAttention, layer: PointLayer
+    options: AttentionOptions,
+    seen: Seen,
+    attention: LayerAttention,
+    layer: PointLayer | WindowLayer,
 ) -> Iterator[tuple[int, tuple[int, int]]]:
     """The queries that an answer has, by their index, with `(row, column)` of their cells."""
     width, _ = layer.map_size
@@ -243,23 +255,30 @@ def _query(
     cell: tuple[int, int],
     weights: NDArray[np.float32],
     options: AttentionOptions,
-    centre: Point,
+    *,
+    seen: Seen,
+    layer: PointLayer | WindowLayer,
     keys_xy: NDArray[np.float32],
 ) -> AttendedQuery:
     """What one query attends to, from the weights `(G, Ns)` and the points `(G, Ns, 2)`."""
-    count = min(options.top_n or DEFAULT_KEYS, weights.shape[1])
+    keys = np.arange(weights.shape[1], dtype=np.int64)
+    if isinstance(layer, WindowLayer):
+        keys = layer.keys_seen(cell)
+        weights, keys_xy = weights[:, keys], keys_xy[:, keys]
+    count = min(options.top_n or DEFAULT_KEYS, len(keys))
     of_groups = _best(weights, count)
     of_all = weights.sum(0)
     best = _best(of_all, count)
     return AttendedQuery(
         cell,
-        centre,
-        of_groups,
+        layer.centre(cell, seen.pixel_map),
+        keys[of_groups],
         np.take_along_axis(weights, of_groups, 1),
         np.take_along_axis(keys_xy, of_groups[..., None], 1),
-        best,
+        keys[best],
         of_all[best],
         keys_xy[:, best].swapaxes(0, 1),
+        layer.window(cell, seen.pixel_map) if isinstance(layer, WindowLayer) else None,
     )
 
 
@@ -273,17 +292,34 @@ def _filled(cells: Sequence[int]) -> tuple[int, ...]:
     return (*cells, *(0,) * (MOST_QUERIES - len(cells)))
 
 
-def _layers(config: DatConfig) -> dict[Layer, int]:
-    """The layers whose queries share their keys, with their index among all deformable layers."""
-    layers = [(layer.stage, layer.block) for layer in point_layers(config, config.image_size)]
+def has_points(config: Config) -> bool:
+    """Whether a model says where it samples."""
+    return isinstance(config, DatConfig)
+
+
+def _geometry(
+    config: Config, input_size: tuple[int, int]
+) -> tuple[PointLayer, ...] | tuple[WindowLayer, ...]:
+    """Of the layers of a model, in the order of the engine's output."""
+    if isinstance(config, SwinConfig):
+        return window_layers(config)
+    return point_layers(config, input_size)
+
+
+def _layers(config: Config) -> dict[Layer, int]:
+    """The layers that are explained, with their index in the order of the engine.
+
+    Of a DAT those whose queries share their keys, among all deformable layers.
+    """
+    layers = [(layer.stage, layer.block) for layer in _geometry(config, config.image_size)]
     return {
         (stage, block): index
         for index, (stage, block) in enumerate(layers)
-        if config.stages[stage].blocks[block] == "D"
+        if isinstance(config, SwinConfig) or config.stages[stage].blocks[block] == "D"
     }
 
 
-def _chosen(options: AttentionOptions, config: DatConfig) -> tuple[int, ...]:
+def _chosen(options: AttentionOptions, config: Config) -> tuple[int, ...]:
     """The index of each layer that is explained, ascending."""
     known = _layers(config)
     last = {stage: index for (stage, _), index in known.items()}

@@ -59,7 +59,7 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
 
     def __init__(
         self,
-        config: DatConfig,
+        config: attention.Config,
         card: ModelCard,
         labels: tuple[Label, ...],
         queue: Queue,
@@ -78,6 +78,11 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
             raise InvalidOption(f"top_k must be at least 1, not {options.top_k}")
         if options.explain == "objects":
             raise InvalidOption("explain=objects is for detectors")
+        if options.explain == "points" and not attention.has_points(self._config):
+            raise InvalidOption(
+                f"{self.card.name} has no sampling points; explain=attention shows what its "
+                "windows attend to"
+            )
         asked = options.explain == "attention"
         attention.check(options.attention, self._config, asked=asked, model=self.card.name)
 
@@ -102,10 +107,10 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
             strict=True,
         )
         points = attended = None
-        if wanted.points:
+        if wanted.points and isinstance(self._config, DatConfig):
             points = explained(self._config, size, output.sampling_locations, image.pixel_map)
-            if wanted.attention:
-                attended = attention.explained(options.attention, seen, output.attention, points)
+        if wanted.attention:
+            attended = attention.explained(options.attention, seen, output.attention, points or ())
         return Classification(
             width=image.width,
             height=image.height,

@@ -44,8 +44,8 @@ class LayerPoints:
 
 
 @dataclass(frozen=True)
-class PointLayer:
-    """How the positions of one deformable layer become pixels.
+class CellLayer:
+    """Where the cells of one layer lie, and so its queries.
 
     Attributes:
         stage: from 0.
@@ -53,7 +53,6 @@ class PointLayer:
         map_size: `(W, H)` of the feature map, cells.
         cell_stride: pixels of the model's input from one cell to the next.
         first_cell: centre of the first cell in the model's input, pixels.
-        reference_points: `(Hk, Wk, 2)`, (y, x), normalised.
     """
 
     stage: int
@@ -61,16 +60,6 @@ class PointLayer:
     map_size: tuple[int, int]
     cell_stride: float
     first_cell: float
-    reference_points: NDArray[np.float32]
-
-    def points(self, locations: NDArray[np.float32], pixel_map: PixelMap) -> LayerPoints:
-        """Pixels of the uploaded image from `(G, Hk, Wk, 2)` normalised (y, x)."""
-        return LayerPoints(
-            self.stage,
-            self.block,
-            self._pixels(locations, pixel_map),
-            self._pixels(self.reference_points, pixel_map),
-        )
 
     def nearest_cells(
         self, points_xy: NDArray[np.float64], within: tuple[int, int]
@@ -99,6 +88,26 @@ class PointLayer:
         """`(x, y)` of the cell `(row, column)` in pixels of the uploaded image."""
         x, y = pixel_map.to_image(self.first_cell + self.cell_stride * np.array(cell[::-1]))
         return float(x), float(y)
+
+
+@dataclass(frozen=True)
+class PointLayer(CellLayer):
+    """How the positions of one deformable layer become pixels.
+
+    Attributes:
+        reference_points: `(Hk, Wk, 2)`, (y, x), normalised.
+    """
+
+    reference_points: NDArray[np.float32]
+
+    def points(self, locations: NDArray[np.float32], pixel_map: PixelMap) -> LayerPoints:
+        """Pixels of the uploaded image from `(G, Hk, Wk, 2)` normalised (y, x)."""
+        return LayerPoints(
+            self.stage,
+            self.block,
+            self._pixels(locations, pixel_map),
+            self._pixels(self.reference_points, pixel_map),
+        )
 
     def _pixels(
         self, locations_yx: NDArray[np.float32], pixel_map: PixelMap

@@ -65,6 +65,7 @@ def test_the_wheel_holds_the_packages_and_their_data_alone(wheel: Path):
     }  # fmt: skip
     for needed in (
         "demo/dat_nano.safetensors",
+        "demo/swin_nano.safetensors",
         "demo/detection/mask_rcnn_dat_nano.safetensors",
         "model/segmentation/ade20k.json",
         "service/models/labels/imagenet1k.json",

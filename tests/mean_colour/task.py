@@ -100,7 +100,8 @@ def _load(chosen: ModelChoice, checkpoint: Checkpoint, _: str | None) -> LoadedM
 
 
 def _convert(chosen: ModelChoice, checkpoint: Checkpoint) -> Converted:
-    return Converted(_load(chosen, checkpoint, None).network, {"variant": VARIANT})
+    network = _load(chosen, checkpoint, None).network
+    return Converted(network.state_dict(), {"variant": VARIANT})
 
 
 def _engine(

@@ -74,10 +74,13 @@ class AttentionQueryBody(BaseModel):
     centre: list[float] = Field(description="[x, y] of that cell.")
     groups: list[list[GroupKeyBody]] = Field(description="In each group the best keys, in order.")
     keys: list[KeyBody] = Field(description="The best over all groups, in order.")
+    window: list[float] | None = Field(
+        None, description="Of a Swin: [x1, y1, x2, y2] around the cells that the query sees."
+    )
 
 
 class AttentionLayerBody(BaseModel):
-    """The attention in one deformable layer; positions are as in the points."""
+    """The attention in one layer; positions are as in the points, groups of a Swin its heads."""
 
     stage: int = Field(description="Stage, from 0.", examples=[3])
     block: int = Field(description="Block in its stage, from 0.", examples=[1])
@@ -111,6 +114,7 @@ def _attended(query: AttendedQuery) -> AttentionQueryBody:
         query.keys.tolist(), _weights(query.weights), rounded_pixels(query.points), strict=True
     )
     row, column = query.cell
+    window = query.window
     return AttentionQueryBody.model_construct(
         row=row,
         column=column,
@@ -126,6 +130,7 @@ def _attended(query: AttendedQuery) -> AttentionQueryBody:
             KeyBody.model_construct(key=key, weight=weight, points=points)
             for key, weight, points in of_all
         ],
+        window=None if window is None else rounded_pixels(np.array(window, np.float32)),
     )
 
 

@@ -11,6 +11,7 @@ from service.tasks.attention import AttendedLayer, AttendedQuery, AttentionOptio
 from service.tasks.core import Answer, Explain
 from service.tasks.passage import Timing
 from service.tasks.points import LayerPoints
+from service.tasks.windows import Box
 
 _EXPLAIN: dict[int, Explain] = {
     dat_pb2.EXPLAIN_UNSPECIFIED: "none",
@@ -145,4 +146,10 @@ def _attended_query(query: AttendedQuery) -> dat_pb2.AttentionQuery:
         keys=query.keys.tolist(),
         weights=query.weights.tolist(),
         points=query.points.ravel().tolist(),
+        window=None if query.window is None else _box(query.window),
     )
+
+
+def _box(box: Box) -> dat_pb2.Box:
+    x1, y1, x2, y2 = box
+    return dat_pb2.Box(x1=x1, y1=y1, x2=x2, y2=y2)
