@@ -1,6 +1,7 @@
 """Text of labels: how wide it is, and where labels lie so that none covers another."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
@@ -53,7 +54,7 @@ def place(wanted: Sequence[Wanted], picture: tuple[int, int], size: int) -> list
         if label is None:
             continue
         for left, top in _places(label, one.box, picture):
-            moved = _at(label, left, top)
+            moved = replace(label, left=left, top=top)
             if _is_within(moved, picture) and not any(overlap(moved, other) for other in placed):
                 placed.append(moved)
                 break
@@ -118,10 +119,6 @@ def _places(
         for left in (x1, x2 - width, x2, x1 - width):
             yield within(left, y1 - height + step * height)
             yield within(left, y1 - height - step * height)
-
-
-def _at(label: Label, left: float, top: float) -> Label:
-    return Label(**vars(label) | {"left": left, "top": top})
 
 
 def _is_within(label: Label, picture: tuple[int, int]) -> bool:

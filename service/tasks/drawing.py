@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import InvalidOption
 from service.images.decode import decode_at
@@ -21,7 +22,8 @@ FileFormat = Literal["png", "webp", "svg"]
 Layout = Literal["alone", "beside"]
 
 LEAST_SIZE, MOST_SIZE = 32, 8000  # twice that is what WebP can hold
-DEFAULT_SIZE = 1280  # where the image is larger
+# Where a request names no size, that of the image within these.
+DEFAULT_LEAST, DEFAULT_MOST = 320, 1280
 MEDIA_TYPES: dict[FileFormat, str] = {"png": "image/png", "webp": "image/webp", "svg": "image/svg+xml"}
 # To draw and encode a pixel takes as long, and as much memory, as to decode so many.
 _DECODED_FOR_DRAWN = 4
@@ -37,8 +39,8 @@ class Drawing:
         layers: `(stage, block)` of those whose points, arrows and keys are drawn.
         groups: offset groups of these, from 0; none means all.
         opacity: of all that is drawn, from 0 to 1.
-        size: the larger side of the image in the picture, pixels; `None`: as in the upload, at
-            most `DEFAULT_SIZE`.
+        size: the larger side of the image in the picture, pixels; `None`: as in the upload, from
+            `DEFAULT_LEAST` to `DEFAULT_MOST`.
         form: of the file.
         layout: `beside`: the plain image stands to the left.
     """
@@ -54,7 +56,7 @@ class Drawing:
     def photo_size(self, width: int, height: int) -> tuple[int, int]:
         """`(W, H)` of an image of `width` x `height` pixels in the picture, pixels."""
         longer = max(width, height)
-        side = self.size or min(longer, DEFAULT_SIZE)
+        side = self.size or min(max(longer, DEFAULT_LEAST), DEFAULT_MOST)
         return max(1, round(width * side / longer)), max(1, round(height * side / longer))
 
     def decoding_pixels(self, image_pixels: int, limits: Limits) -> int:
@@ -64,8 +66,10 @@ class Drawing:
             image_pixels: of the upload, which is decoded once more.
             limits: of the server.
         """
-        side = self.size or DEFAULT_SIZE
-        picture = side * side if self.size else min(side * side, image_pixels)
+        if self.size:
+            picture = self.size**2
+        else:
+            picture = max(DEFAULT_LEAST**2, min(DEFAULT_MOST**2, image_pixels))
         drawn = min(2 * picture if self.layout == "beside" else picture, limits.max_picture_pixels)
         return image_pixels + _DECODED_FOR_DRAWN * drawn
 
@@ -167,7 +171,8 @@ def _said(drawing: Drawing, answer: Answered, things: Sequence[Thing]) -> Said:
 def _layer(drawing: Drawing, layer: LayerPoints, attended: AttendedLayer | None) -> DrawnLayer:
     every = len(layer.sampling_locations)
     groups = list(drawing.groups or range(every))
-    received, queries = None, ()
+    received: NDArray[np.float32] | None = None
+    queries: tuple[Query, ...] = ()
     if attended is not None and "attention" in drawing.show:
         received = attended.received.reshape(every, -1)[groups]
     if attended is not None and "keys" in drawing.show:

@@ -56,7 +56,7 @@ class PictureOptionsBody(CommonOptionsBody):
     size: int | None = Field(
         None,
         description="The larger side of the image in the picture, pixels; absent: as in the "
-        "upload, at most 1280.",
+        "upload, from 320 to 1280.",
         json_schema_extra={"minimum": LEAST_SIZE, "maximum": MOST_SIZE},
     )
     format: FileFormat = Field("png", description="Of the file.")

@@ -1,6 +1,6 @@
 """The messages of pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.message import Message
@@ -35,30 +35,6 @@ _LAYOUTS: dict[int, Layout] = {
 }
 
 
-def _options(request: dat_pb2.VisualizeRequest, remaining_s: float | None) -> PictureOptions:
-    if unknown := [value for value in request.show if value not in _SHOWN]:
-        raise InvalidOption(f"show has no value {unknown[0]}")
-    if request.format not in _FORMATS:
-        raise InvalidOption(f"format has no value {request.format}")
-    if request.layout not in _LAYOUTS:
-        raise InvalidOption(f"layout has no value {request.layout}")
-    given = {
-        name: getattr(request, name)
-        for name in ("opacity", "size", "score_threshold")
-        if request.HasField(name)
-    }
-    return PictureOptions(
-        **common_options(request, remaining_s),
-        show=tuple(_SHOWN[value] for value in request.show),
-        groups=tuple(request.groups),
-        form=_FORMATS[request.format],
-        layout=_LAYOUTS[request.layout],
-        classes=tuple(request.classes),
-        resize_mode=resize_mode_of(request.resize_mode),
-        **given,
-    )
-
-
 class RpcPictures:
     """How requests for pictures look over gRPC; see `RpcCall`."""
 
@@ -66,7 +42,36 @@ class RpcPictures:
     service = "dat.v1.VisualizerService"
     method = "Visualize"
     request: type[Message] = dat_pb2.VisualizeRequest
-    options: Callable[[Any, float | None], PictureOptions] = staticmethod(_options)
+
+    def options(
+        self, request: dat_pb2.VisualizeRequest, remaining_s: float | None, /
+    ) -> PictureOptions:
+        """What a request asks for, and the seconds left for it.
+
+        Raises:
+            InvalidOption: an enumeration has no such value.
+        """
+        if unknown := [value for value in request.show if value not in _SHOWN]:
+            raise InvalidOption(f"show has no value {unknown[0]}")
+        if request.format not in _FORMATS:
+            raise InvalidOption(f"format has no value {request.format}")
+        if request.layout not in _LAYOUTS:
+            raise InvalidOption(f"layout has no value {request.layout}")
+        given = {
+            name: getattr(request, name)
+            for name in ("opacity", "size", "score_threshold")
+            if request.HasField(name)
+        }
+        return PictureOptions(
+            **common_options(request, remaining_s),
+            show=tuple(_SHOWN[value] for value in request.show),
+            groups=tuple(request.groups),
+            form=_FORMATS[request.format],
+            layout=_LAYOUTS[request.layout],
+            classes=tuple(request.classes),
+            resize_mode=resize_mode_of(request.resize_mode),
+            **given,
+        )
 
     async def work(
         self, core: AnyCore, images: Sequence[bytes], options: PictureOptions, identity: str

@@ -34,9 +34,8 @@ class RpcCall(Protocol):
     @property
     def request(self) -> type[Message]: ...  # noqa: D102
 
-    @property
-    def options(self) -> Callable[[Any, float | None], Options]:
-        """Gives the options from a request without its images, and the seconds left for it."""
+    def options(self, request: Any, remaining_s: float | None, /) -> Options:
+        """The options of a request without its images, and the seconds left for it."""
 
     async def work(
         self, core: AnyCore, images: Sequence[bytes], options: Any, identity: str

@@ -20,7 +20,7 @@ from service.images.decode import decode, decode_at
 from service.pictures.colours import PALETTE
 from service.pictures.compose import Thing
 from service.settings import Limits
-from service.tasks.drawing import DEFAULT_SIZE, Drawing, draw
+from service.tasks.drawing import DEFAULT_LEAST, DEFAULT_MOST, Drawing, draw
 from service.tasks.points import explained, point_layers
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -158,7 +158,9 @@ def test_an_image_is_resized_as_a_whole_however_it_is_stored(orientation, form, 
 def test_the_larger_side_is_as_asked_and_the_other_follows(width, height, size):
     drawing = Drawing(show=(), size=size)
     wide, high = drawing.photo_size(width, height)
-    assert max(wide, high) == (size or min(DEFAULT_SIZE, max(width, height)))
+    assert max(wide, high) == (
+        size or min(DEFAULT_MOST, max(DEFAULT_LEAST, width, height))
+    )
     assert min(wide, high) >= 1
     if min(wide, high) > 1:
         assert wide * height == pytest.approx(high * width, rel=0.5 / min(wide, high) + 1e-9)
