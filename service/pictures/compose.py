@@ -32,6 +32,8 @@ _LEAST_FONT = 9
 # In units.
 _DISC, _STROKE, _EDGE, _HALO, _FONT = 6.0, 1.6, 0.9, 1.2, 13
 _ORIGIN = 0.45  # radius of a reference point, of that of a point
+_LEAST_RADIUS = 1.2  # of a point, pixels
+_REACH = 0.2  # the radius of a point in the side of its share of the picture
 _MASK_OPACITY = 0.4
 # The size of a point that gets no attention, and of the one that gets the most.
 _SMALLEST, _LARGEST = 0.4, 2.0
@@ -71,6 +73,11 @@ class Layer:
     origins: NDArray[np.float32]
     received: NDArray[np.float32] | None = None
     queries: tuple[Query, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many points it has."""
+        return self.points.size // 2
 
 
 @dataclass(frozen=True)
@@ -156,10 +163,11 @@ class _Composer:
         placed: NDArray[np.float64] = points_xy.astype(np.float64) * self._scale
         return placed
 
-    def _radius(self, count: int) -> float:
-        """Of a point, so that `count` points leave most of the picture to be seen."""
+    def _radius(self, layer: Layer) -> float:
+        """Of a point, so that all of a layer leave most of the picture to be seen."""
         width, height = self._size
-        return max(1.2, min(_DISC * self._unit, 0.2 * sqrt(width * height / count)))
+        share = sqrt(width * height / layer.count)
+        return max(_LEAST_RADIUS, min(_DISC * self._unit, _REACH * share))
 
     def _mask(self, thing: Thing) -> Iterator[Shape]:
         rings = tuple(self._smoothed(ring) for ring in thing.rings)
@@ -209,7 +217,7 @@ class _Composer:
     def _radii(self, layer: Layer) -> NDArray[np.float64]:
         """`(G, N)`, of the points of a layer; the area grows with the attention."""
         groups, count, _ = layer.points.shape
-        common = self._radius(count)
+        common = self._radius(layer)
         if layer.received is None:
             return np.full((groups, count), common)
         return common * _grown(layer.received)
@@ -228,7 +236,7 @@ class _Composer:
         for extra, colour in ((_EDGE + _HALO, WHITE), (_EDGE, BLACK), (0.0, None)):
             for arrow, own in arrows:
                 yield from arrow.shapes(_STROKE * unit, extra * unit, colour or own)
-        radius = _ORIGIN * self._radius(len(origins))
+        radius = _ORIGIN * self._radius(layer)
         yield from self._haloed([Circle((x, y), radius, WHITE) for x, y in origins.tolist()])
 
     def _haloed(self, discs: Sequence[Circle]) -> Iterator[Shape]:

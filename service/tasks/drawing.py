@@ -28,6 +28,7 @@ MEDIA_TYPES: dict[FileFormat, str] = {"png": "image/png", "webp": "image/webp", 
 # To draw and encode a pixel takes as long, and as much memory, as to decode so many.
 _DECODED_FOR_DRAWN = 4
 _SIDE_OF_GAP = 100  # the gap between two pictures in the larger side of one
+_MOST_POINTS = 20_000  # of a picture: more would cover it, and take seconds
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def draw(
         things: that were found in it.
 
     Raises:
-        InvalidOption: the picture would be too large.
+        InvalidOption: the picture would be too large, or have too many points.
     """
     size = width, height = drawing.photo_size(answer.width, answer.height)
     gap = max(2, round(max(size) / _SIDE_OF_GAP)) if drawing.layout == "beside" else None
@@ -141,8 +142,15 @@ def draw(
             f"the picture would have {scene.full_width}x{height} pixels; the limit is "
             f"{limits.max_picture_pixels} pixels in all, so ask for a smaller size"
         )
+    said = _said(drawing, answer, things)
+    count = sum(layer.count for layer in said.layers)
+    if count > _MOST_POINTS:
+        raise InvalidOption(
+            f"the layers have {count} points; at most {_MOST_POINTS} are drawn, so choose fewer "
+            "layers or groups"
+        )
     photo = np.asarray(decode_at(upload, limits, size))
-    shapes = compose(_said(drawing, answer, things), size)
+    shapes = compose(said, size)
     scene = Scene(width, height, shapes, drawing.opacity, gap)
     if drawing.form == "svg":
         data = vector.draw(raster.encode(photo, "jpeg"), scene)

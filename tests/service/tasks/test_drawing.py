@@ -21,7 +21,7 @@ from service.pictures.colours import PALETTE
 from service.pictures.compose import Thing
 from service.settings import Limits
 from service.tasks.drawing import DEFAULT_LEAST, DEFAULT_MOST, Drawing, draw
-from service.tasks.points import explained, point_layers
+from service.tasks.points import LayerPoints, explained, point_layers
 
 SVG = "{http://www.w3.org/2000/svg}"
 LIMITS = Limits()
@@ -233,3 +233,13 @@ def test_every_form_is_a_file_of_its_kind(form):
         return
     with Image.open(BytesIO(drawn.data)) as file:
         assert (file.format, file.size) == (form.upper(), (300, 200))
+
+
+def test_more_points_than_can_be_seen_are_refused_with_a_sentence():
+    upload = stored(with_blob((300, 200), (100, 100), 20), 1)
+    crowd = LayerPoints(3, 1, np.zeros((8, 60, 60, 2), np.float32), np.zeros((60, 60, 2), np.float32))
+    answer = SimpleNamespace(width=300, height=200, points=(crowd,), attention=None)
+    drawing = Drawing(show=("points",), layers=((3, 1),))
+    with pytest.raises(InvalidOption, match="have 28800 points; at most 20000 are drawn, so choose"):
+        draw(upload, LIMITS, drawing, answer, ())
+    draw(upload, LIMITS, replace(drawing, groups=(0, 1)), answer, ())
