@@ -128,6 +128,10 @@ def _frame(canvas: Pixels, frame: Frame) -> None:
 
 def _area(canvas: Pixels, area: Area) -> None:
     """Fill on a copy of the part of the canvas that the rings reach, and mix it in."""
+    if area.opacity == 1:
+        rings = [_fixed(ring) for ring in area.rings]
+        cv2.fillPoly(canvas, rings, area.colour, cv2.LINE_AA, _BITS)
+        return
     corners = np.concatenate(area.rings)
     height, width = canvas.shape[:2]
     left, top = (max(0, floor(side) - 1) for side in corners.min(0).tolist())

@@ -262,7 +262,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"layers": ["7.0"]}, "dat_nano has no deformable layer 7.0; there are"),
     ({"layers": ["7.0"], "show": ["keys"]}, "dat_nano has no deformable layer 7.0; there are"),
     ({"layers": ["3.1", "3.1"]}, "a layer twice"),
-    ({"groups": [9]}, "has 4 offset groups, counted from 0; there is no group 9"),
+    ({"groups": [9]}, "has 2 offset groups, counted from 0; there is no group 9"),
     ({"groups": [0, 0]}, "a group twice"),
     ({"show": ["points", "points"]}, "show names something twice"),
     ({"show": ["masks"]}, "dat_nano is a classifier, which finds no masks"),
