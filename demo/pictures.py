@@ -29,7 +29,11 @@ PICTURES: tuple[tuple[str, str, dict[str, str]], ...] = (
         "demo/samples/flower.jpg",
         {"show": "attention", "layers": "3.1", "layout": "beside", "size": "320"},
     ),
-    ("thumbnail", "demo/detection/samples/many.jpg", {"model": "mask_rcnn_dat_nano", "size": "200"}),
+    (
+        "thumbnail",
+        "demo/detection/samples/many.jpg",
+        {"model": "mask_rcnn_dat_nano", "size": "200"},
+    ),
 )
 
 

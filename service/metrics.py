@@ -515,9 +515,7 @@ class ModelMetrics:
         devices: Sequence[str],
     ) -> None:
         self.model = name
-        self._count_requests = partial(
-            replica.bind_requests, name, model_version, task, VISUALIZE
-        )
+        self._count_requests = partial(replica.bind_requests, name, model_version, task, VISUALIZE)
         self._limit = capacity
         self.rejected = replica.rejected
         self.decode_errors = replica.decode_errors

@@ -262,13 +262,11 @@ class _Composer:
             for (key_x, key_y), size in zip(points, sizes[group].tolist(), strict=True):
                 share = (size / _LARGEST) ** 2
                 width = _STROKE * (_THINNEST + share * (_THICKEST - _THINNEST)) * unit
-                lines.append((Line((x, y), (key_x, key_y), width, colours[group])))
+                lines.append(Line((x, y), (key_x, key_y), width, colours[group]))
                 discs.append(Circle((key_x, key_y), common * size, colours[group]))
         for extra, colour in ((2 * (_EDGE + _HALO), WHITE), (2 * _EDGE, BLACK), (0.0, None)):
             for line in reversed(lines):
-                yield Line(
-                    line.start, line.end, line.width + extra * unit, colour or line.colour
-                )
+                yield Line(line.start, line.end, line.width + extra * unit, colour or line.colour)
         yield from self._haloed(sorted(discs, key=lambda disc: -disc.radius))
         # A target, which no key looks like.
         for radius, colour in ((2.0, WHITE), (1.75, BLACK), (1.3, WHITE), (0.6, BLACK)):

@@ -5,7 +5,6 @@ be drawn larger and reduced. Its smooth outline adds half a pixel on each side, 
 before.
 """
 
-from collections.abc import Sequence
 from math import ceil, floor, hypot
 from typing import Literal
 
@@ -32,6 +31,7 @@ Pixels = NDArray[np.uint8]
 
 _BITS = 6  # of the fraction of a position
 _GROWN = 0.5  # of each side of a smooth shape, pixels
+_GROWN_LINE = 0.7  # likewise, of a smooth straight line
 _THINNEST = 0.05  # of what is filled inside of an outline, pixels
 _FARTHEST = 2.0**15  # a side of a picture is shorter, pixels
 _PLATE_EDGE = 1  # pixels
@@ -97,9 +97,7 @@ def _circle(canvas: Pixels, circle: Circle) -> None:
     ((centre_x, centre_y),) = _fixed(np.array([[x, y]])).tolist()
     inner = max(_THINNEST, radius - _GROWN)
     size = round(inner * 2**_BITS)
-    cv2.circle(
-        canvas, (centre_x, centre_y), size, circle.colour, cv2.FILLED, cv2.LINE_AA, _BITS
-    )
+    cv2.circle(canvas, (centre_x, centre_y), size, circle.colour, cv2.FILLED, cv2.LINE_AA, _BITS)
 
 
 def _line(canvas: Pixels, line: Line) -> None:
@@ -107,7 +105,7 @@ def _line(canvas: Pixels, line: Line) -> None:
     length = hypot(x2 - x1, y2 - y1)
     if length == 0:
         return
-    half = max(_THINNEST, line.width / 2 - _GROWN)
+    half = max(_THINNEST, line.width / 2 - _GROWN_LINE)
     across = np.array([-(y2 - y1), x2 - x1]) * (half / length)
     ends = np.array([line.start, line.end])
     corners = np.concatenate((ends + across, (ends - across)[::-1]))

@@ -95,9 +95,7 @@ def _label(label: Label) -> str:
 
 
 def _closed(rings: Sequence[Ring]) -> str:
-    return "".join(
-        f"M{'L'.join(_pair((x, y)) for x, y in ring.tolist())}Z" for ring in rings
-    )
+    return "".join(f"M{'L'.join(_pair((x, y)) for x, y in ring.tolist())}Z" for ring in rings)
 
 
 def _pair(point: Sequence[float]) -> str:

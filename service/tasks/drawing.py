@@ -24,7 +24,11 @@ Layout = Literal["alone", "beside"]
 LEAST_SIZE, MOST_SIZE = 32, 8000  # twice that is what WebP can hold
 # Where a request names no size, that of the image within these.
 DEFAULT_LEAST, DEFAULT_MOST = 320, 1280
-MEDIA_TYPES: dict[FileFormat, str] = {"png": "image/png", "webp": "image/webp", "svg": "image/svg+xml"}
+MEDIA_TYPES: dict[FileFormat, str] = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "svg": "image/svg+xml",
+}
 # To draw and encode a pixel takes as long, and as much memory, as to decode so many.
 _DECODED_FOR_DRAWN = 4
 _SIDE_OF_GAP = 100  # the gap between two pictures in the larger side of one

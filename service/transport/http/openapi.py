@@ -52,7 +52,7 @@ PICTURES: dict[int | str, dict[str, Any]] = RESPONSES | {
     200: {
         "description": "The picture.",
         "headers": _REQUEST_ID | _SERVER_TIMING,
-        "content": {media_type: _PICTURE for media_type in MEDIA_TYPES.values()},
+        "content": dict.fromkeys(MEDIA_TYPES.values(), _PICTURE),
     }
 }
 

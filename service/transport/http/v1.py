@@ -13,7 +13,7 @@ from service.metrics import Metrics
 from service.models.card import ModelCard
 from service.settings import Limits
 from service.tasks.catalogue import Catalogue
-from service.tasks.core import AnyCore, Answer, Options
+from service.tasks.core import Answer, AnyCore, Options
 from service.tasks.pictures import PicturedCore, PictureOptions
 from service.transport.http.context import request_id
 from service.transport.http.endpoints import Endpoint

@@ -2,7 +2,7 @@
 
 from itertools import combinations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.pictures.lettering import Wanted, font, place, printable
@@ -25,6 +25,7 @@ def crowds(draw):
     return [Wanted(draw(texts), one, (230, 159, 0)) for one in boxes], (width, height), size
 
 
+@settings(max_examples=40, deadline=None)
 @given(crowds())
 def test_no_label_covers_another_or_leaves_the_picture(crowd):
     wanted, picture, size = crowd
@@ -39,6 +40,7 @@ def test_no_label_covers_another_or_leaves_the_picture(crowd):
         assert font(size).getlength(label.text) <= label.width - 2 * label.padding + 1e-6
 
 
+@settings(max_examples=40, deadline=None)
 @given(crowds())
 def test_the_first_label_lies_at_its_box_if_it_fits_into_the_picture(crowd):
     wanted, picture, size = crowd
@@ -69,6 +71,7 @@ def test_a_label_that_finds_no_place_is_left_out_and_the_best_one_stays():
     assert labels[0].text == "thing 0"
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.text(max_size=200))
 def test_a_text_is_one_printable_line(text):
     clean = printable(text)

@@ -74,9 +74,16 @@ def looks(draw):
         config = VARIANTS["dat_nano"]
         pixel_map = Preprocessing.of(config).pixel_map(width, height)
         # The image is squeezed to 146x146, and its centre of 128x128 cut out.
-        return config, (128, 128), pixel_map, (width, height), (x, y), (
-            x * 146 / width - 9,
-            y * 146 / height - 9,
+        return (
+            config,
+            (128, 128),
+            pixel_map,
+            (width, height),
+            (x, y),
+            (
+                x * 146 / width - 9,
+                y * 146 / height - 9,
+            ),
         )
     detector = DETECTORS["mask_rcnn_dat_nano"]
     if kind == "letterbox":
@@ -102,7 +109,7 @@ def answer_at(look):
     return SimpleNamespace(width=width, height=height, points=points, attention=None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(looks(), st.integers(1, 8), st.sampled_from([None, 200, 333, 640, 1000]))
 def test_a_point_is_drawn_over_what_it_was_in_the_image(look, orientation, size):
     _, _, _, image_size, at, _ = look
@@ -136,7 +143,7 @@ def test_a_point_is_drawn_over_what_it_was_in_the_image(look, orientation, size)
     np.testing.assert_allclose(placed, [found] * len(placed), atol=0.8)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     st.integers(1, 8),
     st.sampled_from(["PNG", "JPEG"]),
@@ -158,9 +165,7 @@ def test_an_image_is_resized_as_a_whole_however_it_is_stored(orientation, form, 
 def test_the_larger_side_is_as_asked_and_the_other_follows(width, height, size):
     drawing = Drawing(show=(), size=size)
     wide, high = drawing.photo_size(width, height)
-    assert max(wide, high) == (
-        size or min(DEFAULT_MOST, max(DEFAULT_LEAST, width, height))
-    )
+    assert max(wide, high) == (size or min(DEFAULT_MOST, max(DEFAULT_LEAST, width, height)))
     assert min(wide, high) >= 1
     if min(wide, high) > 1:
         assert wide * height == pytest.approx(high * width, rel=0.5 / min(wide, high) + 1e-9)
@@ -223,7 +228,7 @@ def test_boxes_and_masks_lie_over_their_objects():
 def test_every_form_is_a_file_of_its_kind(form):
     upload = stored(with_blob((300, 200), (100, 100), 20), 1)
     answer = SimpleNamespace(width=300, height=200, points=None, attention=None)
-    drawn = draw(upload, LIMITS, Drawing(show=("boxes",), form=form), answer, ())
+    drawn = draw(upload, LIMITS, Drawing(show=("boxes",), form=form, size=300), answer, ())
     assert (drawn.width, drawn.height) == (300, 200)
     if form == "svg":
         document = ET.fromstring(drawn.data)
@@ -237,9 +242,13 @@ def test_every_form_is_a_file_of_its_kind(form):
 
 def test_more_points_than_can_be_seen_are_refused_with_a_sentence():
     upload = stored(with_blob((300, 200), (100, 100), 20), 1)
-    crowd = LayerPoints(3, 1, np.zeros((8, 60, 60, 2), np.float32), np.zeros((60, 60, 2), np.float32))
+    crowd = LayerPoints(
+        3, 1, np.zeros((8, 60, 60, 2), np.float32), np.zeros((60, 60, 2), np.float32)
+    )
     answer = SimpleNamespace(width=300, height=200, points=(crowd,), attention=None)
     drawing = Drawing(show=("points",), layers=((3, 1),))
-    with pytest.raises(InvalidOption, match="have 28800 points; at most 20000 are drawn, so choose"):
+    with pytest.raises(
+        InvalidOption, match="have 28800 points; at most 20000 are drawn, so choose"
+    ):
         draw(upload, LIMITS, drawing, answer, ())
     draw(upload, LIMITS, replace(drawing, groups=(0, 1)), answer, ())
