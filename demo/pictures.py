@@ -1,4 +1,4 @@
-"""Draws the pictures of `docs/pictures` from a server of the demo models: `python -m demo.pictures`.
+"""Draws the pictures of `docs/pictures` with a server of demo models: `python -m demo.pictures`.
 
 The server has to run, as `make run` starts it. The same server draws the same bytes again.
 """

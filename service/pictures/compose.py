@@ -29,8 +29,10 @@ Box = tuple[float, float, float, float]
 
 _PIXELS_OF_UNIT, _LEAST_UNIT = 700, 0.75
 _LEAST_FONT = 9
+_THUMBNAIL = 300  # pixels; labels of a smaller picture have no room for a score
 # In units.
 _DISC, _STROKE, _EDGE, _HALO, _FONT = 6.0, 1.6, 0.9, 1.2, 13
+_HEAD = 7.0  # length of that of an arrow, units
 _ORIGIN = 0.45  # radius of a reference point, of that of a point
 _LEAST_RADIUS = 1.2  # of a point, pixels
 _REACH = 0.2  # the radius of a point in the side of its share of the picture
@@ -38,7 +40,9 @@ _MASK_OPACITY = 0.4
 # The size of a point that gets no attention, and of the one that gets the most.
 _SMALLEST, _LARGEST = 0.4, 2.0
 _THINNEST, _THICKEST = 0.5, 3.0  # lines of keys, of a common line
-_RING_ERROR = 0.6  # by which the outline of a mask may be smoothed, pixels of the picture
+# By which the outline of a mask may be smoothed: in pixels of the picture, and of the image, whose
+# corners are steps where it is enlarged.
+_RING_ERROR, _STEP = 0.6, 0.8
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,8 @@ class _Composer:
 
     def _smoothed(self, ring: NDArray[np.int64]) -> Ring:
         placed = self._placed(ring.astype(np.float32)).astype(np.float32)
-        fewer = cv2.approxPolyDP(placed[:, None], _RING_ERROR, closed=True)
+        error = max(_RING_ERROR, _STEP * float(self._scale.max()))
+        fewer = cv2.approxPolyDP(placed[:, None], error, closed=True)
         return np.asarray(fewer, np.float64).reshape(-1, 2)
 
     def _frames(self) -> Iterator[Shape]:
@@ -194,10 +199,10 @@ class _Composer:
                 yield Frame(corners, (1.2 * _STROKE + extra) * unit, colour or own)
 
     def _labels(self) -> Iterator[Shape]:
-        wanted = []
+        wanted, small = [], max(self._size) < _THUMBNAIL
         for thing in self._said.things:
             (x1, y1), (x2, y2) = self._placed(np.array(thing.box, np.float32).reshape(2, 2))
-            text = f"{thing.label} {thing.score:.2f}"
+            text = thing.label if small else f"{thing.label} {thing.score:.2f}"
             wanted.append(Wanted(text, (x1, y1, x2, y2), colour_of(thing.index)))
         size = max(_LEAST_FONT, round(_FONT * self._unit))
         yield from place(wanted, self._size, size)
@@ -292,7 +297,7 @@ class _Arrow:
         if shown <= unit:
             return None
         tip = start[0] + along[0] * shown / length, start[1] + along[1] * shown / length
-        head = 5 * unit
+        head = _HEAD * unit
         return cls((start[0], start[1]), tip, head if shown > 1.6 * head else 0.0)
 
     def shapes(self, width: float, rim: float, colour: Colour) -> Iterator[Shape]:

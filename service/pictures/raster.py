@@ -37,7 +37,7 @@ _FARTHEST = 2.0**15  # a side of a picture is shorter, pixels
 _PLATE_EDGE = 1  # pixels
 # Drawn shapes have sharp edges, which low qualities blur.
 _FORMS = {
-    "png": (".png", cv2.IMWRITE_PNG_COMPRESSION, 3),
+    "png": (".png", cv2.IMWRITE_PNG_COMPRESSION, 1),
     "webp": (".webp", cv2.IMWRITE_WEBP_QUALITY, 90),
     "jpeg": (".jpg", cv2.IMWRITE_JPEG_QUALITY, 90),
 }
@@ -114,7 +114,7 @@ def _line(canvas: Pixels, line: Line) -> None:
 
 def _frame(canvas: Pixels, frame: Frame) -> None:
     x1, y1, x2, y2 = frame.box
-    half = frame.width / 2
+    half = frame.width / 2 - _GROWN
     for start, end in (
         ((x1 - half, y1), (x2 + half, y1)),
         ((x1 - half, y2), (x2 + half, y2)),
@@ -159,4 +159,5 @@ def _label(canvas: Pixels, label: Label) -> None:
 def _fixed(points_xy: Ring) -> NDArray[np.int32]:
     """Positions in whole parts of a pixel; OpenCV counts from the centre of the first pixel."""
     near = (points_xy - 0.5).clip(-_FARTHEST, _FARTHEST)
-    return (near * 2**_BITS).round().astype(np.int32)
+    fixed: NDArray[np.int32] = (near * 2**_BITS).round().astype(np.int32)
+    return fixed

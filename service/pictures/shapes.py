@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Frame:
-    """The outline of a rectangle `(x1, y1, x2, y2)`; the line runs along the middle of its width."""
+    """The outline of a rectangle `(x1, y1, x2, y2)`, which is the middle of the line."""
 
     box: tuple[float, float, float, float]
     width: float

