@@ -388,6 +388,7 @@ async def test_a_full_queue_refuses_pictures_as_it_does_classes(slow_server):
     assert (await over_grpc(server, [JPEG])).error == ""
 
 
+@pytest.mark.slow
 async def test_those_without_a_key_get_no_picture(tmp_path):
     key = add_key(tmp_path / "keys.toml", "mine", images_per_s=0.001, burst=2)
     with start_server(
