@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from time import perf_counter
 from typing import Literal, get_args
 
@@ -31,7 +32,7 @@ from service.errors import (
 from service.priority import Priority
 
 Protocol = Literal["http", "grpc", "stream"]
-Stage = Literal["decode", "queue", "compute", "postprocess"]
+Stage = Literal["decode", "queue", "compute", "postprocess", "render"]
 Explanation = Literal["points", "objects", "attention"]
 Rejection = Literal["queue_full", "too_late", "draining", "not_ready", "engine_unavailable"]
 Trigger = Literal["full", "idle"]
@@ -60,6 +61,9 @@ _TOOK_TO_FORETOLD = (
 )  # fmt: skip
 _LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
+
+# The requests for pictures, which models of several tasks answer.
+VISUALIZE = "visualize"
 
 _OK: Outcome = "ok"
 _UNKNOWN = "_unknown"  # the model of a request that named none that is served, or was not read
@@ -252,7 +256,7 @@ class Metrics:
             devices: names of those that run it.
         """
         if (name, task, "ok") not in self._images:
-            self.bind_requests(name, model_version, task)
+            self.bind_requests(name, model_version, task, VISUALIZE)
         return ModelMetrics(
             self,
             self._vectors,
@@ -263,14 +267,14 @@ class Metrics:
             devices=devices,
         )
 
-    def bind_requests(self, model: str, model_version: str, task: str) -> None:
+    def bind_requests(self, model: str, model_version: str, *tasks: str) -> None:
         """Count the requests of a model for one of its versions from now on."""
         codes = {error.code: error.outcome for error in all_errors()}
-        for code, outcome in [("ok", _OK), *codes.items()]:
+        for task, (code, outcome) in product(tasks, [("ok", _OK), *codes.items()]):
             self._images[model, task, code] = self._images_vector.labels(model, task, outcome, code)
         for protocol in get_args(Protocol):
             self._duration[model, protocol] = self._duration_vector.labels(model, protocol)
-            for outcome in get_args(Outcome):
+            for task, outcome in product(tasks, get_args(Outcome)):
                 self._requests[model, task, protocol, outcome] = self._requests_vector.labels(
                     model, model_version, task, protocol, outcome
                 )
@@ -511,7 +515,7 @@ class ModelMetrics:
         devices: Sequence[str],
     ) -> None:
         self.model = name
-        self._count_requests = partial(replica.bind_requests, name, model_version, task)
+        self._count_requests = partial(replica.bind_requests, name, model_version, task, VISUALIZE)
         self._limit = capacity
         self.rejected = replica.rejected
         self.decode_errors = replica.decode_errors

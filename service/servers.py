@@ -14,7 +14,7 @@ from service.byte_budget import ByteBudget
 from service.command_errors import StartupError
 from service.http_server import HttpServer
 from service.lifecycle import Lifecycle
-from service.metrics import Metrics
+from service.metrics import VISUALIZE, Metrics
 from service.ports import Ports
 from service.security.security import Security, Tls
 from service.served_tasks import ServedTask
@@ -27,6 +27,7 @@ from service.transport.http.pages import Pages
 from service.transport.http.secure_connections import over_tls
 from service.transport.rpc.credentials import server_credentials
 from service.transport.rpc.last_calls import LastCalls
+from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.server import create_server
 from service.transport.rpc.v1 import MODEL_SERVICE
 from service.transport.rpc.watching import Health
@@ -100,9 +101,11 @@ async def open_servers(  # noqa: PLR0917
         StartupError: the gRPC port is taken.
     """
     server = settings.server
-    for task in tasks:
-        metrics.add_task(task.name)
-    health = Health([*(task.rpc.service for task in tasks), MODEL_SERVICE])
+    names = [*(task.name for task in tasks), VISUALIZE]
+    for name in names:
+        metrics.add_task(name)
+    services = [*(task.rpc.service for task in tasks), RPC_VISUALIZE.service, MODEL_SERVICE]
+    health = Health(services)
     await health.show(serving=False)
     budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
     pages = Pages(settings.limits) if server.playground else None
@@ -127,7 +130,7 @@ async def open_servers(  # noqa: PLR0917
             metrics=metrics,
             gate=Gate(
                 catalogue,
-                [task.name for task in tasks],
+                names,
                 metrics,
                 security.access,
                 cross_origin=bool(server.cors_origins),

@@ -270,6 +270,13 @@ class Limits(_Group):
         description="Most pixels of images that wait to be decoded, of all requests together; "
         "beyond it 429. 0: four times those of one request.",
     )
+    max_picture_pixels: int = Field(
+        20_000_000,
+        gt=0,
+        le=10**8,
+        description="Most pixels of a picture of `visualize`, with the plain image beside it; "
+        "beyond it 400. Each counts as four of those that wait to be decoded.",
+    )
     max_images: int = Field(32, gt=0, description="Most images in one request.")
     max_streams: int = Field(
         64,

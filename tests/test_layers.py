@@ -34,8 +34,10 @@ ROOMS = {
     },
     "service.tasks": TORCH_FREE | {
         "service.batching", "service.images", "service.engine.items", "service.models.card",
+        "service.pictures",
     },
     "service.images": TORCH_FREE,
+    "service.pictures": set(),
     "service.batching": set(),
     "service.models": {"model"},
     "service.engine": {"model", "service.memory"},

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from prometheus_client import CollectorRegistry, Gauge, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -71,10 +72,23 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= LONGEST_README
 
 
-@pytest.mark.parametrize("command", [line for line in CURL if "-i " not in line])
+PICTURES = [line for line in CURL if "/v1/visualize" in line]
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in CURL if "-i " not in line and line not in PICTURES]
+)
 def test_curl(server, command):
     answer = json.loads(curl(command, server))
     assert all(result["status"] == "ok" for result in answer["results"])
+
+
+@pytest.mark.parametrize("command", PICTURES)
+def test_curl_for_a_picture(server, command, tmp_path):
+    name = command.rpartition(" > ")[2]
+    curl(command.replace(name, str(tmp_path / name)), server)
+    with Image.open(tmp_path / name) as picture:
+        picture.load()
 
 
 def test_the_answer_that_is_shown_is_one_answer_and_looks_like_one(server):

@@ -61,6 +61,25 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
     return _upright(_decode_pixels(container), container.orientation)
 
 
+def decode_at(data: bytes, limits: Limits, size: tuple[int, int]) -> Image.Image:
+    """Decode an image as `decode` does, and resize it to `(W, H)` pixels, upright.
+
+    A JPEG that is much larger is decoded at a half, a quarter or an eighth of its size.
+
+    Raises:
+        ImageTooLarge: as `decode`.
+        InvalidImage: as `decode`.
+    """
+    container = _read_container(data, limits)
+    orientation = container.orientation
+    image = _upright(_decode_pixels(container, _turned(size, orientation)), orientation)
+    upright_size = _turned((container.width, container.height), orientation)
+    covered = _covered(image, upright_size, orientation)
+    if covered is None and image.size == size:
+        return image
+    return image.resize(size, Image.Resampling.LANCZOS, covered)
+
+
 def prepare(
     data: bytes, limits: Limits, preprocessing: Preprocessing, empty: Empty | None = None
 ) -> PreparedImage:

@@ -58,7 +58,7 @@ def _convert(chosen: ModelChoice, checkpoint: Checkpoint) -> Converted:
         "labels": as_text(labels),
         "palette": palette_as_text(loaded.palette),
     }
-    return Converted(loaded.segmenter, facts)
+    return Converted(loaded.segmenter.state_dict(), facts)
 
 
 SEGMENTATION = Loader(

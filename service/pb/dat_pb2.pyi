@@ -34,6 +34,29 @@ class MaskFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MASK_FORMAT_RLE: _ClassVar[MaskFormat]
     MASK_FORMAT_POLYGON: _ClassVar[MaskFormat]
     MASK_FORMAT_PNG: _ClassVar[MaskFormat]
+
+class Shown(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SHOWN_UNSPECIFIED: _ClassVar[Shown]
+    SHOWN_POINTS: _ClassVar[Shown]
+    SHOWN_ATTENTION: _ClassVar[Shown]
+    SHOWN_ARROWS: _ClassVar[Shown]
+    SHOWN_KEYS: _ClassVar[Shown]
+    SHOWN_BOXES: _ClassVar[Shown]
+    SHOWN_MASKS: _ClassVar[Shown]
+
+class PictureFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PICTURE_FORMAT_UNSPECIFIED: _ClassVar[PictureFormat]
+    PICTURE_FORMAT_PNG: _ClassVar[PictureFormat]
+    PICTURE_FORMAT_WEBP: _ClassVar[PictureFormat]
+    PICTURE_FORMAT_SVG: _ClassVar[PictureFormat]
+
+class PictureLayout(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PICTURE_LAYOUT_UNSPECIFIED: _ClassVar[PictureLayout]
+    PICTURE_LAYOUT_ALONE: _ClassVar[PictureLayout]
+    PICTURE_LAYOUT_BESIDE: _ClassVar[PictureLayout]
 PRIORITY_UNSPECIFIED: Priority
 PRIORITY_HIGH: Priority
 PRIORITY_LOW: Priority
@@ -50,6 +73,20 @@ MASK_FORMAT_NONE: MaskFormat
 MASK_FORMAT_RLE: MaskFormat
 MASK_FORMAT_POLYGON: MaskFormat
 MASK_FORMAT_PNG: MaskFormat
+SHOWN_UNSPECIFIED: Shown
+SHOWN_POINTS: Shown
+SHOWN_ATTENTION: Shown
+SHOWN_ARROWS: Shown
+SHOWN_KEYS: Shown
+SHOWN_BOXES: Shown
+SHOWN_MASKS: Shown
+PICTURE_FORMAT_UNSPECIFIED: PictureFormat
+PICTURE_FORMAT_PNG: PictureFormat
+PICTURE_FORMAT_WEBP: PictureFormat
+PICTURE_FORMAT_SVG: PictureFormat
+PICTURE_LAYOUT_UNSPECIFIED: PictureLayout
+PICTURE_LAYOUT_ALONE: PictureLayout
+PICTURE_LAYOUT_BESIDE: PictureLayout
 
 class ClassifyRequest(_message.Message):
     __slots__ = ("images", "model", "top_k", "explain", "priority", "attention")
@@ -408,6 +445,56 @@ class PointsInside(_message.Message):
     block: int
     indices: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, stage: _Optional[int] = ..., block: _Optional[int] = ..., indices: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class VisualizeRequest(_message.Message):
+    __slots__ = ("image", "model", "show", "attention", "groups", "opacity", "size", "format", "layout", "score_threshold", "classes", "resize_mode", "priority")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SHOW_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    OPACITY_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    image: bytes
+    model: str
+    show: _containers.RepeatedScalarFieldContainer[Shown]
+    attention: AttentionOptions
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    opacity: float
+    size: int
+    format: PictureFormat
+    layout: PictureLayout
+    score_threshold: float
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    resize_mode: ResizeMode
+    priority: Priority
+    def __init__(self, image: _Optional[bytes] = ..., model: _Optional[str] = ..., show: _Optional[_Iterable[_Union[Shown, str]]] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ..., groups: _Optional[_Iterable[int]] = ..., opacity: _Optional[float] = ..., size: _Optional[int] = ..., format: _Optional[_Union[PictureFormat, str]] = ..., layout: _Optional[_Union[PictureLayout, str]] = ..., score_threshold: _Optional[float] = ..., classes: _Optional[_Iterable[str]] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+
+class VisualizeResponse(_message.Message):
+    __slots__ = ("model", "version", "picture", "media_type", "width", "height", "timing", "render_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    RENDER_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    picture: bytes
+    media_type: str
+    width: int
+    height: int
+    timing: Timing
+    render_s: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., picture: _Optional[bytes] = ..., media_type: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., render_s: _Optional[float] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -269,6 +269,82 @@ class DetectorService:
             _registered_method=True)
 
 
+class VisualizerServiceStub:
+    """Draws where models looked, and what they found.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Visualize = channel.unary_unary(
+                '/dat.v1.VisualizerService/Visualize',
+                request_serializer=service_dot_pb_dot_dat__pb2.VisualizeRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_dat__pb2.VisualizeResponse.FromString,
+                _registered_method=True)
+
+
+class VisualizerServiceServicer:
+    """Draws where models looked, and what they found.
+    """
+
+    def Visualize(self, request, context):
+        """Draws a picture of what a model says of one image; failures and deadlines are as in Classify.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_VisualizerServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Visualize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Visualize,
+                    request_deserializer=service_dot_pb_dot_dat__pb2.VisualizeRequest.FromString,
+                    response_serializer=service_dot_pb_dot_dat__pb2.VisualizeResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'dat.v1.VisualizerService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('dat.v1.VisualizerService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class VisualizerService:
+    """Draws where models looked, and what they found.
+    """
+
+    @staticmethod
+    def Visualize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dat.v1.VisualizerService/Visualize',
+            service_dot_pb_dot_dat__pb2.VisualizeRequest.SerializeToString,
+            service_dot_pb_dot_dat__pb2.VisualizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ModelServiceStub:
     """Says which models are served.
     """

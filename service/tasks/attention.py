@@ -1,6 +1,6 @@
 """What chosen queries attend to, in pixels of the uploaded image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
@@ -127,19 +127,10 @@ def check(options: AttentionOptions, config: Config, *, asked: bool, model: str)
         if options != AttentionOptions():
             raise InvalidOption("queries, layers and top_n are for explain=attention")
         return
-    known = _layers(config)
+    known = explained_layers(config)
     if not known:
         raise InvalidOption(f"{model} has no deformable attention to explain")
-    if missing := [layer for layer in options.layers if layer not in known]:
-        names = ", ".join(map(_name, known))
-        said = "explains no layer" if isinstance(config, SwinConfig) else "has no deformable layer"
-        raise InvalidOption(f"{model} {said} {_name(missing[0])}; there are {names}")
-    if len(set(options.layers)) < len(options.layers):
-        raise InvalidOption("layers has a layer twice")
-    if len(options.layers) > MOST_LAYERS:
-        raise InvalidOption(
-            f"layers has {len(options.layers)} layers; at most {MOST_LAYERS} are explained at once"
-        )
+    check_layers(options.layers, known, model)
     if options.top_n is not None and not 1 <= options.top_n <= MOST_KEYS:
         raise InvalidOption(f"top_n must be from 1 to {MOST_KEYS}, not {options.top_n}")
     if options.queries is None or options.queries == "auto":
@@ -151,6 +142,28 @@ def check(options: AttentionOptions, config: Config, *, asked: bool, model: str)
         )
     if not all(isfinite(number) for query in options.queries for number in query):
         raise InvalidOption("queries has a position that is not a number")
+
+
+def check_layers(layers: Sequence[Layer], known: Collection[Layer], model: str) -> None:
+    """Refuse layers that cannot be shown, or not at once.
+
+    Args:
+        layers: that a request names.
+        known: those of which it may name some.
+        model: its name.
+
+    Raises:
+        InvalidOption: the message says which layer and why.
+    """
+    if missing := [layer for layer in layers if layer not in known]:
+        names = ", ".join(map(_name, known))
+        raise InvalidOption(f"{model} explains no layer {_name(missing[0])}; there are {names}")
+    if len(set(layers)) < len(layers):
+        raise InvalidOption("layers has a layer twice")
+    if len(layers) > MOST_LAYERS:
+        raise InvalidOption(
+            f"layers has {len(layers)} layers; at most {MOST_LAYERS} are explained at once"
+        )
 
 
 def wanted(options: AttentionOptions, seen: Seen) -> tuple[Wanted, Cells]:
@@ -306,7 +319,7 @@ def _geometry(
     return point_layers(config, input_size)
 
 
-def _layers(config: Config) -> dict[Layer, int]:
+def explained_layers(config: Config) -> dict[Layer, int]:
     """The layers that are explained, with their index in the order of the engine.
 
     Of a DAT those whose queries share their keys, among all deformable layers.
@@ -321,7 +334,7 @@ def _layers(config: Config) -> dict[Layer, int]:
 
 def _chosen(options: AttentionOptions, config: Config) -> tuple[int, ...]:
     """The index of each layer that is explained, ascending."""
-    known = _layers(config)
+    known = explained_layers(config)
     last = {stage: index for (stage, _), index in known.items()}
     chosen = [known[layer] for layer in options.layers] or list(last.values())[-2:]
     return tuple(sorted(chosen))

@@ -64,7 +64,7 @@ class Catalogue:
 
         The default of the settings, if it has the task, else the first that has it.
         """
-        cores = [core for core in self.cores if core.card.task == task]
+        cores = [core for core in self.cores if task in core.tasks]
         named = [core for core in cores if core.card.name == self._default]
         return next(iter(named or cores), None)
 
@@ -75,7 +75,7 @@ class Catalogue:
             UnknownModel: none of that task is served under that name.
             NotReady: the models are still being read.
         """
-        cores = {core.card.name: core for core in self.cores if core.card.task == task}
+        cores = {core.card.name: core for core in self.cores if task in core.tasks}
         core = self.default(task) if name is None else cores.get(name)
         if core is None:
             wanted = "" if name is None else f" {quoted(name)}"
@@ -148,7 +148,7 @@ class Catalogue:
         if only is not None:
             return [only]
         if task not in self._by_task:
-            of_task = [core for core in self.cores if core.card.task == task]
+            of_task = [core for core in self.cores if task in core.tasks]
             self._by_task[task] = of_task or [self.find(task, None)]
         cores: Sequence[AnyCore] = self._by_task[task]
         return cores

@@ -1,6 +1,7 @@
 """Classification: the classes of an image, best first."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from typing_extensions import override
@@ -17,8 +18,10 @@ from service.models.card import Label, ModelCard
 from service.settings import Limits
 from service.tasks import attention
 from service.tasks.attention import Seen
-from service.tasks.core import Answer, Core, Options
+from service.tasks.core import Answer, Options
+from service.tasks.drawing import Drawing, Shown
 from service.tasks.passage import ImagePassage
+from service.tasks.pictures import PicturedCore, PictureOptions
 from service.tasks.points import explained
 
 
@@ -54,7 +57,7 @@ class Classification(Answer):
     predictions: tuple[Prediction, ...]
 
 
-class ClassificationCore(Core[ClassifyOptions, Classification]):
+class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
     """Classifies requests of one model."""
 
     def __init__(
@@ -71,6 +74,33 @@ class ClassificationCore(Core[ClassifyOptions, Classification]):
         super().__init__(card, labels, queue, decoders=decoders, limits=limits, metrics=metrics)
         self._config = config
         self._preprocessing = Preprocessing.of(config)
+
+    @property
+    @override
+    def network(self) -> attention.Config:
+        return self._config
+
+    @property
+    @override
+    def shown(self) -> tuple[Shown, ...]:
+        return ("points", "arrows")
+
+    @override
+    def pictured(
+        self, asked: PictureOptions, drawing: Drawing, every_task: dict[str, Any]
+    ) -> ClassifyOptions:
+        name = self.card.name
+        if objects := [one for one in drawing.show if one in ("boxes", "masks")]:
+            raise InvalidOption(
+                f"{name} is a classifier, which finds no {objects[0]}; show points, attention, "
+                "arrows or keys, or name a detector"
+            )
+        if asked.score_threshold is not None or asked.classes or asked.resize_mode is not None:
+            raise InvalidOption(
+                "score_threshold, classes and resize_mode are for detectors; "
+                f"{name} is a classifier"
+            )
+        return ClassifyOptions(**every_task, top_k=1)
 
     @override
     def check(self, options: ClassifyOptions) -> None:

@@ -7,7 +7,8 @@ of its images. A task adds its options and, in `Core.answer_image`, the way of o
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import structlog
@@ -15,6 +16,7 @@ import structlog
 from service.batching.admission import Refusal
 from service.batching.batcher import Queue
 from service.errors import (
+    DeadlineExceeded,
     ImageTooLarge,
     Internal,
     InvalidImage,
@@ -26,9 +28,11 @@ from service.images.containers import declared_pixels
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
+from service.pictures.compose import Thing
 from service.priority import Priority
 from service.settings import Limits
 from service.tasks.attention import AttendedLayer, AttentionOptions
+from service.tasks.drawing import MEDIA_TYPES, Drawing, Picture, draw
 from service.tasks.passage import ImagePassage, RequestPassage, Timing
 from service.tasks.points import LayerPoints
 
@@ -49,6 +53,7 @@ class Options:
         attention: whose attention, and in which layers.
         timeout_s: time until the answer is of no use, seconds; `None` means the server's default.
         priority: `low` lets the requests of others go first.
+        drawing: of the picture of the answer; `None` means that none is drawn.
     """
 
     model: str | None = None
@@ -56,6 +61,7 @@ class Options:
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     timeout_s: float | None = None
     priority: Priority = "high"
+    drawing: Drawing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,7 @@ class Answer:
         timing: where the time went.
         points: one entry for each deformable layer, or `None` when not asked for.
         attention: one entry for each layer that was asked for, or `None`.
+        picture: of all this, or `None` when not asked for.
     """
 
     width: int
@@ -75,6 +82,7 @@ class Answer:
     timing: Timing
     points: tuple[LayerPoints, ...] | None
     attention: tuple[AttendedLayer, ...] | None = None
+    picture: Picture | None = None
 
 
 TaskOptions = TypeVar("TaskOptions", bound=Options)
@@ -141,6 +149,11 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         self._limits = limits
         self._metrics = metrics
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the requests that it answers."""
+        return (self.card.task,)
+
     @abstractmethod
     def check(self, options: TaskOptions) -> None:
         """Refuse options that this model cannot follow.
@@ -158,6 +171,10 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             EngineFailed: the output of the device has values that are not numbers.
             ServiceError: the image could not be answered; see `service.errors`.
         """
+
+    def things(self, answer: TaskAnswer) -> Sequence[Thing]:  # noqa: ARG002
+        """The objects of an answer, for its picture."""
+        return ()
 
     def refusal(
         self, timeout_s: float | None = None, places: int = 1, priority: Priority = "high"
@@ -218,13 +235,17 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
     ) -> list[TaskAnswer | ServiceError]:
         pixels = [self._declared_pixels(upload) for upload in uploads]
         self._check_pixels(sum(pixels))
-        priority = options.priority
+        priority, drawing = options.priority, options.drawing
         decode_s = self._decoders.wait_s(priority, pixels)
+        # What pictures take is held from the start, so that none is refused when all is computed.
+        held = sum(pixels)
+        if drawing is not None:
+            held += sum(drawing.decoding_pixels(size, self._limits) for size in pixels)
         with (
             self._queue.admit(
                 len(uploads), options.timeout_s, request_id, priority, decode_s
             ) as admission,
-            self._decoders.request(sum(pixels), priority, admission.due) as decoding,
+            self._decoders.request(held, priority, admission.due) as decoding,
         ):
             request = RequestPassage(self._queue, admission, decoding, deadline, self._metrics)
             images = [
@@ -237,8 +258,13 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
                 async with asyncio.TaskGroup() as tasks:
                     running = [tasks.create_task(image) for image in images]
                 outcomes = [task.result() for task in running]
-        if not any(isinstance(outcome, ServiceError) for outcome in outcomes):
-            admission.all_answered(self._metrics.foretold[priority])
+            if not any(isinstance(outcome, ServiceError) for outcome in outcomes):
+                admission.all_answered(self._metrics.foretold[priority])
+            if drawing is not None:
+                outcomes = [
+                    await self._drawn(outcome, upload, size, drawing, request)
+                    for outcome, upload, size in zip(outcomes, uploads, pixels, strict=True)
+                ]
         return outcomes
 
     def _check(self, uploads: Sequence[Upload], options: TaskOptions) -> None:
@@ -279,6 +305,37 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             return error.with_traceback(None)
         except Exception:  # a bug that one image finds must not cost the others their answers
             return _internal("image failed")
+
+    async def _drawn(
+        self,
+        outcome: TaskAnswer | ServiceError,
+        upload: Upload,
+        pixels: int,
+        drawing: Drawing,
+        request: RequestPassage,
+    ) -> TaskAnswer | ServiceError:
+        """An answer with its picture, which a decoder's thread draws; a failure as it is."""
+        if isinstance(outcome, ServiceError):
+            return outcome
+        assert isinstance(upload, bytes), "what is no image has no answer"
+        answer, start, limits = outcome, perf_counter(), self._limits
+        try:
+            async with asyncio.timeout_at(request.deadline):
+                drawn = await request.decoding.run(
+                    drawing.decoding_pixels(pixels, limits),
+                    lambda: draw(upload, limits, drawing, answer, self.things(answer)),
+                )
+        except TimeoutError:
+            return DeadlineExceeded("the deadline passed before the picture was drawn")
+        except ServiceError as error:
+            return error.with_traceback(None)
+        except Exception:
+            return _internal("picture not drawn")
+        render_s = perf_counter() - start
+        self._metrics.stage["render"].observe(render_s)
+        media_type = MEDIA_TYPES[drawing.form]
+        picture = Picture(drawn.data, media_type, drawn.width, drawn.height, render_s)
+        return replace(answer, picture=picture)
 
 
 AnyCore = Core[Any, Any]

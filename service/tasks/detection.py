@@ -1,12 +1,14 @@
 """Detection: the objects in an image, best first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from model.config import DatConfig
 from model.detection.config import MOST_DETECTIONS, SCORE_THRESHOLD, DetectorConfig
 from model.detection.masks import paste
 from model.detection.transforms import Resizing, to_model_pixels
@@ -17,12 +19,15 @@ from service.images.decode import Empty, decode
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
+from service.pictures.compose import Thing
 from service.settings import Limits, ResizeMode
 from service.tasks import attention
 from service.tasks.attention import Seen
-from service.tasks.core import Answer, Core, Options
-from service.tasks.masks import EncodedMask, Mask, MaskFormat, encode
+from service.tasks.core import Answer, Options
+from service.tasks.drawing import Drawing, Shown
+from service.tasks.masks import EncodedMask, Mask, MaskFormat, Polygons, encode
 from service.tasks.passage import ImagePassage, Timing
+from service.tasks.pictures import PICTURED_SCORE, PicturedCore, PictureOptions
 from service.tasks.points import LayerPoints, explained
 
 
@@ -105,7 +110,7 @@ class PreparedForDetection:
     resize_mode: ResizeMode
 
 
-class DetectionCore(Core[DetectOptions, DetectedImage]):
+class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
     """Answers requests of one detector."""
 
     def __init__(
@@ -131,6 +136,42 @@ class DetectionCore(Core[DetectOptions, DetectedImage]):
     def has_masks(self) -> bool:
         """Whether the model finds the pixels of an object, beside its box."""
         return self._config.has_masks
+
+    @property
+    @override
+    def network(self) -> DatConfig:
+        return self._config.backbone
+
+    @property
+    @override
+    def shown(self) -> tuple[Shown, ...]:
+        return ("points", "boxes", "masks") if self.has_masks else ("points", "boxes")
+
+    @override
+    def pictured(
+        self, asked: PictureOptions, drawing: Drawing, every_task: dict[str, Any]
+    ) -> DetectOptions:
+        score = asked.score_threshold
+        return DetectOptions(
+            **every_task,
+            score_threshold=PICTURED_SCORE if score is None else score,
+            classes=asked.classes,
+            masks="polygon" if "masks" in drawing.show else "none",
+            resize_mode=asked.resize_mode,
+        )
+
+    @override
+    def things(self, answer: DetectedImage) -> Sequence[Thing]:
+        return [
+            Thing(
+                found.label,
+                found.score,
+                found.index,
+                found.box,
+                found.mask.rings if isinstance(found.mask, Polygons) else (),
+            )
+            for found in answer.detections
+        ]
 
     @override
     def check(self, options: DetectOptions) -> None:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from service.byte_budget import ByteBudget
 from service.lifecycle import Lifecycle
-from service.metrics import Metrics
+from service.metrics import VISUALIZE, Metrics
 from service.security.access import Access
 from service.settings import Limits
 from service.tasks.catalogue import Catalogue
@@ -23,7 +23,7 @@ from service.transport.http.openapi import HEALTH
 from service.transport.http.pages import Pages
 from service.transport.http.schema import HealthAnswer
 from service.transport.http.task import HttpTask
-from service.transport.http.v1 import add_models, add_task
+from service.transport.http.v1 import Requests, add_models, add_pictures, add_task
 
 
 def create_app(
@@ -63,10 +63,9 @@ def create_app(
         redirect_slashes=False,  # to whatever Host the request names
     )
     show_failures(app)
-    endpoints = {
-        f"/v1/{task.name}": add_task(app, task, catalogue, limits, metrics, budget=budget)
-        for task in tasks
-    }
+    requests = Requests(catalogue, limits, metrics, budget)
+    endpoints = {f"/v1/{task.name}": add_task(app, task, requests) for task in tasks}
+    endpoints[f"/v1/{VISUALIZE}"] = add_pictures(app, VISUALIZE, requests)
     add_models(app, catalogue)
     _add_health(app, lifecycle)
 

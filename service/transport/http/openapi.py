@@ -3,9 +3,9 @@
 from typing import Any
 
 from service.errors import all_errors
+from service.tasks.drawing import MEDIA_TYPES
 from service.transport.http.schema import ErrorAnswer, HealthAnswer
-from service.transport.http.task import HttpTask
-from service.transport.http.uploads import RAW_TYPES
+from service.transport.http.uploads import RAW_TYPES, Form
 
 
 def _header(description: str, kind: str = "string") -> dict[str, Any]:
@@ -47,6 +47,16 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+PICTURES: dict[int | str, dict[str, Any]] = RESPONSES | {
+    200: {
+        "description": "The picture.",
+        "headers": _REQUEST_ID | _SERVER_TIMING,
+        "content": dict.fromkeys(MEDIA_TYPES.values(), _PICTURE),
+    }
+}
+
+
 def only(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The descriptions of some statuses."""
     return {status: RESPONSES[status] for status in statuses}
@@ -73,12 +83,12 @@ HEALTH: dict[str, Any] = {
 }
 
 
-def request_schema(task: HttpTask[Any]) -> dict[str, Any]:
+def request_schema(form: Form, example: dict[str, Any]) -> dict[str, Any]:
     """OpenAPI of the three kinds of body, and of the options in the query."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     options = {
         name: _as_text(schema)
-        for name, schema in task.form.options.model_json_schema()["properties"].items()
+        for name, schema in form.options.model_json_schema()["properties"].items()
     }
     multipart = {
         "type": "object",
@@ -103,8 +113,8 @@ def request_schema(task: HttpTask[Any]) -> dict[str, Any]:
                 **dict.fromkeys(RAW_TYPES, binary),
                 "multipart/form-data": {"schema": multipart, "encoding": lists},
                 "application/json": {
-                    "schema": task.form.json.model_json_schema(),
-                    "example": task.example,
+                    "schema": form.json.model_json_schema(),
+                    "example": example,
                 },
             },
         },

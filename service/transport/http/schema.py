@@ -24,16 +24,11 @@ Base64 = Annotated[
 ]
 
 
-class OptionsBody(BaseModel):
-    """Options of a request of any task, in the query, the JSON body or the form fields."""
+class CommonOptionsBody(BaseModel):
+    """Options of every request for images, in the query, the JSON body or the form fields."""
 
     model_config = ConfigDict(extra="forbid")
 
-    explain: Literal["none", "points", "attention"] = Field(
-        "none",
-        description="`points` returns where every deformable layer looked; `attention` as well "
-        "what chosen queries attend to.",
-    )
     queries: str | list[tuple[float, float]] | None = Field(
         None,
         description="With `explain=attention`, 1 to 8 positions in pixels of the uploaded image: "
@@ -84,15 +79,14 @@ class OptionsBody(BaseModel):
         """The options that are lists, in text separated by commas."""
         return ("layers",)
 
-    def of_every_task(self) -> dict[str, Any]:
-        """What every task's options of the core have of these.
+    def common(self) -> dict[str, Any]:
+        """What the options of the core have of these.
 
         Raises:
             InvalidOption: a query or a layer is not written as it should be.
         """
         return {
             "model": self.model,
-            "explain": self.explain,
             "attention": self._attention(),
             "timeout_s": self.timeout,
             "priority": self.priority,
@@ -104,6 +98,24 @@ class OptionsBody(BaseModel):
             layers=tuple(map(read_layer, self.layers)),
             top_n=self.top_n,
         )
+
+
+class OptionsBody(CommonOptionsBody):
+    """Options of a request of any task."""
+
+    explain: Literal["none", "points", "attention"] = Field(
+        "none",
+        description="`points` returns where every deformable layer looked; `attention` as well "
+        "what chosen queries attend to.",
+    )
+
+    def of_every_task(self) -> dict[str, Any]:
+        """What every task's options of the core have of these.
+
+        Raises:
+            InvalidOption: a query or a layer is not written as it should be.
+        """
+        return {"explain": self.explain} | self.common()
 
 
 class ImagesBody(BaseModel):

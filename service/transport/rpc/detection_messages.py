@@ -6,7 +6,12 @@ from service.errors import InvalidOption
 from service.pb import dat_pb2
 from service.tasks.detection import DetectedImage, Detection, DetectOptions, PointsInside
 from service.tasks.masks import EncodedMask, MaskFormat, PngMask, Polygons, RunLengths
-from service.transport.rpc.messages import RESIZE_MODES, of_every_task, options_of_every_task
+from service.transport.rpc.messages import (
+    RESIZE_MODES,
+    of_every_task,
+    options_of_every_task,
+    resize_mode_of,
+)
 from service.transport.rpc.task import RpcTask
 
 _MASKS: dict[int, MaskFormat | Literal["none"] | None] = {
@@ -16,14 +21,11 @@ _MASKS: dict[int, MaskFormat | Literal["none"] | None] = {
     dat_pb2.MASK_FORMAT_POLYGON: "polygon",
     dat_pb2.MASK_FORMAT_PNG: "png",
 }
-_RESIZE_MODES = {int(value): mode for mode, value in RESIZE_MODES.items()}
 
 
 def _options(request: dat_pb2.DetectRequest, remaining_s: float | None) -> DetectOptions:
     if request.masks not in _MASKS:
         raise InvalidOption(f"masks has no value {request.masks}")
-    if request.resize_mode not in _RESIZE_MODES:
-        raise InvalidOption(f"resize_mode has no value {request.resize_mode}")
     given = {
         name: getattr(request, name)
         for name in ("score_threshold", "max_detections")
@@ -33,7 +35,7 @@ def _options(request: dat_pb2.DetectRequest, remaining_s: float | None) -> Detec
         **options_of_every_task(request, remaining_s),
         classes=tuple(request.classes),
         masks=_MASKS[request.masks],
-        resize_mode=_RESIZE_MODES[request.resize_mode],
+        resize_mode=resize_mode_of(request.resize_mode),
         **given,
     )
 

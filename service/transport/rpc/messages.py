@@ -25,6 +25,7 @@ RESIZE_MODES: dict[ResizeMode | None, dat_pb2.ResizeMode] = {
     "official": dat_pb2.RESIZE_MODE_OFFICIAL,
     "letterbox": dat_pb2.RESIZE_MODE_LETTERBOX,
 }
+_RESIZE_MODES = {int(value): mode for mode, value in RESIZE_MODES.items()}
 
 _PRIORITIES: dict[int, Priority] = {
     dat_pb2.PRIORITY_UNSPECIFIED: "high",
@@ -40,9 +41,17 @@ def options_of_every_task(request: Any, remaining_s: float | None) -> dict[str, 
         InvalidOption: an enumeration has no such value, or queries are both named and left to
             the model.
     """
+    return {"explain": _explain_of(request.explain)} | common_options(request, remaining_s)
+
+
+def common_options(request: Any, remaining_s: float | None) -> dict[str, Any]:
+    """What the options of the core have of every request for images.
+
+    Raises:
+        InvalidOption: as above.
+    """
     return {
         "model": request.model or None,
-        "explain": _explain_of(request.explain),
         "attention": _attention_of(request.attention),
         "timeout_s": remaining_s,
         "priority": _priority_of(request.priority),
@@ -74,6 +83,17 @@ def _priority_of(value: int) -> Priority:
     return priority
 
 
+def resize_mode_of(value: int) -> ResizeMode | None:
+    """A way to resize; `None` means that of the model.
+
+    Raises:
+        InvalidOption: the enumeration has no such value.
+    """
+    if value not in _RESIZE_MODES:
+        raise InvalidOption(f"resize_mode has no value {value}")
+    return _RESIZE_MODES[value]
+
+
 def error_message(error: ServiceError) -> dat_pb2.Error:
     """The message of a failure."""
     return dat_pb2.Error(code=error.code, message=str(error), grpc_code=error.grpc_code.value[0])
@@ -88,14 +108,15 @@ def of_every_task(answer: Answer) -> dict[str, Any]:
         "width": answer.width,
         "height": answer.height,
         "points": _points(answer.points),
-        "timing": _timing(answer.timing),
+        "timing": timing_message(answer.timing),
     }
     if answer.attention is not None:
         fields["attention"] = _attention(answer.attention)
     return fields
 
 
-def _timing(timing: Timing) -> dat_pb2.Timing:
+def timing_message(timing: Timing) -> dat_pb2.Timing:
+    """The message of where the time of an image went."""
     return dat_pb2.Timing(**vars(timing))
 
 

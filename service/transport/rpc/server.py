@@ -14,9 +14,10 @@ from service.settings import Limits, Server
 from service.tasks.catalogue import Catalogue
 from service.transport.rpc.calls import Calls, many_answers, one_answer
 from service.transport.rpc.last_calls import LastCalls
+from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.reading import Reading
 from service.transport.rpc.task import RpcTask
-from service.transport.rpc.v1 import UNREAD_BYTES, TaskCalls, add_models
+from service.transport.rpc.v1 import UNREAD_BYTES, OneCall, TaskCalls, add_models
 from service.transport.rpc.watching import Health, add_health, add_reflection
 
 # gRPC refuses a message that is too large in its own words. To refuse it in ours, gRPC is told
@@ -80,6 +81,13 @@ def create_server(
             stream: many_answers(calls.counted(stream, requests.many, stream=True)),
         }
         rpc_server.add_registered_method_handlers(task.service, methods)
+    pictures = OneCall(
+        RPC_VISUALIZE, catalogue, metrics, budget, access=access, limits=limits, reading=large
+    )
+    method = RPC_VISUALIZE.method
+    rpc_server.add_registered_method_handlers(
+        RPC_VISUALIZE.service, {method: one_answer(calls.counted(method, pictures.one))}
+    )
     add_models(rpc_server, catalogue, calls, small)
     add_health(rpc_server, health, small)
     add_reflection(rpc_server, health.services, small, access)

@@ -1,15 +1,49 @@
 """How a task looks over gRPC, and the messages that answer its requests."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 from google.protobuf.message import Message
 
 from service.errors import ServiceError
 from service.models.card import ModelCard
-from service.tasks.core import TaskAnswer, TaskOptions, show_each
+from service.tasks.core import AnyCore, Options, TaskAnswer, TaskOptions, show_each
 from service.transport.rpc.messages import error_message
+
+
+class RpcCall(Protocol):
+    """A call with one answer whose request holds images, as its first field.
+
+    Attributes:
+        name: of what it asks for; the models that have it among their tasks may answer.
+        service: that has the call.
+        method: the call.
+        request: the message that asks.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def service(self) -> str: ...  # noqa: D102
+
+    @property
+    def method(self) -> str: ...  # noqa: D102
+
+    @property
+    def request(self) -> type[Message]: ...  # noqa: D102
+
+    def options(self, request: Any, remaining_s: float | None, /) -> Options:
+        """The options of a request without its images, and the seconds left for it."""
+
+    async def work(
+        self, core: AnyCore, images: Sequence[bytes], options: Any, identity: str
+    ) -> list[Any]:
+        """What becomes of each image."""
+
+    def answer(self, card: ModelCard, outcomes: list[Any]) -> Message:
+        """The message that answers a request."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +74,12 @@ class RpcTask(Generic[TaskOptions, TaskAnswer]):
     show: Callable[[TaskAnswer], Mapping[str, Message]]
     stream_request: type[Any]
     stream_response: Callable[..., Message]
+
+    async def work(
+        self, core: AnyCore, images: Sequence[bytes], options: Any, identity: str
+    ) -> list[Any]:
+        """What becomes of each image."""
+        return await core.answer(images, options, identity)
 
     def answer(self, card: ModelCard, outcomes: list[TaskAnswer | ServiceError]) -> Message:
         """The message that answers a request.

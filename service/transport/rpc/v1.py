@@ -1,4 +1,4 @@
-"""The calls of our own interface, version 1: the tasks and the models.
+"""The calls of our own interface, version 1: the tasks, pictures and the models.
 
 Messages are read and parsed here and not by gRPC, for which every call sends a stream of bytes;
 on the wire there is no difference. So whether a request may come is asked before it is read, what
@@ -43,7 +43,7 @@ from service.transport.rpc.calls import (
 )
 from service.transport.rpc.messages import RESIZE_MODES, error_message
 from service.transport.rpc.reading import Context, Reading
-from service.transport.rpc.task import RpcTask
+from service.transport.rpc.task import RpcCall, RpcTask
 
 MODEL_SERVICE = "dat.v1.ModelService"
 _IMAGES = 1  # in the requests of all tasks
@@ -58,12 +58,12 @@ _LARGE_MESSAGE_BYTES = 2**20
 log = structlog.get_logger(__name__)
 
 
-class TaskCalls:
-    """The calls of a task, with one answer or many."""
+class OneCall:
+    """A call with one answer, whose request holds images."""
 
     def __init__(
         self,
-        task: RpcTask[Any, Any],
+        task: RpcCall,
         catalogue: Catalogue,
         metrics: Metrics,
         budget: ByteBudget,
@@ -79,7 +79,6 @@ class TaskCalls:
         self._metrics = metrics
         self._budget = budget
         self._reading = reading
-        self._streams = 0
 
     async def one(self, context: Context) -> bytes:
         """Answer the one request of a call."""
@@ -94,6 +93,64 @@ class TaskCalls:
                 return await self._answer(
                     received, context, counted, lambda response: response, named
                 )
+
+    def _check_size(self, received: wire.Received, protocol: Protocol) -> None:
+        self._metrics.body_bytes[protocol].observe(received.size)
+        limit = self._limits.max_body_bytes
+        if received.size > limit:
+            raise ImageTooLarge("too_large", f"the message has more than {limit} bytes")
+
+    async def _answer(
+        self,
+        received: wire.Received,
+        context: Context,
+        counted: CountedRequest,
+        form: Callable[[Message], Message],
+        named: Priority,
+    ) -> bytes:
+        """What answers a request, in the form of its call, whose metadata name a class."""
+        task = self._task
+        take = partial(received.take, _IMAGES, task.request, self._limits.max_images)
+        large = received.size > _LARGE_MESSAGE_BYTES
+        request, images = await asyncio.to_thread(take) if large else take()
+        counted.images = len(images)
+        remaining = context.time_remaining()
+        if remaining is not None and remaining <= 0:
+            raise DeadlineExceeded("the deadline passed before the request was read")
+        options = task.options(request, remaining)
+        options = replace(options, priority=priority.lower(options.priority, named))
+        core = self._catalogue.find(task.name, options.model)
+        counted.model = core.card.name
+        with caller_of(self._access, context).spend(len(images)):
+            outcomes = await task.work(core, images, options, identity_of(context))
+        counted.outcomes = outcomes
+
+        def render() -> bytes:
+            return form(task.answer(core.card, outcomes)).SerializeToString()
+
+        # To write the points of many images takes a tenth of a second.
+        return await asyncio.to_thread(render) if options.explain != "none" else render()
+
+
+class TaskCalls(OneCall):
+    """The calls of a task, with one answer or many."""
+
+    def __init__(
+        self,
+        task: RpcTask[Any, Any],
+        catalogue: Catalogue,
+        metrics: Metrics,
+        budget: ByteBudget,
+        *,
+        access: Access,
+        limits: Limits,
+        reading: Reading,
+    ) -> None:
+        super().__init__(
+            task, catalogue, metrics, budget, access=access, limits=limits, reading=reading
+        )
+        self._stream = task
+        self._streams = 0
 
     async def many(self, context: Context) -> None:
         """Answer the requests of a stream, a bounded number at a time, as they are ready."""
@@ -127,7 +184,7 @@ class TaskCalls:
             await free.acquire()
             while received := await self._receive(context):
                 try:
-                    asked = received.enter(_REQUEST_IN_STREAM, self._task.stream_request)
+                    asked = received.enter(_REQUEST_IN_STREAM, self._stream.stream_request)
                 except InvalidRequest as error:  # without its id it cannot be answered
                     malformed.append(error.with_traceback(None))
                     break
@@ -146,7 +203,7 @@ class TaskCalls:
     async def _stream_answer(
         self, identity: str, received: wire.Received, context: Context
     ) -> bytes:
-        form = partial(self._task.stream_response, id=identity)
+        form = partial(self._stream.stream_response, id=identity)
         try:
             with self._metrics.request(self._task.name, "stream") as counted:
                 self._check_size(received, "stream")
@@ -161,43 +218,6 @@ class TaskCalls:
             log.exception("request failed", stream_request=identity)
             failure = error_message(Internal("internal error"))
         return form(error=failure).SerializeToString()
-
-    def _check_size(self, received: wire.Received, protocol: Protocol) -> None:
-        self._metrics.body_bytes[protocol].observe(received.size)
-        limit = self._limits.max_body_bytes
-        if received.size > limit:
-            raise ImageTooLarge("too_large", f"the message has more than {limit} bytes")
-
-    async def _answer(
-        self,
-        received: wire.Received,
-        context: Context,
-        counted: CountedRequest,
-        form: Callable[[Message], Message],
-        named: Priority,
-    ) -> bytes:
-        """What answers a request, in the form of its call, whose metadata name a class."""
-        task = self._task
-        take = partial(received.take, _IMAGES, task.request, self._limits.max_images)
-        large = received.size > _LARGE_MESSAGE_BYTES
-        request, images = await asyncio.to_thread(take) if large else take()
-        counted.images = len(images)
-        remaining = context.time_remaining()
-        if remaining is not None and remaining <= 0:
-            raise DeadlineExceeded("the deadline passed before the request was read")
-        options = task.options(request, remaining)
-        options = replace(options, priority=priority.lower(options.priority, named))
-        core = self._catalogue.find(task.name, options.model)
-        counted.model = core.card.name
-        with caller_of(self._access, context).spend(len(images)):
-            outcomes = await core.answer(images, options, identity_of(context))
-        counted.outcomes = outcomes
-
-        def render() -> bytes:
-            return form(task.answer(core.card, outcomes)).SerializeToString()
-
-        # To write the points of many images takes a tenth of a second.
-        return await asyncio.to_thread(render) if options.explain != "none" else render()
 
 
 def add_models(

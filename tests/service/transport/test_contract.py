@@ -391,7 +391,7 @@ def outcomes(server: RunningServer, protocol: str) -> Counter[str]:
         {
             name.removeprefix(prefix).split(",")[0]: int(value)
             for name, value in server.metrics().items()
-            if name.startswith(prefix) and f"protocol={protocol}" in name
+            if name.startswith(prefix) and name.endswith(f"protocol={protocol},task=classify")
         }
     )
 

@@ -147,6 +147,18 @@ async def test_what_it_cannot_show_is_refused_with_a_sentence(beside, options, s
     assert sentence in error["message"]
 
 
+async def test_a_picture_of_it_is_refused_with_a_sentence(beside):
+    async with httpx.AsyncClient(base_url=beside.http_url, timeout=60) as client:
+        answer = await client.post(
+            "/v1/visualize",
+            params={"model": "swin_nano"},
+            content=STAR,
+            headers={"content-type": "image/jpeg"},
+        )
+    assert answer.status_code == 400
+    assert "swin_nano has no deformable layers to draw" in answer.json()["error"]["message"]
+
+
 async def test_with_openvino_pytorch_computes_it():
     with start_server(DAT_MODEL__NAME="swin_nano", DAT_ENGINE__BACKEND="openvino") as server:
         plain, explained = [
