@@ -184,7 +184,7 @@ def test_the_layers_are_the_last_of_the_last_two_stages_or_as_named_in_their_ord
     ("options", "sentence"),
     [
         ({"layers": ((2, 4),)}, r"dat_tiny_224 explains no layer 2\.4; there are 2\.1, 2\.3"),
-        ({"layers": ((0, 0),)}, r"no deformable layer 0\.0"),  # a window
+        ({"layers": ((0, 0),)}, r"explains no layer 0\.0"),  # a window
         ({"layers": ((3, 1), (3, 1))}, "a layer twice"),
         ({"top_n": 0}, "top_n must be from 1 to 32, not 0"),
         ({"top_n": 33}, "top_n must be from 1 to 32, not 33"),
