@@ -357,7 +357,7 @@ async def test_a_query_outside_fails_for_its_image_alone(server, ask, task):
     ("options", "sentence"),
     [
         ({"queries": [[-0.5, 3.0]]}, "lies outside of the image"),
-        ({"layers": ["7.0"]}, "no deformable layer 7.0"),
+        ({"layers": ["7.0"]}, "explains no layer 7.0"),
         ({"top_n": 0}, "top_n must be from 1 to 32"),
         ({"top_n": 33}, "top_n must be from 1 to 32"),
         ({"queries": [[1.0, 1.0]] * 9}, "there are 9"),
