@@ -329,7 +329,7 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             return DeadlineExceeded("the deadline passed before the picture was drawn")
         except ServiceError as error:
             return error.with_traceback(None)
-        except Exception:
+        except Exception:  # a bug in a drawing is told and counted as one in an answer is
             return _internal("picture not drawn")
         render_s = perf_counter() - start
         self._metrics.stage["render"].observe(render_s)

@@ -50,6 +50,11 @@ def convert(chosen, out):
     return converting.convert(chosen, out, LOADERS)
 
 
+def test_a_server_says_that_it_serves_no_segmenter(official):
+    with pytest.raises(CheckpointError, match="is a segmenter, which the server does not serve"):
+        loading.load(ModelChoice(checkpoint=official), [task.loader for task in TASKS])
+
+
 def test_a_converted_segmenter_says_what_it_is_and_where_from(official, converted):
     with safe_open(converted, framework="pt") as file:
         assert file.metadata() == {

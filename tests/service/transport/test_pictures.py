@@ -370,6 +370,12 @@ async def test_a_deadline_holds_for_pictures(server):
     await eventually(lambda: server.metrics()["dat_image_pixels_in_flight"] == 0)
 
 
+async def test_a_deadline_holds_while_a_picture_is_drawn(server):
+    """An image of 15 megapixels takes longer to draw than the answer that it shows."""
+    seen = await over_http(server, [JPEG], timeout=0.2, size=4400)
+    assert seen.error == "deadline_exceeded"
+
+
 async def test_a_full_queue_refuses_pictures_as_it_does_classes(slow_server):
     server = slow_server.server
 
