@@ -63,6 +63,11 @@ class Options:
     priority: Priority = "high"
     drawing: Drawing | None = None
 
+    @property
+    def long_answer(self) -> bool:
+        """Whether to write the answer takes so long that the event loop should not wait."""
+        return self.explain != "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -172,6 +177,14 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             ServiceError: the image could not be answered; see `service.errors`.
         """
 
+    def answer_pixels(self, pixels: int) -> int:  # noqa: ARG002
+        """How many decoded pixels take as much memory as the answer for an image, at most.
+
+        Args:
+            pixels: of the image.
+        """
+        return 0
+
     def things(self, answer: TaskAnswer) -> Sequence[Thing]:  # noqa: ARG002
         """The objects of an answer, for its picture."""
         return ()
@@ -237,8 +250,9 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         self._check_pixels(sum(pixels))
         priority, drawing = options.priority, options.drawing
         decode_s = self._decoders.wait_s(priority, pixels)
-        # What pictures take is held from the start, so that none is refused when all is computed.
-        held = sum(pixels)
+        # What answers and pictures take is held from the start, so that none is refused when all is
+        # computed.
+        held = sum(size + self.answer_pixels(size) for size in pixels)
         if drawing is not None:
             held += sum(drawing.decoding_pixels(size, self._limits) for size in pixels)
         with (
