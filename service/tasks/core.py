@@ -29,10 +29,11 @@ from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.compose import Thing
+from service.pictures.segments import Segments
 from service.priority import Priority
 from service.settings import Limits
 from service.tasks.attention import AttendedLayer, AttentionOptions
-from service.tasks.drawing import MEDIA_TYPES, Drawing, Picture, draw
+from service.tasks.drawing import MEDIA_TYPES, Drawing, Drawn, Picture, draw
 from service.tasks.passage import ImagePassage, RequestPassage, Timing
 from service.tasks.points import LayerPoints
 
@@ -189,6 +190,10 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         """The objects of an answer, for its picture."""
         return ()
 
+    def segments(self, answer: TaskAnswer, drawing: Drawing) -> Segments | None:  # noqa: ARG002
+        """What the pixels of an answer are, for its picture."""
+        return None
+
     def refusal(
         self, timeout_s: float | None = None, places: int = 1, priority: Priority = "high"
     ) -> Refusal | None:
@@ -333,12 +338,14 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             return outcome
         assert isinstance(upload, bytes), "what is no image has no answer"
         answer, start, limits = outcome, perf_counter(), self._limits
+
+        def work() -> Drawn:
+            segments = self.segments(answer, drawing)
+            return draw(upload, limits, drawing, answer, self.things(answer), segments)
+
         try:
             async with asyncio.timeout_at(request.deadline):
-                drawn = await request.decoding.run(
-                    drawing.decoding_pixels(pixels, limits),
-                    lambda: draw(upload, limits, drawing, answer, self.things(answer)),
-                )
+                drawn = await request.decoding.run(drawing.decoding_pixels(pixels, limits), work)
         except TimeoutError:
             return DeadlineExceeded("the deadline passed before the picture was drawn")
         except ServiceError as error:

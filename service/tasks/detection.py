@@ -151,6 +151,11 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
     def pictured(
         self, asked: PictureOptions, drawing: Drawing, every_task: dict[str, Any]
     ) -> DetectOptions:
+        if "segments" in drawing.show:
+            raise InvalidOption(
+                f"{self.card.name} is a detector, which finds no segments; show boxes, masks, "
+                "points, attention, arrows or keys, or name a segmenter"
+            )
         score = asked.score_threshold
         return DetectOptions(
             **every_task,

@@ -18,6 +18,9 @@ from service.images.decode import Empty, decode
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
+from service.pictures.colours import Colour
+from service.pictures.indexed import MOST_COLOURS, indexed_png
+from service.pictures.segments import NamedSegment, Segments
 from service.settings import Limits
 from service.tasks import attention, explanation, segments
 from service.tasks.attention import Seen
@@ -77,7 +80,7 @@ class Segment:
 
     label: str
     index: int
-    colour: segments.Colour
+    colour: Colour
     share: float
     box: PixelBox
     probability: float | None
@@ -135,7 +138,7 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
         super().__init__(card, labels, queue, decoders=decoders, limits=limits, metrics=metrics)
         self._config = config
         self._names = {label.name for label in labels}
-        self.palette = tuple(label.colour or (0, 0, 0) for label in labels)
+        self._palette = tuple(label.colour or (0, 0, 0) for label in labels)
 
     @property
     @override
@@ -164,6 +167,17 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
         return SegmentOptions(**every_task, classes=asked.classes)
 
     @override
+    def segments(self, answer: SegmentedImage, drawing: Drawing) -> Segments | None:
+        if "segments" not in drawing.show:
+            return None
+        return Segments(
+            answer.labels.astype(np.uint8, copy=False),
+            self._palette,
+            tuple(NamedSegment(one.label, one.index, one.share) for one in answer.segments),
+            drawing.opacity,
+        )
+
+    @override
     def answer_pixels(self, pixels: int) -> int:
         # Its labels, how sure they are, and both as files, which are rarely as large.
         return pixels
@@ -177,11 +191,10 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
             raise InvalidOption(f"min_share must be from 0 to 1, not {options.min_share}")
         if options.explain == "objects":
             raise InvalidOption("explain=objects is for detectors")
-        most = segments.MOST_CLASSES_OF_PNG
-        if len(self.labels) > most and (options.format == "png" or options.drawing is not None):
+        if len(self.labels) > MOST_COLOURS and options.format == "png":
             raise InvalidOption(
-                f"{name} has {len(self.labels)} classes, and an indexed PNG at most {most}; ask "
-                "for format rle, polygon or summary"
+                f"{name} has {len(self.labels)} classes, and an indexed PNG at most "
+                f"{MOST_COLOURS}; ask for format rle, polygon or summary"
             )
         asked, backbone = options.explain == "attention", self._config.backbone
         attention.check(options.attention, backbone, asked=asked, model=name)
@@ -247,14 +260,14 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
         told = explanation.tell(options, self._seen(resizing), output)
         every = segments.parts(output.labels, len(self.labels))
         wanted = [part for part in every if self._is_wanted(part, height * width, options)]
-        labels = output.labels
+        labels: Labels = output.labels
         if len(wanted) < len(every):
             kept = [part.index for part in wanted]
             labels = segments.with_others_as_one(labels, kept, len(self.labels))
         label_map = None
         # A picture is drawn of the labels.
         if options.format == "png" and options.drawing is None:
-            label_map = segments.indexed_png(labels, self.palette)
+            label_map = indexed_png(labels, self._palette)
         masks = _masks(labels, wanted, options)
         return SegmentedImage(
             width=width,
@@ -276,14 +289,12 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
             return False
         return part.pixels / pixels >= options.min_share
 
-    def _segment(
-        self, part: Part, output: SegmentationOutput, mask: EncodedMask | None
-    ) -> Segment:
+    def _segment(self, part: Part, output: SegmentationOutput, mask: EncodedMask | None) -> Segment:
         sums = output.probabilities
         return Segment(
             label=self.labels[part.index].name,
             index=part.index,
-            colour=self.palette[part.index],
+            colour=self._palette[part.index],
             share=part.pixels / output.labels.size,
             box=part.box,
             probability=None if sums is None else float(sums[part.index]) / part.pixels,

@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +12,11 @@ from PIL import Image
 from service.tasks.masks import Mask, Polygons, RunLengths, counts_text, polygons
 
 Labels = NDArray[np.integer[Any]]
-Colour = tuple[int, int, int]
 PixelBox = tuple[int, int, int, int]
 
-# Of an indexed PNG, one of which stands for what is left out.
-MOST_CLASSES_OF_PNG = 255
 
-
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """The pixels of one class.
 
     Attributes:
@@ -48,7 +46,11 @@ def parts(labels: Labels, classes: int) -> list[Part]:
     bottoms, rights = height - in_rows[::-1].argmax(0), width - in_columns[::-1].argmax(0)
     boxes = np.stack((lefts, tops, rights, bottoms), 1)
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-    return [Part(index, int(counts[index]), tuple(boxes[index].tolist())) for index in order.tolist()]
+    found = []
+    for index in order.tolist():
+        x1, y1, x2, y2 = boxes[index].tolist()
+        found.append(Part(index, int(counts[index]), (x1, y1, x2, y2)))
+    return found
 
 
 def run_lengths(labels: Labels, indices: Sequence[int]) -> list[RunLengths]:
@@ -93,22 +95,8 @@ def with_others_as_one(labels: Labels, kept: Sequence[int], classes: int) -> Lab
     return chosen
 
 
-def indexed_png(labels: Labels, colours: Sequence[Colour]) -> bytes:
-    """A label map `(H, W)` as a PNG whose pixels are indices of classes, with their colours.
-
-    The index behind the last class is transparent.
-    """
-    image = Image.fromarray(labels.astype(np.uint8, copy=False))
-    image.putpalette(bytes(part for colour in (*colours, (0, 0, 0)) for part in colour))
-    return _png(image, transparency=len(colours))
-
-
 def grey_png(values: NDArray[np.uint8]) -> bytes:
     """Bytes `(H, W)` as a grey PNG."""
-    return _png(Image.fromarray(values))
-
-
-def _png(image: Image.Image, **options: int) -> bytes:
     file = io.BytesIO()
-    image.save(file, "PNG", **options)
+    Image.fromarray(values).save(file, "PNG")
     return file.getvalue()

@@ -47,7 +47,7 @@ class SegmentOptionsBody(OptionsBody):
         json_schema_extra={"minimum": 0, "maximum": 1},
     )
     confidence: bool = Field(
-        False,  # noqa: FBT003
+        False,
         description="Whether to return by how much the probability of each label is above that of "
         "the next class; the labels take up to several times as long then.",
     )
