@@ -31,16 +31,19 @@ class ServedTask:
         core: what answers its requests.
         http: how it looks over HTTP.
         rpc: how it looks over gRPC.
+        output_bytes: of an output of the device, for each pixel of the image, where outputs grow
+            with the image.
     """
 
     name: str
     core: Callable[..., AnyCore]
     http: HttpTask[Any]
     rpc: RpcTask[Any, Any]
+    output_bytes: int = 0
 
 
 DETECT = ServedTask("detect", DetectionCore, HTTP_DETECT, RPC_DETECT)
-SEGMENT = ServedTask("segment", SegmentationCore, HTTP_SEGMENT, RPC_SEGMENT)
+SEGMENT = ServedTask("segment", SegmentationCore, HTTP_SEGMENT, RPC_SEGMENT, output_bytes=2)
 CLASSIFY = ServedTask("classify", ClassificationCore, HTTP_CLASSIFY, RPC_CLASSIFY)
 
 TASKS: tuple[ServedTask, ...] = (DETECT, SEGMENT, CLASSIFY)

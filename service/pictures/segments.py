@@ -15,6 +15,7 @@ from service.pictures.shapes import ColourMap
 _COARSE = 320
 # A name is written where its segment has so much room around, in heights of its plate.
 _ROOM = 0.3
+_LEAST_PERCENT = 0.005
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Segments:
             inside = np.pad((coarse == segment.index).astype(np.uint8), 1)
             depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
             row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-            text = f"{segment.label} {segment.share:.0%}" if shares else segment.label
+            text = f"{segment.label} {_percent(segment.share)}" if shares else segment.label
             width, height = plate_size(text, font_size)
             if depth[row, column] / scale < _ROOM * height:
                 continue
@@ -70,6 +71,10 @@ class Segments:
             bottom = y + height / 2
             box = x - width / 2, bottom, x + width / 2, bottom
             yield Wanted(text, box, self.colours[segment.index])
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= _LEAST_PERCENT else "<1%"
 
 
 def _resized(indices: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
