@@ -6,8 +6,8 @@ that ours is tested with (`tests/foreign`). An environment has exactly the packa
 torch, comes from the environment that runs it, and our packages from its checkout:
 a path at the end of `sys.path`, so that nothing there hides a package of its own.
 
-A file of pins is made anew by `pip install` of the program alone in an empty environment, with numpy
-and Pillow as in `constraints.txt` where it allows them, and `pip freeze`.
+A file of pins is made anew by `pip install` of the program alone in an empty environment, with
+numpy and Pillow as in `constraints.txt` where it allows them, and `pip freeze`.
 """
 
 import fcntl

@@ -284,6 +284,13 @@ class Limits(_Group):
         description="Most calls of ClassifyStream and DetectStream at a time; beyond it "
         "RESOURCE_EXHAUSTED. Each may be sending a message, whose bytes count when it is there.",
     )
+    max_shared_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of POSIX shared memory that clients on the same machine may "
+        "register for tensors of the Open Inference Protocol; each client may register any object "
+        "in `/dev/shm` that the server may open. 0: none. Needs `DAT_SERVER__FRONT_ENDS=0`.",
+    )
     decode_threads: int = Field(
         0,
         ge=0,
@@ -533,6 +540,11 @@ class Settings(BaseSettings):
         if self.limits.max_pixels > self.limits.max_request_pixels:
             raise ValueError(
                 "DAT_LIMITS__MAX_PIXELS must not exceed DAT_LIMITS__MAX_REQUEST_PIXELS"
+            )
+        if self.limits.max_shared_memory_bytes and self.front_ends:
+            raise ValueError(
+                "DAT_LIMITS__MAX_SHARED_MEMORY_BYTES needs DAT_SERVER__FRONT_ENDS=0: a region is "
+                "registered with one process, and another one may get the request that names it"
             )
         if self.limits.bytes_in_flight < self.limits.max_body_bytes:
             raise ValueError(
