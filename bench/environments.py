@@ -38,10 +38,10 @@ def python_of(name: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests of two processes may want the same one
         if not made_of.exists() or made_of.read_text() != wanted:
             print(f"{name}: installing into {folder}", flush=True)
-            make = [sys.executable, "-m", "venv", "--clear", "--without-pip", folder]
-            subprocess.run(make, check=True)
-            install = ["install", "-qq", "--no-deps", "--requirement", pins]
-            subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True)
+            own = [sys.executable, "-m"]
+            subprocess.run([*own, "venv", "--clear", "--without-pip", str(folder)], check=True)
+            install = ["install", "-qq", "--no-deps", "--requirement", str(pins)]
+            subprocess.run([*own, "pip", "--python", str(python), *install], check=True)
             made_of.write_text(wanted)
         (site,) = folder.glob("lib/python*/site-packages")
         (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
