@@ -1,4 +1,4 @@
-"""KServe's clients, unmodified, against a running server. Their environment takes a minute to make."""
+"""KServe's clients, unmodified; their environment takes a minute to make."""
 
 import base64
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer against a running server, with the statistics of the server in its report."""
+"""perf_analyzer of NVIDIA, with the statistics of the server in its report."""
 
 import re
 from pathlib import Path
