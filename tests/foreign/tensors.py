@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 MODEL = "dat_nano"
-INPUT = 128  # pixels a side, of the demo model
+# Pixels a side of what the demo model reads, and of the image that it is the middle of.
+INPUT, WHOLE = 128, 146
 KINDS = ("http", "http-aio", "grpc", "grpc-aio")  # of tritonclient
 HTTP = ("http", "http-aio")
 GRPC = ("grpc", "grpc-aio")
@@ -27,8 +28,8 @@ def pixels(array: np.ndarray, **more: Any) -> dict[str, Any]:
 
 
 def small_pixels(count: int = 1) -> np.ndarray:
-    """Pixels `(N, 128, 128, 3)`, which are not resized."""
-    return np.random.default_rng(5).integers(0, 256, (count, INPUT, INPUT, 3), np.uint8)
+    """Pixels `(N, 146, 146, 3)`, which are not resized."""
+    return np.random.default_rng(5).integers(0, 256, (count, WHOLE, WHOLE, 3), np.uint8)
 
 
 def probabilities(answer: dict[str, Any]) -> np.ndarray:

@@ -14,6 +14,7 @@ from tests.foreign.tensors import (
     INPUT,
     KINDS,
     MODEL,
+    WHOLE,
     image,
     pixels,
     probabilities,
@@ -87,8 +88,9 @@ def test_pixels_are_answered_as_their_file(triton: ForeignClient, ours: Ours, ki
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_normalised_pixels_are_answered_as_pixels(triton: ForeignClient, kind: str) -> None:
-    array = small_pixels(2)
-    scaled = (array / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    array, edge = small_pixels(2), (WHOLE - INPUT) // 2
+    read = array[:, edge : edge + INPUT, edge : edge + INPUT]
+    scaled = (read / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
     planes = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)
     as_pixels = triton.call("infer", kind, MODEL, [pixels(array)])
     normalised = triton.call("infer", kind, MODEL, [{"name": "normalised", "array": planes}])
