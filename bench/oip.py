@@ -34,8 +34,7 @@ PROTOCOLS = ("http", "grpc")
 UPLOAD = 256  # pixels a side
 # Pixels a side of what the network reads, and of the image that it is the middle of.
 INPUT, WHOLE = (
-    sides[0]
-    for sides in (VARIANTS[MODEL].image_size, Preprocessing.of(VARIANTS[MODEL]).resize_to)
+    sides[0] for sides in (VARIANTS[MODEL].image_size, Preprocessing.of(VARIANTS[MODEL]).resize_to)
 )
 # perf_analyzer measures three windows, and takes as stable whatever came of them.
 _WINDOWS = 3

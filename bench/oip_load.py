@@ -28,7 +28,7 @@ def tensor_of(name: str, jpeg: bytes) -> tuple[str, list[int], bytes]:
     pixels = np.asarray(Image.open(io.BytesIO(jpeg)))[None]
     if name == "pixels":
         return "UINT8", list(pixels.shape), pixels.tobytes()
-    scaled = (pixels / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    scaled = (pixels / np.float32(255) - np.array(MEAN)) / np.array(STD)
     planes = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)
     return "FP32", list(planes.shape), planes.tobytes()
 

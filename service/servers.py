@@ -111,6 +111,8 @@ async def open_servers(  # noqa: PLR0917
     if server.open_inference:
         as_tensors = [task.oip for task in tasks if task.oip is not None]
         inference = Inference(as_tensors, catalogue, lifecycle, settings.limits)
+        if inference.memory.enabled:
+            inference.extensions = (*inference.extensions, "system_shared_memory")
         services.append(OPEN_INFERENCE_SERVICE)
     health = Health(services)
     await health.show(serving=False)

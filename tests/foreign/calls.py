@@ -20,7 +20,7 @@ def answer_calls(functions: Mapping[str, Callable[..., Any]]) -> None:
         except EOFError:
             return
         try:
-            answer = (functions[name](*arguments, **options), None)
+            answer: tuple[Any, Any] = (functions[name](*arguments, **options), None)
         except Exception as failure:  # the test is to see it
             answer = (None, (type(failure).__name__, str(failure)))
         pickle.dump(answer, answers)

@@ -29,6 +29,14 @@ def region(triton: ForeignClient, kind: str, name: str, *arrays: np.ndarray) -> 
         triton.call("end_region", name)
 
 
+def regions(triton: ForeignClient, kind: str, of: str) -> dict[str, int]:
+    """The sizes of the regions that the server knows, by name."""
+    status = triton.call("ask", kind, f"get_{of}_shared_memory_status")
+    if "grpc" in kind:
+        status = status.get("regions", {}).values()
+    return {one["name"]: int(one["byte_size"]) for one in status}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_input_and_an_output_lie_there(triton: ForeignClient, kind: str) -> None:
     array = small_pixels(2)
@@ -37,12 +45,7 @@ def test_an_input_and_an_output_lie_there(triton: ForeignClient, kind: str) -> N
     each = array[0].nbytes
     with region(triton, kind, "given", array) as size, region(triton, kind, "answer") as room:
         assert size == 2 * each
-        status = triton.call("ask", kind, "get_system_shared_memory_status")
-        regions = status["regions"].values() if "grpc" in kind else status
-        assert {one["name"]: int(one["byte_size"]) for one in regions} == {
-            "given": size,
-            "answer": room,
-        }
+        assert regions(triton, kind, "system") == {"given": size, "answer": room}
         for index in range(2):
             place = {"region": "given", "size": each, "offset": index * each}
             wanted = [
@@ -107,13 +110,9 @@ def test_all_are_unregistered_at_once(triton: ForeignClient, kind: str) -> None:
     """As perf_analyzer begins; of CUDA's there are none."""
     for name in ("system", "cuda"):
         triton.call("ask", kind, f"unregister_{name}_shared_memory")
-        assert (
-            not triton.call("ask", kind, f"get_{name}_shared_memory_status").get("regions")
-            if ("grpc" in kind)
-            else triton.call("ask", kind, f"get_{name}_shared_memory_status") == []
-        )
+        assert not regions(triton, kind, name)
     with pytest.raises(Refused, match="CUDA"):
-        triton.call("ask", kind, "register_cuda_shared_memory", "r", b"handle", 0, 16)
+        triton.call("ask", kind, "register_cuda_shared_memory", "r", b"aGFuZGxl", 0, 16)
 
 
 def test_no_name_is_left_behind() -> None:

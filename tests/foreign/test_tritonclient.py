@@ -90,7 +90,7 @@ def test_pixels_are_answered_as_their_file(triton: ForeignClient, ours: Ours, ki
 def test_normalised_pixels_are_answered_as_pixels(triton: ForeignClient, kind: str) -> None:
     array, edge = small_pixels(2), (WHOLE - INPUT) // 2
     read = array[:, edge : edge + INPUT, edge : edge + INPUT]
-    scaled = (read / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    scaled = (read / np.float32(255) - np.array(MEAN)) / np.array(STD)
     planes = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)
     as_pixels = triton.call("infer", kind, MODEL, [pixels(array)])
     normalised = triton.call("infer", kind, MODEL, [{"name": "normalised", "array": planes}])

@@ -20,6 +20,7 @@ from service.transport.http.context import EXPOSED_HEADERS, RequestContext
 from service.transport.http.endpoints import Endpoints
 from service.transport.http.failures import show_failures
 from service.transport.http.oip import InferRequests, add_infer, add_open_inference
+from service.transport.http.oip_shared_memory import add_shared_memory
 from service.transport.http.openapi import HEALTH
 from service.transport.http.pages import Pages
 from service.transport.http.schema import HealthAnswer
@@ -75,6 +76,7 @@ def create_app(
     infer = None
     if inference is not None:
         add_open_inference(app, inference, version=version)
+        add_shared_memory(app, inference.memory)
         infer = add_infer(app, InferRequests(inference, limits, metrics, budget))
 
     # Around everything, so that the answer to a bug has its headers too.

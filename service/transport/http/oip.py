@@ -153,7 +153,8 @@ class InferRequests:
                 self._metrics.body_bytes["http"].observe(len(body))
                 core = inference.find(*names)
                 counted.model = core.card.name
-                read, understood = await self._read(body, header_length, held, core, named)
+                owner = request.state.caller.name
+                read, understood = await self._read(body, header_length, held, core, named, owner)
                 counted.images = len(understood.uploads)
                 del body
                 options = self._timed(understood.options, began)
@@ -178,13 +179,14 @@ class InferRequests:
         except ClientDisconnect:
             raise Cancelled("the client left before the end of its request") from None
 
-    async def _read(
+    async def _read(  # noqa: PLR0917
         self,
         body: bytearray,
         header_length: int | None,
         held: HeldBytes,
         core: AnyCore,
         named: Priority,
+        owner: str,
     ) -> tuple[ReadBody, Understood]:
         values = count_values(body, header_length)
         extra = min(values * VALUE_BYTES, held.free)
@@ -192,11 +194,12 @@ class InferRequests:
 
         def work() -> tuple[ReadBody, Understood]:
             read = read_body(body, header_length)
-            return read, self._inference.understand(core, read.request, named)
+            return read, self._inference.understand(core, read.request, named, owner)
 
         large = len(body) > PARSED_AT_ONCE_BYTES
         read, understood = await asyncio.to_thread(work) if large else work()
         held.give_back(extra)
+        held.grow(understood.copied)
         # Its inputs hold the body, and what was read of it.
         return replace(read, request=replace(read.request, inputs=())), understood
 

@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from service.errors import InvalidRequest, quoted
 from service.transport.oip.images import IMAGE
 from service.transport.oip.inference import InferRequest, RequestedOutput
+from service.transport.oip.placed import is_placed, unread
 from service.transport.oip.tensors import (
     BYTES,
     DTYPES,
@@ -156,9 +157,12 @@ class _Reader:
             if data is not None:
                 raise InvalidRequest(f"{of} has both data and binary_data_size; expected one")
             raw = self._take(of, size)
+            is_placed(name, parameters, carried=True)
             return Input(
                 name, datatype, shape, parameters, partial(values_of, name, datatype, shape, raw)
             )
+        if is_placed(name, parameters, carried=data is not None):
+            return Input(name, datatype, shape, parameters, unread)
         if not isinstance(data, list):
             raise InvalidRequest(
                 f"{of} has {_got(data)} as data; expected a list, or the parameter binary_data_size"
@@ -312,7 +316,9 @@ def write_body(
             "datatype": tensor.datatype,
             "shape": tensor.shape,
         }
-        if behind:
+        if tensor.placed:
+            output["parameters"] = tensor.placed
+        elif behind:
             raw = tensor.raw
             output["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)

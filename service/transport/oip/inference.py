@@ -23,7 +23,9 @@ from service.transport import priority, request_id
 from service.transport.oip import explained
 from service.transport.oip.images import inputs_of, read_images
 from service.transport.oip.parameters import Parameters
+from service.transport.oip.placed import read_inputs, write_outputs
 from service.transport.oip.ranking import best
+from service.transport.oip.shared_memory import SharedMemory
 from service.transport.oip.task import Asked, OipTask, TensorFacts
 from service.transport.oip.tensors import BYTES, DTYPES, Input, Tensor, Values
 
@@ -76,12 +78,16 @@ class Understood:
         options: of the core.
         asked: what was asked for.
         outputs: that are wanted, in the order of the answer.
+        owner: of the shared memory that the request may name.
+        copied: bytes of its inputs that were copied from there.
     """
 
     uploads: Sequence[Upload]
     options: Options
     asked: Asked
     outputs: Sequence[RequestedOutput]
+    owner: str
+    copied: int
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class Inference:
     Attributes:
         catalogue: as given.
         extensions: of the protocol, that are served.
+        memory: where tensors may lie beside requests and answers.
     """
 
     extensions: Sequence[str] = EXTENSIONS
@@ -127,6 +134,7 @@ class Inference:
         self.catalogue = catalogue
         self._lifecycle = lifecycle
         self._limits = limits
+        self.memory = SharedMemory(limits.max_shared_memory_bytes)
 
     @property
     def live(self) -> bool:
@@ -205,13 +213,16 @@ class Inference:
             },
         )
 
-    def understand(self, core: AnyCore, request: InferRequest, named: Priority) -> Understood:
+    def understand(
+        self, core: AnyCore, request: InferRequest, named: Priority, owner: str
+    ) -> Understood:
         """Read a request for a model.
 
         Args:
             core: of the model.
             request: as it came.
             named: the class that its head names.
+            owner: of the shared memory that it may name.
 
         Raises:
             ServiceError: it cannot be understood; the message says what was expected.
@@ -227,8 +238,10 @@ class Inference:
         }
         asked = Asked(parameters, frozenset(names))
         options = task.options(asked, every_task)
-        uploads = read_images(request.inputs, core.card, self._limits.max_images)
-        return Understood(uploads, options, asked, outputs if request.outputs else ())
+        inputs, copied = read_inputs(self.memory, owner, request.inputs)
+        uploads = read_images(inputs, core.card, self._limits.max_images)
+        wanted = outputs if request.outputs else ()
+        return Understood(uploads, options, asked, wanted, owner, copied)
 
     def _outputs(
         self, core: AnyCore, task: OipTask[Any, Any], requested: Sequence[RequestedOutput]
@@ -289,7 +302,8 @@ class Inference:
             else:
                 datatype = facts.get(output.name) or _datatype_of(value)
                 tensors.append(Tensor(output.name, datatype, value))
-        return tensors
+        parameters = {output.name: output.parameters for output in wanted}
+        return write_outputs(self.memory, understood.owner, parameters, tensors)
 
 
 def _classes_of(output: RequestedOutput) -> int:

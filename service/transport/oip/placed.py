@@ -1,98 +1,103 @@
 """Tensors of requests and answers that lie in shared memory, by the parameters that say where."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from service.byte_budget import HeldBytes
 from service.errors import InvalidOption, InvalidRequest, quoted
-from service.transport.oip.inference import InferRequest, RequestedOutput
 from service.transport.oip.parameters import Parameters
 from service.transport.oip.shared_memory import Place, SharedMemory
-from service.transport.oip.tensors import Input, Tensor, values_of
+from service.transport.oip.tensors import Input, Tensor, Values, values_of
 
 _REGION, _SIZE, _OFFSET = (
     "shared_memory_region",
     "shared_memory_byte_size",
     "shared_memory_offset",
 )
-# More bytes are copied where the event loop does not wait for it.
-_LARGE_BYTES = 2**20
 
 
-def place_of(parameters: Mapping[str, Any]) -> Place | None:
-    """Where a tensor lies, if its parameters name a region.
+def is_placed(name: str, parameters: Mapping[str, Any], *, carried: bool) -> bool:
+    """Whether an input lies in shared memory, and not in its request.
+
+    Args:
+        name: of the input.
+        parameters: of it.
+        carried: whether the request holds its values.
 
     Raises:
-        InvalidOption: they do not say how large it is, or something else than a place.
+        InvalidRequest: it is in both.
     """
-    given = Parameters(parameters)
-    region = given.text(_REGION)
-    if region is None:
-        return None
-    size = given.count(_SIZE)
-    if size is None:
-        raise InvalidOption(f"the parameter {_REGION} needs {_SIZE}, the bytes of the tensor")
-    return Place(region, given.count(_OFFSET) or 0, size)
+    if _REGION not in parameters:
+        return False
+    if carried:
+        raise InvalidRequest(
+            f"the input {quoted(name)} holds its values and names a shared memory region; "
+            "expected one of them"
+        )
+    return True
 
 
-def parameters_of(place: Place) -> dict[str, str | int]:
-    """The parameters of a tensor that lies there."""
-    said: dict[str, str | int] = {_REGION: place.region, _SIZE: place.byte_size}
-    return said | {_OFFSET: place.offset} if place.offset else said
+def unread() -> Values:
+    """The values of an input that lies in shared memory, before they were read there."""
+    raise AssertionError("an input in shared memory was not read: this is a bug")
 
 
-async def read_inputs(
-    memory: SharedMemory, owner: str, request: InferRequest, held: HeldBytes
-) -> InferRequest:
-    """A request with copies of the inputs that lie in shared memory.
+def read_inputs(
+    memory: SharedMemory, owner: str, inputs: Sequence[Input]
+) -> tuple[list[Input], int]:
+    """The inputs of a request, those that lie in shared memory with a copy of their bytes.
 
     Args:
         memory: the regions.
         owner: of those that the request may name.
-        request: as it was read.
-        held: of the budget; what is copied is held too.
+        inputs: as the request has them.
+
+    Returns:
+        The inputs, and how many bytes were copied.
 
     Raises:
         InvalidRequest: there is no such place.
-        Overloaded: so many bytes are too many now.
     """
-    if not any(_REGION in one.parameters for one in request.inputs):
-        return request
-    return replace(
-        request, inputs=[await _read(memory, owner, one, held) for one in request.inputs]
-    )
+    read, copied = [], 0
+    for given in inputs:
+        place = _place_of(given.parameters)
+        if place is None:
+            read.append(given)
+        else:
+            raw = memory.read(owner, place)
+            copied += len(raw)
+            read.append(_with_bytes(given, raw))
+    return read, copied
 
 
-async def _read(memory: SharedMemory, owner: str, given: Input, held: HeldBytes) -> Input:
-    place = place_of(given.parameters)
-    if place is None:
-        return given
-    memory.check(owner, place)
-    held.grow(place.byte_size)
-    if place.byte_size > _LARGE_BYTES:
-        raw = await asyncio.to_thread(memory.read, owner, place)
-    else:
-        raw = memory.read(owner, place)
-    read = partial(values_of, given.name, given.datatype, given.shape, memoryview(raw))
+def _with_bytes(given: Input, raw: bytes) -> Input:
+    def read() -> Values:
+        return values_of(given.name, given.datatype, given.shape, memoryview(raw))
+
     return replace(given, read=read)
 
 
 def write_outputs(
     memory: SharedMemory,
     owner: str,
-    requested: Sequence[RequestedOutput],
+    parameters: Mapping[str, Mapping[str, Any]],
     tensors: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Put the outputs that are wanted in shared memory there, and say so of each.
+    """Put the outputs that are wanted in shared memory there, which they then say.
+
+    Args:
+        memory: the regions.
+        owner: of those that the request may name.
+        parameters: of the outputs that the request names.
+        tensors: the outputs.
 
     Raises:
-        InvalidRequest: there is no such place, or an output does not fit in its own.
+        InvalidRequest: there is no such place, or an output does not fit into its own.
     """
-    places = {one.name: place_of(one.parameters) for one in requested}
-    return [_written(memory, owner, one, places.get(one.name)) for one in tensors]
+    return [
+        _written(memory, owner, tensor, _place_of(parameters.get(tensor.name, {})))
+        for tensor in tensors
+    ]
 
 
 def _written(memory: SharedMemory, owner: str, tensor: Tensor, place: Place | None) -> Tensor:
@@ -100,22 +105,22 @@ def _written(memory: SharedMemory, owner: str, tensor: Tensor, place: Place | No
         return tensor
     raw = tensor.raw
     memory.write(owner, place, raw)
-    return replace(tensor, place=replace(place, byte_size=len(raw)))
+    said: dict[str, str | int] = {_REGION: place.region, _SIZE: len(raw)}
+    if place.offset:
+        said[_OFFSET] = place.offset
+    return replace(tensor, placed=said)
 
 
-def check_carried(name: str, parameters: Mapping[str, Any]) -> None:
-    """Check that an input that carries its values names no shared memory.
+def _place_of(parameters: Mapping[str, Any]) -> Place | None:
+    """Where a tensor lies, if its parameters name a region.
 
     Raises:
-        InvalidRequest: it does.
+        InvalidOption: they say something else than a place.
     """
-    if _REGION in parameters:
-        raise InvalidRequest(
-            f"the input {quoted(name)} carries values and names a shared memory region; expected "
-            "one or the other"
-        )
-
-
-def lies_in_memory(parameters: Mapping[str, Any]) -> bool:
-    """Whether the values of an input lie in shared memory, and not in the request."""
-    return _REGION in parameters
+    given = Parameters(parameters)
+    region, size = given.text(_REGION), given.count(_SIZE)
+    if region is None:
+        return None
+    if size is None:
+        raise InvalidOption(f"the parameter {_REGION} needs {_SIZE}, the bytes of the tensor")
+    return Place(region, given.count(_OFFSET) or 0, size)

@@ -234,3 +234,11 @@ def _shortened(region: Region) -> InvalidRequest:
         f"the shared memory {quoted(region.key)} is shorter than when the region "
         f"{quoted(region.name)} was registered"
     )
+
+
+def no_cuda() -> InvalidRequest:
+    """Why memory of a GPU is not registered."""
+    return InvalidRequest(
+        "this server reads no CUDA shared memory; register system shared memory, or send tensors "
+        "in the request"
+    )

@@ -37,11 +37,14 @@ class Tensor:
         name: of the output.
         datatype: one of `DATATYPES`.
         values: in its shape; of BYTES an array of `bytes`.
+        placed: the parameters that say where in shared memory it lies; without them it lies in the
+            answer.
     """
 
     name: str
     datatype: str
     values: Values
+    placed: Mapping[str, str | int] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,12 +1,13 @@
 """The messages of the Open Inference Protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from service.errors import InvalidRequest, quoted
 from service.pb import inference_pb2
 from service.transport.oip.inference import InferRequest, ModelMetadata, RequestedOutput
+from service.transport.oip.placed import is_placed, unread
 from service.transport.oip.tensors import (
     BYTES,
     DTYPES,
@@ -51,23 +52,33 @@ def read_request(message: _Message, raw: Sequence[memoryview]) -> InferRequest:
             f"the request has raw_input_contents, and the input {quoted(with_contents[0].name)} "
             "has contents; expected one or the other for all inputs"
         )
-    if raw and len(raw) != len(inputs):
+    placed = [
+        is_placed(one.name, one.parameters, carried=one.HasField("contents")) for one in inputs
+    ]
+    if raw and len(raw) != placed.count(False):
         raise InvalidRequest(
-            f"the request has {len(raw)} raw_input_contents; expected {len(inputs)}, one for each "
-            "input"
+            f"the request has {len(raw)} raw_input_contents; expected {placed.count(False)}, one "
+            "for each input that does not lie in shared memory"
         )
+    contents = iter(raw)
     return InferRequest(
         id=message.id,
         parameters=_parameters(message.parameters),
-        inputs=[_input(one, raw[index] if raw else None) for index, one in enumerate(inputs)],
+        inputs=[
+            _input(one, next(contents) if raw and not elsewhere else None, placed=elsewhere)
+            for one, elsewhere in zip(inputs, placed, strict=True)
+        ],
         outputs=[RequestedOutput(one.name, _parameters(one.parameters)) for one in message.outputs],
     )
 
 
-def _input(given: Any, raw: memoryview | None) -> Input:
+def _input(given: Any, raw: memoryview | None, *, placed: bool) -> Input:
     name, datatype = given.name, given.datatype
     shape = check_shape(name, datatype, given.shape)
-    if raw is not None:
+    read: Callable[[], Values]
+    if placed:
+        read = unread
+    elif raw is not None:
         read = partial(values_of, name, datatype, shape, raw)
     else:
         read = partial(_values_in_message, name, datatype, shape, given)
@@ -113,8 +124,16 @@ def write_response(
     """The message of an answer, whose tensors are raw."""
     response = inference_pb2.ModelInferResponse(model_name=name, model_version=version, id=identity)
     for tensor in tensors:
-        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        response.raw_output_contents.append(tensor.raw)
+        output = response.outputs.add(
+            name=tensor.name, datatype=tensor.datatype, shape=tensor.shape
+        )
+        for key, value in (tensor.placed or {}).items():
+            if isinstance(value, str):
+                output.parameters[key].string_param = value
+            else:
+                output.parameters[key].int64_param = value
+        # Clients count them with the outputs, so that one in shared memory has an empty one.
+        response.raw_output_contents.append(b"" if tensor.placed else tensor.raw)
     return response
 
 

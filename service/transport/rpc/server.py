@@ -16,6 +16,7 @@ from service.transport.oip.inference import Inference
 from service.transport.rpc.calls import Calls, many_answers, one_answer
 from service.transport.rpc.last_calls import LastCalls
 from service.transport.rpc.oip import InferCalls, add_open_inference
+from service.transport.rpc.oip_shared_memory import shared_memory_calls
 from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.reading import Reading
 from service.transport.rpc.task import RpcTask
@@ -96,8 +97,9 @@ def create_server(
     )
     if inference is not None:
         infer = InferCalls(inference, metrics, budget, access=access, limits=limits, reading=large)
+        beside = shared_memory_calls(inference.memory, access, small)
         add_open_inference(
-            rpc_server, inference, calls, infer, reading=small, version=version, beside={}
+            rpc_server, inference, calls, infer, reading=small, version=version, beside=beside
         )
     add_models(rpc_server, catalogue, calls, small)
     add_health(rpc_server, health, small)
