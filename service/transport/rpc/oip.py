@@ -203,9 +203,10 @@ class InferCalls:
             counted.model = core.card.name
             extra = min(_PARSED * (size - sum(map(len, raw))), held.free)
             held.grow(extra)
+            identity = message.id or identity_of(context)
             owner = caller_of(self._access, context).name
             read = partial(self._read, core, message, raw, named, owner)
-            identity, understood = await asyncio.to_thread(read) if large else read()
+            understood = await asyncio.to_thread(read) if large else read()
             held.give_back(extra)
             held.grow(understood.copied)
             del read, message, raw
@@ -228,10 +229,8 @@ class InferCalls:
         raw: Sequence[memoryview],
         named: Priority,
         owner: str,
-    ) -> tuple[str, Understood]:
-        """A request for a model, and the id of its answer."""
-        request = read_request(message, raw)
-        return request.identity(), self._inference.understand(core, request, named, owner)
+    ) -> Understood:
+        return self._inference.understand(core, read_request(message, raw), named, owner)
 
     def _timed(self, options: Options, context: Context) -> Options:
         """Options with the time that is left: by the deadline of the call, or by its parameter."""
