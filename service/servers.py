@@ -20,6 +20,7 @@ from service.security.security import Security, Tls
 from service.served_tasks import ServedTask
 from service.settings import Settings
 from service.tasks.catalogue import Catalogue
+from service.tasks.repository import Repository
 from service.transport.http.app import create_app
 from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
@@ -94,6 +95,7 @@ async def open_servers(  # noqa: PLR0917
     lifecycle: Lifecycle,
     metrics: Metrics,
     security: Security,
+    repository: Repository,
 ) -> AsyncIterator[Servers]:
     """Serve HTTP and gRPC; not ready until `health` and `lifecycle` say so.
 

@@ -368,6 +368,11 @@ class Server(_Group):
         "device, so that the end of one does not take the others along; 0: one process for all; "
         "`auto`: one for each core that no device has, and none for a single such core.",
     )
+    model_control: bool = Field(
+        False,
+        description="Whether every caller who may ask may also load and unload the models of the "
+        "settings (Open Inference Protocol, `/v2/repository`); [reload.md](reload.md).",
+    )
     header_timeout_s: float = Field(
         10.0,
         gt=0,
