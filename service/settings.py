@@ -137,9 +137,20 @@ class Model(ModelChoice):
         "given beside it.",
     )
 
+    folder: Path | None = Field(
+        None,
+        description="Folder in which the models are found: its `models.toml`, or else its one "
+        "checkpoint, with `labels.txt` or `labels.json` beside it. The name of the model counts "
+        "where it has none of its own, other settings of the model for a checkpoint.",
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
         beside = self.model_fields_set - {"file"}
+        if self.folder is not None:
+            for other in ("file", "checkpoint"):
+                if getattr(self, other) is not None:
+                    raise ValueError(f"folder and {other} both say where the model is; leave one")
         if self.file is not None and beside:
             raise ValueError(f"a model file is given, so {', '.join(sorted(beside))} belongs there")
         return self
