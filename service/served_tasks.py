@@ -14,6 +14,9 @@ from service.tasks.detection import DetectionCore
 from service.transport.http.classification_schema import HTTP_CLASSIFY
 from service.transport.http.detection_schema import HTTP_DETECT
 from service.transport.http.task import HttpTask
+from service.transport.oip.classification_tensors import OIP_CLASSIFY
+from service.transport.oip.detection_tensors import OIP_DETECT
+from service.transport.oip.task import OipTask
 from service.transport.rpc.classification_messages import RPC_CLASSIFY
 from service.transport.rpc.detection_messages import RPC_DETECT
 from service.transport.rpc.task import RpcTask
@@ -28,15 +31,18 @@ class ServedTask:
         core: what answers its requests.
         http: how it looks over HTTP.
         rpc: how it looks over gRPC.
+        oip: how it looks as tensors, in the Open Inference Protocol; `None` means that its models
+            are not served there.
     """
 
     name: str
     core: Callable[..., AnyCore]
     http: HttpTask[Any]
     rpc: RpcTask[Any, Any]
+    oip: OipTask[Any, Any] | None = None
 
 
-DETECT = ServedTask("detect", DetectionCore, HTTP_DETECT, RPC_DETECT)
-CLASSIFY = ServedTask("classify", ClassificationCore, HTTP_CLASSIFY, RPC_CLASSIFY)
+DETECT = ServedTask("detect", DetectionCore, HTTP_DETECT, RPC_DETECT, OIP_DETECT)
+CLASSIFY = ServedTask("classify", ClassificationCore, HTTP_CLASSIFY, RPC_CLASSIFY, OIP_CLASSIFY)
 
 TASKS: tuple[ServedTask, ...] = (DETECT, CLASSIFY)

@@ -26,8 +26,10 @@ from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
 from service.transport.http.pages import Pages
 from service.transport.http.secure_connections import over_tls
+from service.transport.oip.inference import Inference
 from service.transport.rpc.credentials import server_credentials
 from service.transport.rpc.last_calls import LastCalls
+from service.transport.rpc.oip import OPEN_INFERENCE_SERVICE
 from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.server import create_server
 from service.transport.rpc.v1 import MODEL_SERVICE
@@ -107,6 +109,11 @@ async def open_servers(  # noqa: PLR0917
     for name in names:
         metrics.add_task(name)
     services = [*(task.rpc.service for task in tasks), RPC_VISUALIZE.service, MODEL_SERVICE]
+    inference: Inference | None = None
+    if server.open_inference:
+        as_tensors = [task.oip for task in tasks if task.oip is not None]
+        inference = Inference(as_tensors, catalogue, lifecycle, settings.limits)
+        services.append(OPEN_INFERENCE_SERVICE)
     health = Health(services)
     await health.show(serving=False)
     budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
@@ -118,6 +125,7 @@ async def open_servers(  # noqa: PLR0917
             lifecycle,
             settings.limits,
             metrics,
+            inference=inference,
             budget=budget,
             access=security.access,
             version=version("dat-serve"),
@@ -149,10 +157,12 @@ async def open_servers(  # noqa: PLR0917
         health,
         metrics,
         budget,
+        inference=inference,
         last_calls=last_calls,
         access=security.access,
         limits=settings.limits,
         server=server,
+        version=version("dat-serve"),
         shared=ports.shared,
     )
     rpc_port = _add_port(rpc_server, server.host, ports, security.tls)

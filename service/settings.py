@@ -373,6 +373,11 @@ class Server(_Group):
         description="The pages for browsers: the playground at `/`, and Swagger UI at `/docs`; "
         "`false`: neither is there.",
     )
+    open_inference: bool = Field(
+        True,
+        description="The Open Inference Protocol, version 2, over HTTP under `/v2` and over gRPC; "
+        "`false`: it is not there.",
+    )
     front_ends: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
         0,
         description="Processes that receive requests, decode and answer, beside one for each "
