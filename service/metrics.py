@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import product
-from time import perf_counter
+from time import perf_counter, time
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
@@ -100,9 +100,17 @@ class Metrics:
             ["model", "outcome"],
             registry=registry,
         )
+        self._last_vector = Gauge(
+            "dat_model_last_request_timestamp_seconds",
+            "When a request for the model was answered last; 0 where none was.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._requests: dict[tuple[str, str, Protocol, Outcome], Counter] = {}
         self._duration: dict[tuple[str, Protocol], Histogram] = {}
         self._seconds: dict[tuple[str, Outcome], Counter] = {}
+        self._last: dict[str, Gauge] = {}
         self._images_vector = Counter(
             "dat_image_outcomes",
             "Images of requests by what became of each, with the code that its caller saw.",
@@ -287,6 +295,7 @@ class Metrics:
                 )
         for outcome in get_args(Outcome):
             self._seconds[model, outcome] = self._seconds_vector.labels(model, outcome)
+        self._last[model] = self._last_vector.labels(model)
 
     def turned_away(
         self, task: str, model: str | None, reason: Rejection, error: ServiceError
@@ -338,6 +347,7 @@ class Metrics:
             took_s = perf_counter() - start
             self._duration[counted.model, protocol].observe(took_s)
             self._seconds[counted.model, outcome].inc(took_s)
+            self._last[counted.model].set(time())
 
 
 @dataclass

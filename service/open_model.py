@@ -154,6 +154,7 @@ def open_model(
         device=",".join(str(device.torch_device) for device in devices),
         dtype=str(engines[0].dtype).removeprefix("torch."),
         max_batch=max_batch,
+        buckets=tuple(engines[0].buckets),
     )
     facts = ModelFacts(loaded.config, card, loaded.labels, batching.queue_limit)
     _log(card, loaded.source)

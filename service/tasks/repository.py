@@ -85,6 +85,11 @@ class GuardedRepository:
         self._repository = repository
         self._control = control
 
+    @property
+    def controlled(self) -> bool:
+        """Whether callers may load and unload."""
+        return self._control
+
     async def index(self) -> Sequence[Listed]:
         """See `Repository`."""
         return await self._repository.index()

@@ -26,6 +26,7 @@ class ModelStatistics:
     """What was done for a model, in all its versions.
 
     Attributes:
+        last_request_ms: when a request was answered last, milliseconds since 1970; 0: never.
         images: that were answered.
         batches: that a device computed.
         success: requests with an answer, from head to answer.
@@ -37,6 +38,7 @@ class ModelStatistics:
         sizes: batches of each size, in images, that there were.
     """
 
+    last_request_ms: int
     images: int
     batches: int
     success: Spent
@@ -88,6 +90,7 @@ def statistics(families: Iterable[Metric]) -> dict[str, ModelStatistics]:
 
 # The metrics that are read, each with the label by which its samples are told apart.
 _LABELS = {
+    "dat_model_last_request_timestamp_seconds": "",
     "dat_images": "",
     "dat_batch_size": "",
     "dat_requests": "outcome",
@@ -117,6 +120,7 @@ def _of_model(sums: Mapping[tuple[str, str, str], float], model: str) -> ModelSt
     }
     stage = "dat_stage_duration_seconds"
     return ModelStatistics(
+        last_request_ms=round(total("dat_model_last_request_timestamp_seconds") * 1e3),
         images=round(total("dat_images_total")),
         batches=round(total("dat_batch_size_count")),
         success=_spent(total("dat_requests_total", _OK), total("dat_request_seconds_total", _OK)),

@@ -12,10 +12,12 @@ from service.metrics import Metrics
 from service.security.access import Access
 from service.settings import Limits, Server
 from service.tasks.catalogue import Catalogue
+from service.transport.oip.control import Control
 from service.transport.oip.inference import Inference
 from service.transport.rpc.calls import Calls, many_answers, one_answer
 from service.transport.rpc.last_calls import LastCalls
 from service.transport.rpc.oip import InferCalls, add_open_inference
+from service.transport.rpc.oip_control import control_calls
 from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.reading import Reading
 from service.transport.rpc.task import RpcTask
@@ -48,6 +50,7 @@ def create_server(
     budget: ByteBudget,
     *,
     inference: Inference | None,
+    control: Control | None,
     last_calls: LastCalls,
     access: Access,
     limits: Limits,
@@ -64,6 +67,7 @@ def create_server(
         metrics: of the replica.
         budget: of the bytes of requests.
         inference: the models as the Open Inference Protocol sees them, if it is served.
+        control: what that protocol's clients call beside inference.
         last_calls: what calls pass that come before this server stops.
         access: who may ask.
         limits: of the settings.
@@ -96,8 +100,9 @@ def create_server(
     )
     if inference is not None:
         infer = InferCalls(inference, metrics, budget, access=access, limits=limits, reading=large)
+        beside = {} if control is None else control_calls(control, small)
         add_open_inference(
-            rpc_server, inference, calls, infer, reading=small, version=version, beside={}
+            rpc_server, inference, calls, infer, reading=small, version=version, beside=beside
         )
     add_models(rpc_server, catalogue, calls, small)
     add_health(rpc_server, health, small)

@@ -1,0 +1,121 @@
+"""The routes of the Open Inference Protocol beside inference: how models are run and loaded."""
+
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from service.errors import Cancelled, InvalidRequest
+from service.transport.http.oip_document import (
+    CONFIG,
+    INDEX,
+    MODEL,
+    REPOSITORY_CHANGE,
+    STATISTICS,
+    VERSION,
+    names_of,
+)
+from service.transport.http.uploads import too_large
+from service.transport.oip.control import Control
+
+Body = TypeVar("Body", bound=BaseModel)
+
+_MOST_BYTES = 64 * 1024  # of a body, which holds a few parameters
+
+
+class _IndexBody(BaseModel):
+    """What an index is asked with; what is not known is ignored.
+
+    Attributes:
+        ready: only the models that answer.
+    """
+
+    ready: bool = False
+
+
+class _ChangeBody(BaseModel):
+    """What a load or an unload is asked with.
+
+    Attributes:
+        parameters: of it, by name.
+    """
+
+    parameters: dict[str, Any] = {}
+
+
+def add_control(app: FastAPI, control: Control) -> None:
+    """Serve what clients call beside inference.
+
+    To be called before the routes of single models are added, for `/v2/models/stats` is none.
+
+    Args:
+        app: has it from now on.
+        control: answers.
+    """
+
+    async def config(request: Request) -> JSONResponse:
+        """A `ModelConfig` as the protocol's gRPC has it."""
+        return JSONResponse(control.config(*names_of(request)))
+
+    async def statistics(request: Request) -> JSONResponse:
+        """Counts and times since the start, equal to those of the metrics."""
+        return JSONResponse(await control.statistics(*names_of(request)))
+
+    async def index(request: Request) -> JSONResponse:
+        """The models of the settings, and what is in memory."""
+        body = await _read(request, _IndexBody)
+        return JSONResponse(await control.index(ready=body.ready))
+
+    async def load(request: Request) -> JSONResponse:
+        """Loads a model of the settings; one that serves is loaded anew, and goes on meanwhile."""
+        body = await _read(request, _ChangeBody)
+        await control.load(names_of(request)[0], body.parameters)
+        return JSONResponse({})
+
+    async def unload(request: Request) -> JSONResponse:
+        """Takes a model out of service; its last requests are answered."""
+        await _read(request, _ChangeBody)
+        await control.unload(names_of(request)[0])
+        return JSONResponse({})
+
+    app.add_api_route("/v2/models/stats", statistics, summary="What all models did", **STATISTICS)
+    for path, document in ((MODEL, True), (VERSION, False)):
+        shown: dict[str, Any] = {"include_in_schema": document}
+        app.add_api_route(f"{path}/config", config, summary="How a model is run", **shown, **CONFIG)
+        app.add_api_route(
+            f"{path}/stats", statistics, summary="What a model did", **shown, **STATISTICS
+        )
+    repository = "/v2/repository"
+    app.add_api_route(f"{repository}/index", index, methods=["POST"], summary="All models", **INDEX)
+    for change, summary in ((load, "Load a model"), (unload, "Unload a model")):
+        app.add_api_route(
+            f"{repository}/models/{{model}}/{change.__name__}",
+            change,
+            methods=["POST"],
+            summary=summary,
+            **REPOSITORY_CHANGE,
+        )
+
+
+async def _read(request: Request, kind: type[Body]) -> Body:
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _MOST_BYTES:
+                raise too_large(_MOST_BYTES)
+    except ClientDisconnect:
+        raise Cancelled("the client left before the end of its request") from None
+    if not body.strip():
+        return kind()
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as faults:
+        fault = faults.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise InvalidRequest(
+            f"the body is not what the protocol has here: {where + ': ' if where else ''}"
+            f"{fault['msg']}"
+        ) from None
