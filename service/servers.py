@@ -20,11 +20,13 @@ from service.security.security import Security, Tls
 from service.served_tasks import ServedTask
 from service.settings import Settings
 from service.tasks.catalogue import Catalogue
+from service.tasks.repository import GuardedRepository, Repository
 from service.transport.http.app import create_app
 from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
 from service.transport.http.pages import Pages
 from service.transport.http.secure_connections import over_tls
+from service.transport.oip.control import Control
 from service.transport.oip.inference import Inference
 from service.transport.rpc.credentials import server_credentials
 from service.transport.rpc.last_calls import LastCalls
@@ -96,6 +98,7 @@ async def open_servers(  # noqa: PLR0917
     lifecycle: Lifecycle,
     metrics: Metrics,
     security: Security,
+    repository: Repository,
 ) -> AsyncIterator[Servers]:
     """Serve HTTP and gRPC; not ready until `health` and `lifecycle` say so.
 
@@ -108,9 +111,13 @@ async def open_servers(  # noqa: PLR0917
         metrics.add_task(name)
     services = [*(task.rpc.service for task in tasks), RPC_VISUALIZE.service, MODEL_SERVICE]
     inference: Inference | None = None
+    control: Control | None = None
     if server.open_inference:
         as_tensors = [task.oip for task in tasks if task.oip is not None]
         inference = Inference(as_tensors, catalogue, lifecycle, settings.limits)
+        guarded = GuardedRepository(repository, control=server.model_control)
+        control = Control(inference, guarded, settings.limits)
+        inference.extensions = (*inference.extensions, *control.extensions)
         if inference.memory.enabled:
             inference.extensions = (*inference.extensions, "system_shared_memory")
         services.append(OPEN_INFERENCE_SERVICE)
@@ -126,6 +133,7 @@ async def open_servers(  # noqa: PLR0917
             settings.limits,
             metrics,
             inference=inference,
+            control=control,
             budget=budget,
             access=security.access,
             version=version("dat-serve"),
@@ -158,6 +166,7 @@ async def open_servers(  # noqa: PLR0917
         metrics,
         budget,
         inference=inference,
+        control=control,
         last_calls=last_calls,
         access=security.access,
         limits=settings.limits,

@@ -137,9 +137,20 @@ class Model(ModelChoice):
         "given beside it.",
     )
 
+    folder: Path | None = Field(
+        None,
+        description="Folder in which the models are found: its `models.toml`, or else its one "
+        "checkpoint, with `labels.txt` or `labels.json` beside it. The name of the model counts "
+        "where it has none of its own, other settings of the model for a checkpoint.",
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
         beside = self.model_fields_set - {"file"}
+        if self.folder is not None:
+            for other in ("file", "checkpoint"):
+                if getattr(self, other) is not None:
+                    raise ValueError(f"folder and {other} both say where the model is; leave one")
         if self.file is not None and beside:
             raise ValueError(f"a model file is given, so {', '.join(sorted(beside))} belongs there")
         return self
@@ -379,6 +390,11 @@ class Server(_Group):
         description="Processes that receive requests, decode and answer, beside one for each "
         "device, so that the end of one does not take the others along; 0: one process for all; "
         "`auto`: one for each core that no device has, and none for a single such core.",
+    )
+    model_control: bool = Field(
+        False,
+        description="Whether every caller who may ask may also load and unload the models of the "
+        "settings (Open Inference Protocol, `/v2/repository`); [reload.md](reload.md).",
     )
     header_timeout_s: float = Field(
         10.0,

@@ -41,6 +41,7 @@ class MeanColourEngine:
     """Computes colours on a device."""
 
     max_batch = 4
+    buckets: tuple[int, ...] = (1, 2, 3, 4)
     dtype = torch.float32
 
     def __init__(self, network: Gain, device: Device, metrics: ModelMetrics) -> None:

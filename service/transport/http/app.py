@@ -20,12 +20,14 @@ from service.transport.http.context import EXPOSED_HEADERS, RequestContext
 from service.transport.http.endpoints import Endpoints
 from service.transport.http.failures import show_failures
 from service.transport.http.oip import InferRequests, add_infer, add_open_inference
+from service.transport.http.oip_control import add_control
 from service.transport.http.oip_shared_memory import add_shared_memory
 from service.transport.http.openapi import HEALTH
 from service.transport.http.pages import Pages
 from service.transport.http.schema import HealthAnswer
 from service.transport.http.task import HttpTask
 from service.transport.http.v1 import Requests, add_models, add_pictures, add_task
+from service.transport.oip.control import Control
 from service.transport.oip.inference import Inference
 
 
@@ -37,6 +39,7 @@ def create_app(
     metrics: Metrics,
     *,
     inference: Inference | None,
+    control: Control | None,
     budget: ByteBudget,
     access: Access,
     version: str,
@@ -52,6 +55,7 @@ def create_app(
         limits: of a request.
         metrics: where requests are counted.
         inference: the models as the Open Inference Protocol sees them, if it is served.
+        control: what that protocol's clients call beside inference.
         budget: of the bytes of requests in flight.
         access: who may ask.
         version: of the server.
@@ -74,6 +78,8 @@ def create_app(
     add_models(app, catalogue)
     _add_health(app, lifecycle)
     infer = None
+    if control is not None:
+        add_control(app, control)
     if inference is not None:
         add_open_inference(app, inference, version=version)
         add_shared_memory(app, inference.memory)

@@ -40,6 +40,7 @@ from service.transport.http.oip_document import (
     MODEL,
     MODEL_READY,
     VERSION,
+    names_of,
 )
 from service.transport.http.uploads import PARSED_AT_ONCE_BYTES, receive, too_large
 from service.transport.oip.inference import (
@@ -77,13 +78,13 @@ def add_open_inference(app: FastAPI, inference: Inference, *, version: str) -> N
 
     async def model_ready(request: Request) -> JSONResponse:
         """Holds while the model answers."""
-        name, asked = _names(request)
+        name, asked = names_of(request)
         is_ready = inference.is_ready(name, asked)
         return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
 
     async def model(request: Request) -> JSONResponse:
         """A request has one of the inputs, and the first dimension is the batch."""
-        metadata = inference.metadata(inference.find(*_names(request)))
+        metadata = inference.metadata(inference.find(*names_of(request)))
         return JSONResponse(
             {
                 "name": metadata.name,
@@ -111,11 +112,6 @@ def add_open_inference(app: FastAPI, inference: Inference, *, version: str) -> N
         )
 
 
-def _names(request: Request) -> tuple[str, str]:
-    """The model and the version of a path; the version is empty where it has none."""
-    return request.path_params["model"], request.path_params.get("version", "")
-
-
 def _tensors(facts: Sequence[TensorFacts]) -> list[Mapping[str, Any]]:
     return [{"name": one.name, "datatype": one.datatype, "shape": one.shape} for one in facts]
 
@@ -138,7 +134,7 @@ class InferRequests:
         `Inference-Header-Content-Length: 0` the body is one JPEG, PNG or WebP image.
         """
         began = asyncio.get_running_loop().time()
-        inference, names = self._inference, _names(request)
+        inference, names = self._inference, names_of(request)
         task = inference.find(*names).card.task
         with self._metrics.request(task, "http") as counted:
             named = priority.read(request.headers.get(priority.HEADER))

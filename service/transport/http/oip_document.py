@@ -2,12 +2,19 @@
 
 from typing import Any
 
+from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from service.transport.http.openapi import REQUEST_ID, RESPONSES, SERVER_TIMING
 
 MODEL = "/v2/models/{model}"
 VERSION = MODEL + "/versions/{version}"
+
+
+def names_of(request: Request) -> tuple[str, str]:
+    """The model and the version of a path, empty where it has none."""
+    return request.path_params.get("model", ""), request.path_params.get("version", "")
+
 
 _NAME = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 _LENGTH = {
@@ -122,3 +129,15 @@ INFER = _route(
     },
 )
 INFER["responses"][200]["content"]["application/octet-stream"] = {"schema": _BINARY}
+CONFIG = METADATA
+STATISTICS = _route(_responses(_OBJECT, 401, 403, 404, 429, 500, 503))
+_CHANGED = (400, 401, 403, 404, 408, 413, 429, 500, 503)
+INDEX = _route(
+    _responses({"type": "array", "items": _OBJECT}, *_CHANGED),
+    requestBody={"content": {"application/json": {"schema": _OBJECT}}},
+)
+REPOSITORY_CHANGE = _route(
+    _responses(_OBJECT, *_CHANGED),
+    parameters=[_NAME],
+    requestBody={"content": {"application/json": {"schema": _OBJECT}}},
+)

@@ -12,10 +12,12 @@ from service.metrics import Metrics
 from service.security.access import Access
 from service.settings import Limits, Server
 from service.tasks.catalogue import Catalogue
+from service.transport.oip.control import Control
 from service.transport.oip.inference import Inference
 from service.transport.rpc.calls import Calls, many_answers, one_answer
 from service.transport.rpc.last_calls import LastCalls
 from service.transport.rpc.oip import InferCalls, add_open_inference
+from service.transport.rpc.oip_control import control_calls
 from service.transport.rpc.oip_shared_memory import shared_memory_calls
 from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.reading import Reading
@@ -49,6 +51,7 @@ def create_server(
     budget: ByteBudget,
     *,
     inference: Inference | None,
+    control: Control | None,
     last_calls: LastCalls,
     access: Access,
     limits: Limits,
@@ -65,6 +68,7 @@ def create_server(
         metrics: of the replica.
         budget: of the bytes of requests.
         inference: the models as the Open Inference Protocol sees them, if it is served.
+        control: what that protocol's clients call beside inference.
         last_calls: what calls pass that come before this server stops.
         access: who may ask.
         limits: of the settings.
@@ -97,7 +101,9 @@ def create_server(
     )
     if inference is not None:
         infer = InferCalls(inference, metrics, budget, access=access, limits=limits, reading=large)
-        beside = shared_memory_calls(inference.memory, access, small)
+        beside = dict(shared_memory_calls(inference.memory, access, small))
+        if control is not None:
+            beside |= control_calls(control, small)
         add_open_inference(
             rpc_server, inference, calls, infer, reading=small, version=version, beside=beside
         )
