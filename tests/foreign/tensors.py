@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-MODEL = "dat_nano"
+MODEL, DETECTOR = "dat_nano", "mask_rcnn_dat_nano"
 # Pixels a side of what the demo model reads, and of the image that it is the middle of.
 INPUT, WHOLE = 128, 146
 KINDS = ("http", "http-aio", "grpc", "grpc-aio")  # of tritonclient

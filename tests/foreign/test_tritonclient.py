@@ -1,6 +1,8 @@
 """tritonclient, unmodified, against a running server: each wire with and without asyncio."""
 
 import base64
+import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from model.transforms import MEAN, STD
 from tests.foreign.client import ForeignClient, Refused
 from tests.foreign.conftest import Ours
 from tests.foreign.tensors import (
+    DETECTOR,
     GRPC,
     HTTP,
     INPUT,
@@ -20,6 +23,7 @@ from tests.foreign.tensors import (
     probabilities,
     small_pixels,
 )
+from tests.server import ROOT
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,3 +207,80 @@ def test_a_stream(triton: ForeignClient, ours: Ours, kind: str) -> None:
     for index in (0, 2):
         expected = ours.probabilities[index : index + 1]
         np.testing.assert_allclose(probabilities(found[f"{index}"]), expected, atol=1e-6)
+
+
+def config_of(triton: ForeignClient, kind: str) -> dict[str, Any]:
+    answer = triton.call("ask", kind, "get_model_config", MODEL)
+    config: dict[str, Any] = answer["config"] if kind in GRPC else answer
+    return config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_config(triton: ForeignClient, kind: str) -> None:
+    config = config_of(triton, kind)
+    assert config["name"] == MODEL
+    assert int(config["max_batch_size"]) >= 1
+    assert [(one["name"], one["optional"]) for one in config["input"]] == [
+        ("image", True),
+        ("pixels", True),
+        ("normalised", True),
+    ]
+    assert "dynamic_batching" in config
+
+
+def counts(triton: ForeignClient, kind: str) -> tuple[int, int, int]:
+    """Requests that were answered, images, and passes."""
+    answer = triton.call("ask", kind, "get_inference_statistics", MODEL)
+    (found,) = answer["model_stats"]
+    success = found["inference_stats"]["success"]
+    return int(success["count"]), int(found["inference_count"]), int(found["execution_count"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics(triton: ForeignClient, ours: Ours, kind: str) -> None:
+    requests, images, passes = counts(triton, kind)
+    triton.call("infer", kind, MODEL, [image(*ours.jpegs)])
+    with pytest.raises(Refused):
+        triton.call("infer", kind, MODEL, [image(b"this is no image")])
+    requests_then, images_then, passes_then = counts(triton, kind)
+    assert (requests_then - requests, images_then - images) == (1, 3)
+    assert 1 <= passes_then - passes <= 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_unloaded_and_loaded(triton: ForeignClient, kind: str) -> None:
+    def state(name: str) -> str:
+        index = triton.call("ask", kind, "get_model_repository_index")
+        models = index["models"] if kind in GRPC else index
+        return next(one["state"] for one in models if one["name"] == name)
+
+    assert state(DETECTOR) == state(MODEL) == "READY"
+    triton.call("ask", kind, "unload_model", DETECTOR)
+    try:
+        assert (state(DETECTOR), state(MODEL)) == ("UNAVAILABLE", "READY")
+        with pytest.raises(Refused, match=r"400|404|NOT_FOUND|FAILED_PRECONDITION"):
+            triton.call("infer", kind, DETECTOR, [image(b"jpeg")])
+    finally:
+        triton.call("ask", kind, "load_model", DETECTOR)
+    assert triton.call("ask", kind, "is_model_ready", DETECTOR) is True
+    assert state(DETECTOR) == "READY"
+    with pytest.raises(Refused, match="no_such_model"):
+        triton.call("ask", kind, "load_model", "no_such_model")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector(triton: ForeignClient, kind: str) -> None:
+    """Boxes, classes and masks of as many objects as our own interface finds."""
+    with open(ROOT / "demo" / "detection" / "samples" / "few.jpg", "rb") as file:
+        jpeg = file.read()
+    names = ("count", "boxes", "scores", "classes", "labels", "masks")
+    wanted = [{"name": name} for name in names]
+    options = {"parameters": {"score_threshold": 0.5}}
+    answer = triton.call("infer", kind, DETECTOR, [image(jpeg)], wanted, **options)
+    found = answer["outputs"]
+    (count,) = found["count"]
+    assert count > 0
+    assert found["boxes"].shape == (1, count, 4)
+    assert (found["scores"] >= 0.5).all()
+    assert [one.decode() for one in found["labels"][0]]
+    assert all(json.loads(one)["counts"] for one in found["masks"][0])
