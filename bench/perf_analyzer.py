@@ -62,7 +62,7 @@ def perf_analyzer(protocol: str, address: str, model: str, *options: object) -> 
         )
         if done.returncode:
             raise RuntimeError(f"perf_analyzer ended with {done.returncode}:\n{done.stdout}")
-        (row,) = csv.DictReader(report.open())
+        (row,) = csv.DictReader(report.read_text().splitlines())
     p50_ms, p99_ms = (float(row[f"p{rank} latency"]) / 1e3 for rank in (50, 99))
     return Perf(float(row["Inferences/Second"]), p50_ms, p99_ms, done.stdout)
 

@@ -49,16 +49,14 @@ def test_files(
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-@pytest.mark.parametrize("shared", ["none", "system"])
-def test_pixels(open_server: RunningServer, tmp_path: Path, protocol: str, shared: str) -> None:
+def test_pixels(open_server: RunningServer, tmp_path: Path, protocol: str) -> None:
     inputs, array = tmp_path / "inputs.json", small_pixels(3)
     write_inputs(inputs, "pixels", [one.tobytes() for one in array], array.shape[1:])
     perf = perf_analyzer(
         protocol,
         address(open_server, protocol),
         MODEL,
-        *("--input-data", inputs, "--request-count", REQUESTS, "--shared-memory", shared),
-        *("--output-shared-memory-size", 4096),
+        *("--input-data", inputs, "--request-count", REQUESTS, "--concurrency-range", 4),
     )
     assert figure(perf.printed, "Request count") == REQUESTS
 
