@@ -57,8 +57,8 @@ format: $(VENV)/.dev ## format and fix the code
 	$(BIN)/ruff format
 
 proto: $(VENV)/.dev ## regenerate the gRPC stubs
-	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto/dat/v1 \
-		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/dat.proto
+	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto/dat/v1 -Iservice/pb=proto/inference \
+		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/dat.proto service/pb/inference.proto
 
 settings: $(VENV)/.dev ## regenerate the table of settings in docs/settings.md
 	$(BIN)/python -m service.settings docs/settings.md

@@ -137,9 +137,20 @@ class Model(ModelChoice):
         "given beside it.",
     )
 
+    folder: Path | None = Field(
+        None,
+        description="Folder in which the models are found: its `models.toml`, or else its one "
+        "checkpoint, with `labels.txt` or `labels.json` beside it. The name of the model counts "
+        "where it has none of its own, other settings of the model for a checkpoint.",
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
         beside = self.model_fields_set - {"file"}
+        if self.folder is not None:
+            for other in ("file", "checkpoint"):
+                if getattr(self, other) is not None:
+                    raise ValueError(f"folder and {other} both say where the model is; leave one")
         if self.file is not None and beside:
             raise ValueError(f"a model file is given, so {', '.join(sorted(beside))} belongs there")
         return self
@@ -284,6 +295,13 @@ class Limits(_Group):
         description="Most calls of ClassifyStream and DetectStream at a time; beyond it "
         "RESOURCE_EXHAUSTED. Each may be sending a message, whose bytes count when it is there.",
     )
+    max_shared_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of POSIX shared memory that clients on the same machine may "
+        "register for tensors of the Open Inference Protocol; each client may register any object "
+        "in `/dev/shm` that the server may open. 0: none. Needs `DAT_SERVER__FRONT_ENDS=0`.",
+    )
     decode_threads: int = Field(
         0,
         ge=0,
@@ -362,11 +380,21 @@ class Server(_Group):
         description="The pages for browsers: the playground at `/`, and Swagger UI at `/docs`; "
         "`false`: neither is there.",
     )
+    open_inference: bool = Field(
+        True,
+        description="The Open Inference Protocol, version 2, over HTTP under `/v2` and over gRPC; "
+        "`false`: it is not there.",
+    )
     front_ends: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
         0,
         description="Processes that receive requests, decode and answer, beside one for each "
         "device, so that the end of one does not take the others along; 0: one process for all; "
         "`auto`: one for each core that no device has, and none for a single such core.",
+    )
+    model_control: bool = Field(
+        False,
+        description="Whether every caller who may ask may also load and unload the models of the "
+        "settings (Open Inference Protocol, `/v2/repository`); [reload.md](reload.md).",
     )
     header_timeout_s: float = Field(
         10.0,
@@ -533,6 +561,11 @@ class Settings(BaseSettings):
         if self.limits.max_pixels > self.limits.max_request_pixels:
             raise ValueError(
                 "DAT_LIMITS__MAX_PIXELS must not exceed DAT_LIMITS__MAX_REQUEST_PIXELS"
+            )
+        if self.limits.max_shared_memory_bytes and self.front_ends:
+            raise ValueError(
+                "DAT_LIMITS__MAX_SHARED_MEMORY_BYTES needs DAT_SERVER__FRONT_ENDS=0: a region is "
+                "registered with one process, and another one may get the request that names it"
             )
         if self.limits.bytes_in_flight < self.limits.max_body_bytes:
             raise ValueError(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from model.config import DatConfig
@@ -52,9 +53,13 @@ class Classification(Answer):
 
     Attributes:
         predictions: best first.
+        scores: softmax probabilities `(num_classes,)` of all classes, best first.
+        classes: `(num_classes,)`, the class of each score.
     """
 
     predictions: tuple[Prediction, ...]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int32]
 
 
 class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
@@ -147,6 +152,8 @@ class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
             height=image.height,
             timing=timing,
             predictions=tuple(self._prediction(index, score) for index, score in best),
+            scores=output.scores,
+            classes=output.classes,
             points=points,
             attention=attended,
         )

@@ -8,6 +8,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from time import perf_counter
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -25,6 +26,7 @@ from service.errors import (
     TooManyImages,
 )
 from service.images.containers import declared_pixels
+from service.images.decode import Source
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
@@ -38,8 +40,8 @@ from service.tasks.passage import ImagePassage, RequestPassage, Timing
 from service.tasks.points import LayerPoints
 
 Explain = Literal["none", "points", "objects", "attention"]
-# One image of a request: its bytes, or why the transport could not get at them.
-Upload = bytes | InvalidImage
+# One image of a request: its bytes or pixels, or why the transport could not get at them.
+Upload = Source | InvalidImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +301,8 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         """The pixels that an image says it has, at most the limit: decoding refuses more."""
         if isinstance(upload, InvalidImage):
             return 0
-        declared, limit = declared_pixels(upload), self._limits.max_pixels
+        limit = self._limits.max_pixels
+        declared = declared_pixels(upload) if isinstance(upload, bytes) else prod(upload.size)
         return limit if declared is None else min(declared, limit)
 
     def _check_pixels(self, pixels: int) -> None:

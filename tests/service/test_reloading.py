@@ -161,7 +161,7 @@ async def test_models_come_and_go(served):
 
         def gauges() -> dict[str, float]:
             shown = server.metrics()
-            counted = ("_total", "_count", "_sum", "_bucket")
+            counted = ("_total", "_count", "_sum", "_bucket", "_timestamp_seconds")
             names = {name: name.split(",")[0] for name in shown if "model=extra" in name}
             return {
                 name: shown[name]

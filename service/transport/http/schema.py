@@ -13,7 +13,8 @@ from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
 from service.tasks.passage import Timing
 from service.tasks.points import LayerPoints
-from service.transport.http.attention_schema import read_layer, read_queries, rounded_pixels
+from service.transport.attention_text import read_layer, read_queries
+from service.transport.http.attention_schema import rounded_pixels
 
 Base64 = Annotated[
     StrictStr,
