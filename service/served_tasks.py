@@ -18,6 +18,7 @@ from service.transport.http.segmentation_schema import HTTP_SEGMENT
 from service.transport.http.task import HttpTask
 from service.transport.oip.classification_tensors import OIP_CLASSIFY
 from service.transport.oip.detection_tensors import OIP_DETECT
+from service.transport.oip.segmentation_tensors import OIP_SEGMENT
 from service.transport.oip.task import OipTask
 from service.transport.rpc.classification_messages import RPC_CLASSIFY
 from service.transport.rpc.detection_messages import RPC_DETECT
@@ -49,7 +50,9 @@ class ServedTask:
 
 
 DETECT = ServedTask("detect", DetectionCore, HTTP_DETECT, RPC_DETECT, OIP_DETECT)
-SEGMENT = ServedTask("segment", SegmentationCore, HTTP_SEGMENT, RPC_SEGMENT, output_bytes=2)
+SEGMENT = ServedTask(
+    "segment", SegmentationCore, HTTP_SEGMENT, RPC_SEGMENT, OIP_SEGMENT, output_bytes=2
+)
 CLASSIFY = ServedTask("classify", ClassificationCore, HTTP_CLASSIFY, RPC_CLASSIFY, OIP_CLASSIFY)
 
 TASKS: tuple[ServedTask, ...] = (DETECT, SEGMENT, CLASSIFY)
