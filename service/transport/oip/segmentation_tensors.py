@@ -59,7 +59,8 @@ def _values(core: AnyCore, answers: Sequence[SegmentedImage], asked: Asked) -> M
     if "label_map" in asked.outputs:
         given["label_map"] = np.stack([answer.labels for answer in answers]).astype(np.uint16)
     if "confidence" in asked.outputs:
-        given["confidence"] = np.stack([answer.margins for answer in answers])
+        margins = [answer.margins for answer in answers if answer.margins is not None]
+        given["confidence"] = np.stack(margins)
     return given
 
 
