@@ -18,8 +18,9 @@ SAMPLES = tuple(ROOT / "demo" / "samples" / f"{name}.jpg" for name in ("star", "
 @pytest.fixture(scope="session")
 def open_server() -> Iterator[RunningServer]:
     """A server whose optional parts of the Open Inference Protocol are on."""
-    optional = {"DAT_LIMITS__MAX_SHARED_MEMORY_BYTES": 2**24, "DAT_SERVER__MODEL_CONTROL": "true"}
-    with start_server(**optional) as running:
+    with start_server(
+        DAT_LIMITS__MAX_SHARED_MEMORY_BYTES=2**24, DAT_SERVER__MODEL_CONTROL="true"
+    ) as running:
         yield running
 
 

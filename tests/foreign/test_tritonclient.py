@@ -249,10 +249,10 @@ def test_statistics(triton: ForeignClient, ours: Ours, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_is_unloaded_and_loaded(triton: ForeignClient, kind: str) -> None:
-    def state(name: str) -> str:
+    def state(name: str) -> Any:
         index = triton.call("ask", kind, "get_model_repository_index")
         models = index["models"] if kind in GRPC else index
-        return next(one["state"] for one in models if one["name"] == name)
+        return {one["name"]: one["state"] for one in models}[name]
 
     assert state(DETECTOR) == state(MODEL) == "READY"
     triton.call("ask", kind, "unload_model", DETECTOR)
