@@ -140,7 +140,7 @@ def test_a_detector_fills_up_to_the_most_objects(shaped):
             assert outputs["labels"][index].tolist() == names + [b""] * (most - len(found))
             for one, text in zip(found, outputs["masks"][index], strict=False):
                 area = coco.area(json.loads(text))
-                assert area == pytest.approx(coco.area(one["mask"]), abs=3)
+                assert area == pytest.approx(coco.area(one["mask"]["rle"]), abs=3)
     only = over_rest(shaped, [files(PNG[:1])], path=path, outputs=[{"name": "count"}])
     assert list(only.outputs) == ["count"]
 
