@@ -77,8 +77,12 @@ def wrong_count(data: st.DataObject, request: dict[str, Any]) -> None:
 
 
 def wrong_element(data: st.DataObject, request: dict[str, Any]) -> None:
-    strange = st.sampled_from([-1, 256, 2**70, 1.5, True, "1", None, [1], {}, 1e300])
-    request["inputs"][0]["data"][data.draw(st.integers(0, COUNT - 1))] = data.draw(strange)
+    strange: st.SearchStrategy[Any] = st.sampled_from(
+        [-1, 256, 2**70, 1.5, True, "1", None, [1], {}, 1e300]
+    )
+    request["inputs"][0]["data"][data.draw(st.integers(0, COUNT - 1))] = data.draw(
+        st.sampled_from(strange)
+    )
 
 
 def wrong_inputs(data: st.DataObject, request: dict[str, Any]) -> None:
