@@ -53,8 +53,8 @@ def read_images(inputs: Sequence[Input], card: ModelCard, max_images: int) -> li
     fact = facts[given.name]
     if given.datatype != fact.datatype:
         raise InvalidRequest(
-            f"the input {given.name} is {fact.datatype}; got {quoted(given.datatype)}. Expected "
-            f"one of {expected}"
+            f"the input {given.name} has the datatype {quoted(given.datatype)}; expected one of "
+            f"{expected}"
         )
     if not _fits(given.shape, fact):
         raise InvalidRequest(
