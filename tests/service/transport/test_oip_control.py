@@ -100,13 +100,13 @@ async def test_a_load_touches_no_other_model(served):
     assert (await over_http(served.server, [JPEG], model="new")).version == "b12"
     models.serve({"m": "a10", "n": "b0"})
     await reload(served.server)
-    assert set(states(await served.rest.index())) == {"m", "n"}
+    assert set(states(await served.rest.index(ready=True))) == {"m", "n"}
 
 
-async def test_what_cannot_be_loaded_leaves_the_version_before(served, operator):
+async def test_what_cannot_be_loaded_leaves_the_version_before(served):
     models, server = served.models, served.server
     models.serve({"m": "a20", "n": "b0"})
-    await operator.load("m")
+    await served.rest.load("m")
     faults = {
         "SHA-256": lambda: models.serve({"m": "b21", "n": "b0"}, sha256="0" * 64),
         "m.safetensors": lambda: models.put("m.safetensors", b"torn"),
@@ -116,10 +116,11 @@ async def test_what_cannot_be_loaded_leaves_the_version_before(served, operator)
         for reason, fault in faults.items():
             models.serve({"m": "a20", "n": "b0"})
             fault()
-            refused = await refusal(operator.load("m"))
-            assert refused.status in NOT_LOADED
-            assert reason in refused.message
-            assert states(await operator.index(ready=True)) == {
+            for operator in (served.rest, served.grpc):
+                refused = await refusal(operator.load("m"))
+                assert refused.status in NOT_LOADED
+                assert reason in refused.message
+            assert states(await served.rest.index(ready=True)) == {
                 "m": ("a20", "READY"), "n": ("b0", "READY"),
             }  # fmt: skip
         assert (await get(server, "/v2/health/ready")).status_code == 200
@@ -127,7 +128,7 @@ async def test_what_cannot_be_loaded_leaves_the_version_before(served, operator)
     assert set(asked.versions) == {("m", "a20")}
     models.put("models.toml", "")
     models.serve({"m": "b22", "n": "b0"})
-    await operator.load("m")
+    await served.grpc.load("m")
     assert (await over_http(server, [JPEG], model="m")).version == "b22"
 
 
@@ -137,38 +138,39 @@ async def test_the_index_says_why_a_newer_version_is_not_there(served):
     await served.rest.load("m")
     models.serve({"m": "a30", "n": "b31"}, sha256="0" * 64)  # the first, m
     await refusal(served.rest.load("m"))
-    (of_m,) = [one for one in await served.grpc.index() if one["name"] == "m"]
+    of_m = next(one for one in await served.grpc.index() if one["name"] == "m")
     assert (of_m["version"], of_m["state"]) == ("a30", "READY")
     assert "SHA-256" in of_m["reason"]
     models.serve({"m": "a32", "n": "b0"})
     await served.rest.load("m")
-    (of_m,) = [one for one in await served.grpc.index() if one["name"] == "m"]
+    of_m = next(one for one in await served.grpc.index() if one["name"] == "m")
     assert (of_m["version"], of_m["reason"]) == ("a32", "")
 
 
-async def test_an_unload_answers_what_was_asked_and_nothing_after(served, operator):
+async def test_an_unload_answers_what_was_asked_and_nothing_after(served):
     models, server = served.models, served.server
     models.serve({"m": "a40", "n": "b0"})
-    await operator.load("m")
+    await served.rest.load("m")
     async with crowd(server, "n") as others:
         large = asyncio.gather(*(over_http(server, [JPEG] * 32, model="m") for _ in range(3)))
         await eventually(lambda: server.metrics()["dat_requests_waiting,model=m"] > 8)
-        await operator.unload("m")
+        await served.grpc.unload("m")
         # It came back when all of these had their answers.
         for answer in await asyncio.wait_for(large, 30):
             assert answer.error is None
             assert {one.error for one in answer.results} == {None}
         for ask in (over_http, over_grpc):
             assert (await ask(server, [JPEG], model="m")).error == "unknown_model"
-        for call in (operator.config("m"), operator.statistics("m")):
-            assert (await refusal(call)).status in UNKNOWN
-        assert states(await operator.index()) == {
+        for operator in (served.rest, served.grpc):
+            for call in (operator.config("m"), operator.statistics("m")):
+                assert (await refusal(call)).status in UNKNOWN
+        assert states(await served.grpc.index()) == {
             "m": ("a40", "UNAVAILABLE"), "n": ("b0", "READY"),
         }  # fmt: skip
-        assert states(await operator.index(ready=True)) == {"n": ("b0", "READY")}
+        assert states(await served.rest.index(ready=True)) == {"n": ("b0", "READY")}
         assert (await get(server, "/v2/health/ready")).status_code == 200
-        await operator.unload("m")  # it is unloaded already
-        await operator.load("m")
+        await served.rest.unload("m")  # it is unloaded already
+        await served.grpc.load("m")
         assert (await over_http(server, [JPEG], model="m")).version == "a40"
     assert not others.failures
 
