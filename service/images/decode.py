@@ -135,7 +135,8 @@ def prepare(
 def _prepare_raw(
     image: RawImage, limits: Limits, preprocessing: Preprocessing, empty: Empty | None
 ) -> PreparedImage:
-    (height, width), model_size = image.size, preprocessing.image_size
+    height, width = _size_of(image, limits)
+    model_size = preprocessing.image_size
     is_input = isinstance(image, NormalisedPixels)
     if is_input and image.size != model_size:
         raise InvalidImage(
@@ -145,7 +146,6 @@ def _prepare_raw(
         )
     out = empty and empty((*model_size, 3))
     if is_input or image.size == preprocessing.resize_to == model_size:
-        _check_size(width, height, limits)
         pixels = np.empty((*model_size, 3), np.uint8) if out is None else out
         image.fill(pixels)
     else:
@@ -156,13 +156,20 @@ def _prepare_raw(
 
 
 def _pixels_of(image: RawImage, limits: Limits) -> NDArray[np.uint8]:
-    height, width = image.size
-    _check_size(width, height, limits)
+    height, width = _size_of(image, limits)
     if isinstance(image, RawPixels):
         return image.pixels
     pixels = np.empty((height, width, 3), np.uint8)
     image.fill(pixels)
     return pixels
+
+
+def _size_of(image: RawImage, limits: Limits) -> tuple[int, int]:
+    height, width = image.size
+    if not width * height:
+        raise InvalidImage("empty", f"the image has {width}x{height} pixels")
+    _check_size(width, height, limits)
+    return height, width
 
 
 def _read_container(data: bytes, limits: Limits) -> Container:
@@ -177,8 +184,6 @@ def _read_container(data: bytes, limits: Limits) -> Container:
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:
-    if not width * height:
-        raise InvalidImage("empty", f"the image has {width}x{height} pixels")
     if width * height > limits.max_pixels:
         raise ImageTooLarge(
             "too_many_pixels",

@@ -59,9 +59,10 @@ class NormalisedPixels:
             InvalidImage: there are values that no pixel could have.
         """
         scale, start = (np.array(of_channels, np.float32) * 255 for of_channels in (STD, MEAN))
-        levels = self.values.transpose(1, 2, 0) * scale
-        levels += start
-        least, most = float(levels.min()), float(levels.max())
+        with np.errstate(all="ignore"):  # what is no number is refused below
+            levels = self.values.transpose(1, 2, 0) * scale
+            levels += start
+            least, most = float(levels.min(initial=0)), float(levels.max(initial=0))
         if not (least >= -_OVERSHOOT and most <= 255 + _OVERSHOOT):  # nor where one is no number
             raise InvalidImage(
                 "unsupported",

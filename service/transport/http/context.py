@@ -20,7 +20,10 @@ def request_id(request: Request) -> str:
     return str(request.state.request_id)
 
 
-EXPOSED_HEADERS = (request_ids.HEADER, "server-timing", "retry-after")
+EXPOSED_HEADERS = (
+    request_ids.HEADER, "server-timing", "retry-after", "warning",
+    "inference-header-content-length",
+)  # fmt: skip
 _PROBES = tuple(path.decode() for path in PROBES)
 _LONGEST_PATH = 200  # characters in the log
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,6 +23,7 @@ from service.transport.http.endpoints import Endpoint
 from service.transport.http.exchange import server_timing, unless_disconnected
 from service.transport.http.oip_body import (
     HEADER_LENGTH,
+    MANY_NUMBERS,
     VALUE_BYTES,
     WARNING,
     ReadBody,
@@ -158,9 +160,11 @@ class InferRequests:
                     outcomes = await unless_disconnected(request, working)
             understood = replace(understood, uploads=())
             tensors = inference.answer(core, understood, outcomes)
-            large = options.explain != "none" or sum(one.values.size for one in tensors) > 10_000
-            arguments = read, core, tensors, server_timing(outcomes)
-            return await asyncio.to_thread(_respond, *arguments) if large else _respond(*arguments)
+            large = sum(tensor.values.size for tensor in tensors) > MANY_NUMBERS
+            respond = partial(
+                _respond, read, core, tensors, server_timing(outcomes), request_id(request)
+            )
+            return await asyncio.to_thread(respond) if large else respond()
 
     async def _receive(
         self, request: Request, coding: str, held: HeldBytes, began: float
@@ -208,10 +212,18 @@ class InferRequests:
 
 
 def _respond(
-    read: ReadBody, core: AnyCore, tensors: Sequence[Tensor], headers: Mapping[str, str]
+    read: ReadBody,
+    core: AnyCore,
+    tensors: Sequence[Tensor],
+    headers: Mapping[str, str],
+    identity: str,
 ) -> Response:
     request, card = read.request, core.card
-    head = {"model_name": card.name, "model_version": card.version, "id": request.identity()}
+    head = {
+        "model_name": card.name,
+        "model_version": card.version,
+        "id": request.id or identity,
+    }
     written = write_body(head, tensors, _are_binary(request, tensors))
     headers = dict(headers)
     if read.has_many_numbers or written.has_many_numbers:

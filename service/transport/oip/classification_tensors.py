@@ -42,5 +42,10 @@ def _values(core: AnyCore, answers: Sequence[Classification], asked: Asked) -> M
 
 
 OIP_CLASSIFY = OipTask(
-    "classify", _outputs, _options, _values, frozenset({"logits", "probabilities"})
+    "classify",
+    _outputs,
+    _options,
+    _values,
+    frozenset({"logits", "probabilities"}),
+    {"logits": "the natural logarithms of the probabilities: their softmax is the probabilities"},
 )

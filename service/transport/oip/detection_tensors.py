@@ -85,4 +85,14 @@ def _mask(found: Detection) -> bytes:
     return json.dumps({"size": found.mask.image_size, "counts": found.mask.counts}).encode()
 
 
-OIP_DETECT = OipTask("detect", _outputs, _options, _values)
+OIP_DETECT = OipTask(
+    "detect",
+    _outputs,
+    _options,
+    _values,
+    properties={
+        "boxes": "x1, y1, x2, y2 in pixels of the image, best first; filled up to the most of all "
+        "images with zeros, with the class -1 and with empty texts",
+        "masks": "JSON of COCO's run lengths, as pycocotools reads them",
+    },
+)

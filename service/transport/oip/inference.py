@@ -19,7 +19,7 @@ from service.priority import Priority
 from service.settings import Limits
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import Answer, AnyCore, Options, Upload
-from service.transport import priority, request_id
+from service.transport import priority
 from service.transport.oip import explained
 from service.transport.oip.images import inputs_of, read_images
 from service.transport.oip.parameters import Parameters
@@ -51,7 +51,8 @@ class InferRequest:
     """A request as both transports read it.
 
     Attributes:
-        id: that comes back with the answer; empty where the caller gave none.
+        id: that comes back with the answer; empty where the caller gave none, who then gets the
+            one of the transport.
         parameters: of the request.
         inputs: its tensors.
         outputs: those that are wanted; none means all of the model's metadata.
@@ -61,10 +62,6 @@ class InferRequest:
     parameters: Mapping[str, Any]
     inputs: Sequence[Input]
     outputs: Sequence[RequestedOutput]
-
-    def identity(self) -> str:
-        """The id of the answer, which is made where the caller gave none."""
-        return self.id or request_id.choose("")
 
 
 @dataclass(frozen=True)
@@ -201,6 +198,7 @@ class Inference:
                 "task": card.task,
                 "variant": card.variant,
                 "inputs": "a request has exactly one of them",
+                **self._tasks[card.task].properties,
                 **explained.described(core),
             },
         )

@@ -1,7 +1,7 @@
 """How a task looks as tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from service.tasks.core import AnyCore, TaskAnswer, TaskOptions
@@ -50,6 +50,7 @@ class OipTask(Generic[TaskOptions, TaskAnswer]):
         values: the outputs that are asked for and perhaps others, by name, of the answers for the
             images of one request; the first axis is the image.
         ranked: the outputs `(images, classes)` whose best classes can be asked for.
+        properties: what the metadata of its models says in words, by name.
     """
 
     name: str
@@ -57,3 +58,4 @@ class OipTask(Generic[TaskOptions, TaskAnswer]):
     options: Callable[[Asked, dict[str, Any]], TaskOptions]
     values: Callable[[AnyCore, Sequence[TaskAnswer], Asked], Mapping[str, Values]]
     ranked: frozenset[str] = frozenset()
+    properties: Mapping[str, str] = field(default_factory=dict)

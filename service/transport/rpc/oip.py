@@ -203,8 +203,9 @@ class InferCalls:
             counted.model = core.card.name
             extra = min(_PARSED * (size - sum(map(len, raw))), held.free)
             held.grow(extra)
+            identity = message.id or identity_of(context)
             read = partial(self._read, core, message, raw, named)
-            identity, understood = await asyncio.to_thread(read) if large else read()
+            understood = await asyncio.to_thread(read) if large else read()
             held.give_back(extra)
             del read, message, raw
             uploads = understood.uploads
@@ -225,10 +226,8 @@ class InferCalls:
         message: inference_pb2.ModelInferRequest,
         raw: Sequence[memoryview],
         named: Priority,
-    ) -> tuple[str, Understood]:
-        """A request for a model, and the id of its answer."""
-        request = read_request(message, raw)
-        return request.identity(), self._inference.understand(core, request, named)
+    ) -> Understood:
+        return self._inference.understand(core, read_request(message, raw), named)
 
     def _timed(self, options: Options, context: Context) -> Options:
         """Options with the time that is left: by the deadline of the call, or by its parameter."""
