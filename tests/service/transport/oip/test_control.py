@@ -42,7 +42,7 @@ def served(
         DAT_SERVER__MODEL_CONTROL="true",
         **SMALL,
     ) as server:
-        yield Served(server, models, *(kind(server) for kind in OPERATORS.values()))
+        yield Served(server, models, OPERATORS["rest"](server), OPERATORS["grpc"](server))
 
 
 @pytest.fixture(params=OPERATORS)
