@@ -1,6 +1,8 @@
 """Models are listed, described, counted, loaded and unloaded over both transports."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from service.pb import inference_pb2
 from tests.clients import JPEG, eventually, over_grpc, over_http, over_json
 from tests.control_clients import OPERATORS, Operator, Refused
 from tests.server import RunningServer, start_server
-from tests.versions import ModelFolder, answered, crowd, reload
+from tests.versions import ModelFolder, answered, crowd, descriptors, processes, reload
 
 SHAPES = (0, 2)  # front ends
 SMALL: dict[str, Any] = {"DAT_ENGINE__THREADS": 1, "DAT_LIMITS__DECODE_THREADS": 1}
@@ -55,6 +57,11 @@ def states(index: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for one in index:
         found.setdefault(one["name"], (one["version"], one["state"]))
+    return found
+
+
+def listed(server: RunningServer) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = httpx.post(f"{server.http_url}/v2/repository/index").json()
     return found
 
 
@@ -193,6 +200,39 @@ async def test_the_last_model_may_be_unloaded_and_a_reload_brings_all_back(serve
     assert (await over_http(server, [JPEG])).model == "n"
     await reload(server)
     assert (await over_http(server, [JPEG])).model == "m"
+
+
+async def test_nothing_is_left_of_what_was_unloaded(served):
+    models, server = served.models, served.server
+    models.serve({"m": "a55", "n": "b0"})
+    await served.rest.load("m")
+    await served.rest.load("n")
+    await eventually(lambda: [one["state"] for one in listed(server)] == ["READY", "READY"])
+    opened = descriptors(server)
+    for _ in range(2):
+        await served.grpc.unload("n")
+        await served.grpc.load("n")
+    await eventually(lambda: descriptors(server) <= opened)
+
+
+@pytest.mark.slow
+async def test_a_process_that_begins_anew_loads_only_what_is_loaded(served):
+    server = served.server
+    pids = processes(server)
+    if len(pids) == 1:
+        return
+    await served.rest.load("m")
+    await served.rest.unload("n")
+    for pid in pids[1:]:
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(server.wait_for_event, "process ended")
+    async with asyncio.timeout(60):
+        while (await over_http(server, [JPEG], model="m")).error is not None:
+            await asyncio.sleep(0.1)
+    assert (await over_http(server, [JPEG], model="n")).error == "unknown_model"
+    assert set(states(await served.rest.index(ready=True))) == {"m"}
+    await served.grpc.load("n")
+    assert (await over_http(server, [JPEG], model="n")).error is None
 
 
 @pytest.mark.parametrize("name", ["x", "..", "m.safetensors", "a" * 300, "%2e%2e%2fm"])
