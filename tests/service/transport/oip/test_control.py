@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from google.protobuf.json_format import ParseDict
 
+from service.models.load import BUNDLED
 from service.pb import inference_pb2
 from tests.clients import JPEG, eventually, over_grpc, over_http, over_json
 from tests.control_clients import OPERATORS, Operator, Refused
@@ -338,6 +340,33 @@ async def test_statistics_equal_the_metrics(served):
 async def test_statistics_of_another_version_are_not_there(served, operator):
     for call in (operator.statistics("n", "none"), operator.config("n", "none")):
         assert (await refusal(call)).status in UNKNOWN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("front_ends", SHAPES)
+async def test_a_model_without_a_name_is_called_by_its_variant(tmp_path, front_ends):
+    shutil.copy(BUNDLED["dat_nano"], tmp_path / "model.safetensors")
+    with start_server(
+        DAT_MODEL__FOLDER=tmp_path,
+        DAT_SERVER__FRONT_ENDS=front_ends,
+        DAT_SERVER__MODEL_CONTROL="true",
+        **SMALL,
+    ) as server:
+        operator = OPERATORS["rest"](server)
+        await operator.unload("dat_nano")
+        assert states(await operator.index()) == {"dat_nano": ("1", "UNAVAILABLE")}
+        (tmp_path / "model.safetensors").rename(tmp_path / "away")
+        refused = await refusal(operator.load("dat_nano"))
+        assert "holds no model" in refused.message
+        (tmp_path / "away").rename(tmp_path / "model.safetensors")
+        await operator.load("dat_nano")
+        assert states(await operator.index()) == {"dat_nano": ("1", "READY")}
+        shutil.copy(BUNDLED["swin_nano"], tmp_path / "new")
+        (tmp_path / "new").replace(tmp_path / "model.safetensors")
+        await operator.load("dat_nano")  # what there is now in its place
+        assert states(await operator.index(ready=True)) == {"swin_nano": ("1", "READY")}
+        assert (await over_http(server, [JPEG], model="swin_nano")).error is None
+        assert (await refusal(operator.unload("dat_nano"))).status in UNKNOWN
 
 
 async def test_callers_may_not_load_unless_a_setting_allows_it(server):
