@@ -210,6 +210,16 @@ def test_every_setting_is_described():
     assert all(group.model_fields[field].description for group, field in variables().values())
 
 
+@pytest.mark.parametrize("front_ends", ["2", "auto"])
+def test_shared_memory_needs_one_process(monkeypatch, front_ends):
+    monkeypatch.setattr("service.settings.cores", lambda: 8)
+    monkeypatch.setenv("DAT_LIMITS__MAX_SHARED_MEMORY_BYTES", "1000")
+    Settings()
+    monkeypatch.setenv("DAT_SERVER__FRONT_ENDS", front_ends)
+    with pytest.raises(ValidationError, match="DAT_SERVER__FRONT_ENDS=0"):
+        Settings()
+
+
 @pytest.mark.parametrize(
     ("cores", "device", "front_ends"),
     [(1, "cpu", 0), (2, "cpu", 0), (4, "cpu", 3), (4, "cuda:0,cuda:1", 2), (4, "cpu,cpu,cpu", 0)],

@@ -56,8 +56,10 @@ def read_request(message: _Message, raw: Sequence[memoryview]) -> InferRequest:
             f"the request has raw_input_contents, and the input {quoted(with_contents[0].name)} "
             "has contents; expected one or the other for all inputs"
         )
+    parameters = [_parameters(one.parameters) for one in inputs]
     placed = [
-        is_placed(one.name, one.parameters, carried=one.HasField("contents")) for one in inputs
+        is_placed(one.name, said, carried=one.HasField("contents"))
+        for one, said in zip(inputs, parameters, strict=True)
     ]
     if raw and len(raw) != placed.count(False):
         raise InvalidRequest(
@@ -69,14 +71,16 @@ def read_request(message: _Message, raw: Sequence[memoryview]) -> InferRequest:
         id=message.id,
         parameters=_parameters(message.parameters),
         inputs=[
-            _input(one, next(contents) if raw and not elsewhere else None, placed=elsewhere)
-            for one, elsewhere in zip(inputs, placed, strict=True)
+            _input(one, said, next(contents) if raw and not elsewhere else None, placed=elsewhere)
+            for one, said, elsewhere in zip(inputs, parameters, placed, strict=True)
         ],
         outputs=[RequestedOutput(one.name, _parameters(one.parameters)) for one in message.outputs],
     )
 
 
-def _input(given: Any, raw: memoryview | None, *, placed: bool) -> Input:
+def _input(
+    given: Any, parameters: Mapping[str, Any], raw: memoryview | None, *, placed: bool
+) -> Input:
     name, datatype = given.name, given.datatype
     shape = check_shape(name, datatype, given.shape)
     read: Callable[[], Values]
@@ -86,7 +90,7 @@ def _input(given: Any, raw: memoryview | None, *, placed: bool) -> Input:
         read = partial(values_of, name, datatype, shape, raw)
     else:
         read = partial(_values_in_message, name, datatype, shape, given)
-    return Input(name, datatype, shape, _parameters(given.parameters), read)
+    return Input(name, datatype, shape, parameters, read)
 
 
 def _values_in_message(name: str, datatype: str, shape: tuple[int, ...], given: Any) -> Values:
