@@ -1,4 +1,4 @@
-"""tritonclient with tensors in system shared memory."""
+"""What is off by default, and tritonclient: tensors in shared memory, loading and unloading."""
 
 import os
 from collections.abc import Iterator
@@ -16,11 +16,29 @@ from hypothesis import strategies as st
 from service.pb import inference_pb2, inference_pb2_grpc
 from service.transport.oip.shared_memory import OBJECTS
 from tests.foreign.client import ForeignClient, Refused
-from tests.foreign.tensors import KINDS, MODEL, pixels, probabilities, small_pixels
-from tests.server import RunningServer
+from tests.foreign.tensors import (
+    DETECTOR,
+    GRPC,
+    KINDS,
+    MODEL,
+    image,
+    pixels,
+    probabilities,
+    small_pixels,
+)
+from tests.server import RunningServer, start_server
 
 CLASSES = 12
 ANSWER_BYTES = 4 * CLASSES
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """A server whose optional parts of the protocol are on."""
+    with start_server(
+        DAT_LIMITS__MAX_SHARED_MEMORY_BYTES=2**24, DAT_SERVER__MODEL_CONTROL="true"
+    ) as running:
+        yield running
 
 
 @contextmanager
@@ -123,8 +141,8 @@ def test_all_are_unregistered_at_once(triton: ForeignClient, kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(open_server: RunningServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=open_server.http_url, timeout=30) as client:
+def client(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.http_url, timeout=30) as client:
         yield client
 
 
@@ -157,16 +175,14 @@ def test_places_that_are_none_are_refused(
 
 
 @pytest.mark.parametrize("choice", ["none", "bool_param", "int64_param", "double_param"])
-def test_a_region_that_is_no_text_is_refused_over_grpc(
-    open_server: RunningServer, choice: str
-) -> None:
+def test_a_region_that_is_no_text_is_refused_over_grpc(server: RunningServer, choice: str) -> None:
     request = inference_pb2.ModelInferRequest(model_name=MODEL)
     tensor = request.inputs.add(name="pixels", datatype="UINT8", shape=[1, 1, 1, 3])
     region = tensor.parameters["shared_memory_region"]
     if choice != "none":
         setattr(region, choice, 1)
     tensor.parameters["shared_memory_byte_size"].int64_param = 3
-    with grpc.insecure_channel(open_server.grpc_target) as channel:
+    with grpc.insecure_channel(server.grpc_target) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request)
@@ -187,3 +203,24 @@ def test_objects_that_are_none_are_refused(
 def test_no_name_is_left_behind() -> None:
     """Of the objects of these tests."""
     assert not list(Path(OBJECTS).glob(f"*-{os.getpid()}"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_unloaded_and_loaded(triton: ForeignClient, kind: str) -> None:
+    def state(name: str) -> Any:
+        index = triton.call("ask", kind, "get_model_repository_index")
+        models = index["models"] if kind in GRPC else index
+        return {one["name"]: one["state"] for one in models}[name]
+
+    assert state(DETECTOR) == state(MODEL) == "READY"
+    triton.call("ask", kind, "unload_model", DETECTOR)
+    try:
+        assert (state(DETECTOR), state(MODEL)) == ("UNAVAILABLE", "READY")
+        with pytest.raises(Refused, match=r"400|404|NOT_FOUND|FAILED_PRECONDITION"):
+            triton.call("infer", kind, DETECTOR, [image(b"jpeg")])
+    finally:
+        triton.call("ask", kind, "load_model", DETECTOR)
+    assert triton.call("ask", kind, "is_model_ready", DETECTOR) is True
+    assert state(DETECTOR) == "READY"
+    with pytest.raises(Refused, match="no_such_model"):
+        triton.call("ask", kind, "load_model", "no_such_model")
