@@ -19,7 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.pb import dat_pb2, dat_pb2_grpc
+from service.pb import dat_pb2, dat_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.security.keys import add_key
 from tests.certificates import Authority, Pair
 from tests.clients import JPEG, eventually, message
@@ -270,6 +270,33 @@ async def test_grpc_asks_for_the_same_keys(keyed):
     assert refused(keyed.server, "_none", "unauthenticated") == before + tries
 
 
+async def test_the_open_inference_protocol_asks_for_the_same_keys_and_shows_its_health(keyed):
+    headers = {"inference-header-content-length": "0"}
+    infer = "/v2/models/dat_nano/infer"
+    async with keyed.client() as good, keyed.client("dat_" + "x" * 43) as wrong:
+        for method, path in (
+            ("POST", infer), ("GET", "/v2"), ("GET", "/v2/models/dat_nano/ready"), ("GET", "/v2/x")
+        ):  # fmt: skip
+            answer = await wrong.request(method, path, content=JPEG, headers=headers)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"].startswith("Bearer ")
+            assert isinstance(answer.json()["error"], str)
+        assert (await good.post(infer, content=JPEG, headers=headers)).status_code == 200
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert (await wrong.get(path)).status_code == 200
+    asked = inference_pb2.ModelMetadataRequest(name="dat_nano")
+    async with grpc.aio.insecure_channel(keyed.server.grpc_target) as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for call in (
+            stub.ModelMetadata(asked),
+            stub.ModelInfer(inference_pb2.ModelInferRequest(model_name="dat_nano")),
+            stub.ModelStreamInfer([inference_pb2.ModelInferRequest()]),
+        ):
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert (await stub.ServerReady(inference_pb2.ServerReadyRequest())).ready
+        assert (await stub.ModelMetadata(asked, metadata=[("x-api-key", keyed.good)])).inputs
+
+
 async def test_keys_come_and_go_while_requests_are_in_flight(keyed):
     """Every request of a key that stays is answered; a stream of one that goes is told."""
     base = keyed.file.read_text()
@@ -432,6 +459,9 @@ async def test_a_client_without_a_certificate_may_ask_for_health_alone(mutual):
             answer = await client.request(*sent)
             assert answer.status_code == 403
             assert answer.json()["error"]["code"] == "certificate_required"
+        assert (await client.get("/v2/health/ready")).status_code == 200
+        answer = await client.get("/v2")
+        assert (answer.status_code, list(answer.json())) == (403, ["error"])
     async with mutual.channel(None) as channel:
         call = dat_pb2_grpc.ClassifierServiceStub(channel).Classify(message([JPEG]), timeout=20)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
