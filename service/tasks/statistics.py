@@ -25,16 +25,20 @@ class Spent:
 class ModelStatistics:
     """What was done for a model, in all its versions.
 
+    What an image passes through is counted once for each that was answered, whatever shared a
+    batch or failed before: as in Triton, whose clients compare these counts. perf_analyzer ends
+    when they differ.
+
     Attributes:
         last_request_ms: when a request was answered last, milliseconds since 1970; 0: never.
         images: that were answered.
         batches: that a device computed.
         success: requests with an answer, from head to answer.
         fail: all other requests.
-        decode: images.
-        queue: images.
-        compute: batches.
-        postprocess: images.
+        decode: of the images.
+        queue: likewise.
+        compute: likewise, the time of its batch for each.
+        postprocess: likewise.
         sizes: batches of each size, in images, that there were.
     """
 
@@ -118,17 +122,21 @@ def _of_model(sums: Mapping[tuple[str, str, str], float], model: str) -> ModelSt
         for name, of, size in sums
         if name == "dat_batch_duration_seconds_count" and of == model
     }
-    stage = "dat_stage_duration_seconds"
+    images = round(total("dat_images_total"))
+
+    def stage(name: str) -> Spent:
+        return _spent(images, total("dat_stage_duration_seconds_sum", name))
+
     return ModelStatistics(
         last_request_ms=round(total("dat_model_last_request_timestamp_seconds") * 1e3),
-        images=round(total("dat_images_total")),
+        images=images,
         batches=round(total("dat_batch_size_count")),
         success=_spent(total("dat_requests_total", _OK), total("dat_request_seconds_total", _OK)),
         fail=_spent(*failed),
-        decode=spent(stage, "decode"),
-        queue=spent(stage, "queue"),
-        compute=spent(stage, "compute"),
-        postprocess=spent(stage, "postprocess"),
+        decode=stage("decode"),
+        queue=stage("queue"),
+        compute=Spent(images, sum(size * spent.ns for size, spent in sizes.items())),
+        postprocess=stage("postprocess"),
         sizes={size: sizes[size] for size in sorted(sizes) if sizes[size].count},
     )
 
