@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -67,6 +68,10 @@ def listed(server: RunningServer) -> list[dict[str, str]]:
     return found
 
 
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 async def get(server: RunningServer, path: str) -> httpx.Response:
     async with httpx.AsyncClient(base_url=server.http_url) as client:
         return await client.get(path)
@@ -94,6 +99,27 @@ async def test_a_load_swaps_versions_without_a_failed_request(served):
         assert server.metrics()["dat_model_reloads_total,outcome=reloaded"] == before
     assert not asked.failures
     assert set(asked.predictions) == {"a", "b"}
+
+
+@pytest.mark.slow
+async def test_a_load_waits_until_every_front_end_has_the_new_version(served):
+    models, server = served.models, served.server
+    still = [pid for pid in processes(server) if b'"front-end"' in cmdline(pid)][1:]
+    for pid in still:  # none in one process
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(1.5)  # from then on it gets no connections
+        models.serve({"m": "b5", "n": "b0"})
+        load = asyncio.create_task(served.rest.load("m"))
+        await eventually(lambda: listed(server)[0]["version"] == "b5")
+        await asyncio.sleep(1)
+        assert not still or not load.done()
+    finally:
+        for pid in still:
+            os.kill(pid, signal.SIGCONT)
+    await load
+    for _ in range(4):
+        assert (await over_http(server, [JPEG], model="m")).version == "b5"
 
 
 async def test_a_load_touches_no_other_model(served):
@@ -220,12 +246,10 @@ async def test_nothing_is_left_of_what_was_unloaded(served):
 @pytest.mark.slow
 async def test_a_process_that_begins_anew_loads_only_what_is_loaded(served):
     server = served.server
-    pids = processes(server)
-    if len(pids) == 1:
-        return
+    children = processes(server)[1:]  # none in one process
     await served.rest.load("m")
     await served.rest.unload("n")
-    for pid in pids[1:]:
+    for pid in children:
         os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(server.wait_for_event, "process ended")
     async with asyncio.timeout(60):
