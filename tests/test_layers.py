@@ -71,6 +71,7 @@ WITHOUT_TORCH = (
     "service.transport.http.app", "service.transport.rpc.server", "service.tasks.classification",
     "service.tasks.detection", "service.images.decode", "service.batching.batcher",
     "service.models.card", "service.open_core", "service.servers",
+    "service.transport.oip.inference",
 )  # fmt: skip
 
 
