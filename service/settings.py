@@ -447,6 +447,12 @@ class Server(_Group):
         spare = (open_files() - _FILES_AT_REST) // 2
         return self.max_connections or max(_FEWEST_CONNECTIONS, min(spare, _MOST_CONNECTIONS))
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Server":
+        if self.model_control and not self.open_inference:
+            raise ValueError("model_control needs open_inference, whose calls it allows")
+        return self
+
 
 class Security(_Group):
     """API keys and TLS; `docs/security.md` says how they work together."""

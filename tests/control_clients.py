@@ -14,7 +14,7 @@ from tests.clients import channel
 from tests.server import RunningServer
 
 
-@dataclass(frozen=True)
+@dataclass
 class Refused(Exception):
     """A call that failed, with its status on the wire."""
 

@@ -132,6 +132,8 @@ def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
         ("DAT_MODEL__LETTERBOX_SIZE", "100", "multiple of 32"),
         ("DAT_MODEL__CHECKPOINT", "/nowhere.pth", "/nowhere.pth: No such file"),
         ("DAT_MODEL__CHECKPOINT", "/", "not a file"),
+        ("DAT_MODEL__FOLDER", "/nowhere", "DAT_MODEL__FOLDER: /nowhere: No such file"),
+        ("DAT_MODEL__FOLDER", "/dev/null", "DAT_MODEL__FOLDER: /dev/null: Not a directory"),
         ("DAT_MODEL__LABELS", "/nowhere.txt", "/nowhere.txt: No such file"),
         ("DAT_MODEL__LABELS", "/dev/null", "not a file"),
         ("DAT_MODEL__FILE", "/dev/zero", "not a file"),
@@ -217,6 +219,14 @@ def test_shared_memory_needs_one_process(monkeypatch, front_ends):
     Settings()
     monkeypatch.setenv("DAT_SERVER__FRONT_ENDS", front_ends)
     with pytest.raises(ValidationError, match="DAT_SERVER__FRONT_ENDS=0"):
+        Settings()
+
+
+def test_models_are_not_controlled_over_a_protocol_that_is_not_served(monkeypatch):
+    monkeypatch.setenv("DAT_SERVER__MODEL_CONTROL", "true")
+    assert Settings().server.model_control
+    monkeypatch.setenv("DAT_SERVER__OPEN_INFERENCE", "false")
+    with pytest.raises(ValidationError, match="model_control needs open_inference"):
         Settings()
 
 
