@@ -568,6 +568,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "DAT_LIMITS__MAX_PIXELS must not exceed DAT_LIMITS__MAX_REQUEST_PIXELS"
             )
+        if self.limits.max_shared_memory_bytes and not self.server.open_inference:
+            raise ValueError(
+                "DAT_LIMITS__MAX_SHARED_MEMORY_BYTES is for the Open Inference Protocol and needs "
+                "DAT_SERVER__OPEN_INFERENCE=true"
+            )
         if self.limits.max_shared_memory_bytes and self.front_ends:
             raise ValueError(
                 "DAT_LIMITS__MAX_SHARED_MEMORY_BYTES needs DAT_SERVER__FRONT_ENDS=0: a region is "

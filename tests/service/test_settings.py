@@ -212,13 +212,20 @@ def test_every_setting_is_described():
     assert all(group.model_fields[field].description for group, field in variables().values())
 
 
-@pytest.mark.parametrize("front_ends", ["2", "auto"])
-def test_shared_memory_needs_one_process(monkeypatch, front_ends):
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("DAT_SERVER__FRONT_ENDS", "2", "DAT_SERVER__FRONT_ENDS=0"),
+        ("DAT_SERVER__FRONT_ENDS", "auto", "DAT_SERVER__FRONT_ENDS=0"),
+        ("DAT_SERVER__OPEN_INFERENCE", "false", "DAT_SERVER__OPEN_INFERENCE=true"),
+    ],
+)
+def test_shared_memory_needs_one_process_and_its_protocol(monkeypatch, name, value, needed):
     monkeypatch.setattr("service.settings.cores", lambda: 8)
     monkeypatch.setenv("DAT_LIMITS__MAX_SHARED_MEMORY_BYTES", "1000")
     Settings()
-    monkeypatch.setenv("DAT_SERVER__FRONT_ENDS", front_ends)
-    with pytest.raises(ValidationError, match="DAT_SERVER__FRONT_ENDS=0"):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=needed):
         Settings()
 
 
