@@ -121,7 +121,7 @@ def compare(
     Args:
         serving: the versions that serve, by what they were made of.
         lineup: that is wanted.
-        only: the one model of it that is looked at; all others stay as they are.
+        only: the one model of it that is looked at; nothing is said of others.
     """
     by_name = {stamp.entry.name: version for stamp, version in serving.items()}
     changed, same = [], []
@@ -132,8 +132,7 @@ def compare(
             same.append(serving[stamp])
         else:
             changed.append(Change(stamp, before))
-    others = list(by_name.values())
-    return Changes(changed, same, others) if only is None else Changes(changed, same + others, [])
+    return Changes(changed, same, list(by_name.values()) if only is None else [])
 
 
 class Models(Protocol):
@@ -151,7 +150,7 @@ class Models(Protocol):
                 do not serve.
 
         Returns:
-            What became of each model, by its name.
+            What became of each model that was looked at, by its name.
         """
 
     async def unload(self, name: str) -> Outcome | None:
@@ -200,7 +199,7 @@ class Reloads:
 
     async def run(self) -> None:
         """Reload when asked to, for ever."""
-        self._unnamed = self._models.listed()[0].name
+        self._learn_name()
         self._refusal = None
         try:
             while True:
@@ -228,6 +227,7 @@ class Reloads:
         outcomes = await self._models.reload(lineup)
         for name, outcome in outcomes.items():
             self._note(name, outcome)
+        self._learn_name()
         log.info("reloaded", failed=sum(one.became == "failed" for one in outcomes.values()))
         return outcomes
 
@@ -283,8 +283,8 @@ class Reloads:
         if name not in entries:
             raise _unknown(name, entries)
         log.info("loading", model=name)
-        outcomes = await self._models.reload(lineup, entries[name])
-        outcome = outcomes.get(name) or outcomes[str(None)]
+        (outcome,) = (await self._models.reload(lineup, entries[name])).values()
+        self._learn_name()
         self._note(name, outcome)
         if outcome.became == "failed":
             goes_on = f"; version {outcome.version} goes on" if outcome.version else ""
@@ -299,8 +299,12 @@ class Reloads:
         if name not in known:
             raise _unknown(name, known)
 
+    def _learn_name(self) -> None:
+        for one in self._models.listed()[:1]:
+            self._unnamed = one.name or self._unnamed
+
     def _name(self, entry: ModelEntry) -> str:
-        """What a model is called; one without a name is called by its variant, once it is read."""
+        """What a model is called; one without a name, which is the only one, by its variant."""
         return entry.name or self._unnamed or ""
 
     async def _in_turn(self, work: Callable[[], Awaitable[None]]) -> None:

@@ -190,6 +190,8 @@ async def open_servers(  # noqa: PLR0917
         yield servers
     finally:
         await servers.stop(0)
+        if inference is not None:
+            inference.memory.close()
 
 
 def _add_port(rpc_server: grpc.aio.Server, host: str, ports: Ports, tls: Tls | None) -> int:

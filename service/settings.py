@@ -447,6 +447,12 @@ class Server(_Group):
         spare = (open_files() - _FILES_AT_REST) // 2
         return self.max_connections or max(_FEWEST_CONNECTIONS, min(spare, _MOST_CONNECTIONS))
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Server":
+        if self.model_control and not self.open_inference:
+            raise ValueError("model_control needs open_inference, whose calls it allows")
+        return self
+
 
 class Security(_Group):
     """API keys and TLS; `docs/security.md` says how they work together."""
@@ -561,6 +567,11 @@ class Settings(BaseSettings):
         if self.limits.max_pixels > self.limits.max_request_pixels:
             raise ValueError(
                 "DAT_LIMITS__MAX_PIXELS must not exceed DAT_LIMITS__MAX_REQUEST_PIXELS"
+            )
+        if self.limits.max_shared_memory_bytes and not self.server.open_inference:
+            raise ValueError(
+                "DAT_LIMITS__MAX_SHARED_MEMORY_BYTES is for the Open Inference Protocol and needs "
+                "DAT_SERVER__OPEN_INFERENCE=true"
             )
         if self.limits.max_shared_memory_bytes and self.front_ends:
             raise ValueError(

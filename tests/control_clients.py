@@ -1,6 +1,6 @@
 """What clients of the Open Inference Protocol call beside inference, over both transports."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from tests.clients import channel
 from tests.server import RunningServer
 
 
-@dataclass(frozen=True)
+@dataclass
 class Refused(Exception):
     """A call that failed, with its status on the wire."""
 
@@ -112,4 +112,4 @@ def _of(version: str) -> str:
     return f"/versions/{version}" if version else ""
 
 
-OPERATORS = {"rest": OverRest, "grpc": OverGrpc}
+OPERATORS: Mapping[str, Callable[[RunningServer], Operator]] = {"rest": OverRest, "grpc": OverGrpc}

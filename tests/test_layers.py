@@ -73,6 +73,7 @@ WITHOUT_TORCH = (
     "service.tasks.detection", "service.tasks.segmentation", "service.images.decode",
     "service.batching.batcher",
     "service.models.card", "service.open_core", "service.servers",
+    "service.transport.oip.inference",
 )  # fmt: skip
 
 

@@ -214,7 +214,7 @@ def _split(
     """The output of each item; the parts have at least as many rows, in their order."""
     outputs: list[ClassificationOutput] = []
     for part in parts:
-        scores, classes = part.scores.numpy(), part.classes.numpy()
+        scores, classes, logits = (one.numpy() for one in (part.scores, part.classes, part.logits))
         items = batch[len(outputs) : len(outputs) + len(scores)]
         explained = any(item.wanted.points for item in items)
         locations = [layer.numpy() for layer in part.sampling_locations] if explained else []
@@ -224,6 +224,7 @@ def _split(
                 classes[row],
                 tuple(layer[row] for layer in locations) if item.wanted.points else (),
                 attention_of(item, layers, part.attention, row),
+                logits[row] if item.wanted.logits else None,
             )
             for row, item in enumerate(items)
         ]

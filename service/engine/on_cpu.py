@@ -141,6 +141,7 @@ def _part(ranked: Ranked, rows: slice) -> Ranked:
     return Ranked(
         ranked.scores[rows],
         ranked.classes[rows],
+        ranked.logits[rows],
         tuple(layer[rows] for layer in ranked.sampling_locations),
         tuple(AttentionWeights(*(part[rows] for part in layer)) for layer in ranked.attention),
     )

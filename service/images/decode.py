@@ -145,12 +145,15 @@ def _prepare_raw(
             f"input, {model_size[1]}x{model_size[0]}",
         )
     out = empty and empty((*model_size, 3))
-    if is_input or image.size == preprocessing.resize_to == model_size:
-        pixels = np.empty((*model_size, 3), np.uint8) if out is None else out
+    pixels = np.empty((*model_size, 3), np.uint8) if out is None else out
+    if isinstance(image, NormalisedPixels):
         image.fill(pixels)
+    elif image.size == preprocessing.resize_to:
+        top, left = preprocessing.crop_offset
+        rows, columns = model_size
+        pixels[...] = image.pixels[top : top + rows, left : left + columns]
     else:
-        decoded = Image.fromarray(_pixels_of(image, limits))
-        pixels = to_model_pixels(decoded, preprocessing, out=out)
+        to_model_pixels(Image.fromarray(image.pixels), preprocessing, out=pixels)
     pixel_map = PixelMap((0, 0), (1, 1)) if is_input else preprocessing.pixel_map(width, height)
     return PreparedImage(pixels, width, height, pixel_map)
 

@@ -28,10 +28,6 @@ class RawPixels:
         height, width, _ = self.pixels.shape
         return height, width
 
-    def fill(self, out: NDArray[np.uint8]) -> None:
-        """Write the pixels `(H, W, 3)` to an array."""
-        out[...] = self.pixels
-
 
 @dataclass(frozen=True, eq=False)
 class NormalisedPixels:

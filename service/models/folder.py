@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.command_errors import StartupError
+from service.settings import PREFIX
 
 MODEL_FILE = "models.toml"
 _CHECKPOINTS = (".safetensors", ".pth", ".pt")
@@ -40,11 +41,12 @@ def look_into(folder: Path) -> Found:
     Raises:
         FolderError: the folder cannot be read, or holds no model, or more than one.
     """
+    named = f"{PREFIX}MODEL__FOLDER: {folder}"
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         files = [path for path in paths if path.is_file()]
     except OSError as fault:
-        raise FolderError(f"{folder}: {fault.strerror}") from fault
+        raise FolderError(f"{named}: {fault.strerror}") from fault
     for path in files:
         if path.name == MODEL_FILE:
             return Found(model_file=path)
@@ -52,17 +54,17 @@ def look_into(folder: Path) -> Found:
     if not checkpoints:
         there = f"there is {_names(paths)}" if paths else "it is empty"
         raise FolderError(
-            f"{folder}: holds no model: neither {MODEL_FILE} nor a checkpoint "
+            f"{named}: holds no model: neither {MODEL_FILE} nor a checkpoint "
             f"({', '.join(_CHECKPOINTS)}); {there}"
         )
     if len(checkpoints) > 1:
         raise FolderError(
-            f"{folder}: holds {len(checkpoints)} checkpoints, {_names(checkpoints)}; "
+            f"{named}: holds {len(checkpoints)} checkpoints, {_names(checkpoints)}; "
             f"name those to be served in a {MODEL_FILE} beside them"
         )
     labels = [path for path in files if path.name in _LABELS]
     if len(labels) > 1:
-        raise FolderError(f"{folder}: holds both {' and '.join(_LABELS)}; leave one of them")
+        raise FolderError(f"{named}: holds both {' and '.join(_LABELS)}; leave one of them")
     return Found(checkpoint=checkpoints[0], labels=next(iter(labels), None))
 
 

@@ -1,6 +1,6 @@
 """Classification: the classes of an image, best first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,11 @@ class ClassifyOptions(Options):
 
     Attributes:
         top_k: predictions for each image, best first; at most all classes are given.
+        logits: whether they are wanted.
     """
 
     top_k: int = 5
+    logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,13 @@ class Classification(Answer):
         predictions: best first.
         scores: softmax probabilities `(num_classes,)` of all classes, best first.
         classes: `(num_classes,)`, the class of each score.
+        logits: `(num_classes,)`, of each class in turn; `None` when not asked for.
     """
 
     predictions: tuple[Prediction, ...]
     scores: NDArray[np.float32]
     classes: NDArray[np.int32]
+    logits: NDArray[np.float32] | None
 
 
 class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
@@ -127,15 +131,17 @@ class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
         image = await passage.decode(
             lambda data, empty: prepare(data, self._limits, self._preprocessing, empty)
         )
-        wanted = Wanted(points=options.explain != "none")
+        wanted = Wanted(points=options.explain != "none", logits=options.logits)
         cells: Cells = ()
         size = self._config.image_size
         seen = Seen(self._config, size, size, (image.height, image.width), image.pixel_map)
         if options.explain == "attention":
-            wanted, cells = attention.wanted(options.attention, seen)
+            looks, cells = attention.wanted(options.attention, seen)
+            wanted = replace(looks, logits=options.logits)
         output: ClassificationOutput
         output, timing = await passage.submit(ClassificationInput(image.pixels, wanted, cells))
-        if not np.isfinite(output.scores).all():
+        given = (output.scores,) if output.logits is None else (output.scores, output.logits)
+        if not all(np.isfinite(values).all() for values in given):
             raise EngineFailed("the model gave values that are not numbers for this image")
         best = zip(
             output.classes[: options.top_k].tolist(),
@@ -154,6 +160,7 @@ class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
             predictions=tuple(self._prediction(index, score) for index, score in best),
             scores=output.scores,
             classes=output.classes,
+            logits=output.logits,
             points=points,
             attention=attended,
         )

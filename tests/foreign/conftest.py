@@ -1,4 +1,4 @@
-"""A server with everything on that foreign clients may ask for, and what it answers our own."""
+"""What the demo models answer over our own interface, and a foreign client to ask the same."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.foreign.client import ForeignClient, foreign_client
-from tests.server import ROOT, RunningServer, start_server
+from tests.server import ROOT, RunningServer
 
 SAMPLES = tuple(ROOT / "demo" / "samples" / f"{name}.jpg" for name in ("star", "heart", "ring"))
-
-
-@pytest.fixture(scope="session")
-def open_server() -> Iterator[RunningServer]:
-    """A server whose optional parts of the Open Inference Protocol are on."""
-    optional = {"DAT_LIMITS__MAX_SHARED_MEMORY_BYTES": 2**24, "DAT_SERVER__MODEL_CONTROL": "true"}
-    with start_server(**optional) as running:
-        yield running
 
 
 class Ours:
@@ -57,12 +49,16 @@ def _classify(server: RunningServer, sample: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def ours(open_server: RunningServer) -> Ours:
-    return Ours(open_server)
+def ours(server: RunningServer) -> Ours:
+    return Ours(server)
 
 
-@pytest.fixture(scope="session")
-def triton(open_server: RunningServer) -> Iterator[ForeignClient]:
-    addresses = open_server.http_url.removeprefix("http://"), open_server.grpc_target
-    with foreign_client("tritonclient", "triton_calls", *addresses) as client:
+def addresses(server: RunningServer) -> tuple[str, str]:
+    """Of HTTP and gRPC, as clients of others want them."""
+    return server.http_url.removeprefix("http://"), server.grpc_target
+
+
+@pytest.fixture(scope="module")
+def triton(server: RunningServer) -> Iterator[ForeignClient]:
+    with foreign_client("tritonclient", "triton_calls", *addresses(server)) as client:
         yield client

@@ -18,8 +18,8 @@ KINDS = ("http", "grpc")
 
 
 @pytest.fixture(scope="module")
-def kserve(open_server: RunningServer) -> Iterator[ForeignClient]:
-    addresses = open_server.http_url, open_server.grpc_target
+def kserve(server: RunningServer) -> Iterator[ForeignClient]:
+    addresses = server.http_url, server.grpc_target
     with foreign_client("kserve", "kserve_calls", *addresses) as client:
         yield client
 

@@ -27,11 +27,11 @@ def figure(printed: str, label: str) -> int:
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize("options", [("--sync",), ("--async",), ("-b", 4)], ids=str)
 def test_files(
-    open_server: RunningServer, ours: Ours, tmp_path: Path, protocol: str, options: tuple[str, ...]
+    server: RunningServer, ours: Ours, tmp_path: Path, protocol: str, options: tuple[str, ...]
 ) -> None:
     inputs = tmp_path / "inputs.json"
     write_inputs(inputs, "image", [element(jpeg) for jpeg in ours.jpegs], [1])
-    target = address(open_server, protocol)
+    target = address(server, protocol)
     perf = perf_analyzer(
         protocol,
         target,
@@ -49,24 +49,24 @@ def test_files(
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_pixels(open_server: RunningServer, tmp_path: Path, protocol: str) -> None:
+def test_pixels(server: RunningServer, tmp_path: Path, protocol: str) -> None:
     inputs, array = tmp_path / "inputs.json", small_pixels(3)
     write_inputs(inputs, "pixels", [one.tobytes() for one in array], array.shape[1:])
     perf = perf_analyzer(
         protocol,
-        address(open_server, protocol),
+        address(server, protocol),
         MODEL,
         *("--input-data", inputs, "--request-count", REQUESTS, "--concurrency-range", 4),
     )
     assert figure(perf.printed, "Request count") == REQUESTS
 
 
-def test_a_stream(open_server: RunningServer, ours: Ours, tmp_path: Path) -> None:
+def test_a_stream(server: RunningServer, ours: Ours, tmp_path: Path) -> None:
     inputs = tmp_path / "inputs.json"
     write_inputs(inputs, "image", [element(jpeg) for jpeg in ours.jpegs], [1])
     perf = perf_analyzer(
         "grpc",
-        open_server.grpc_target,
+        server.grpc_target,
         MODEL,
         *("--input-data", inputs, "--request-count", REQUESTS, "--streaming", "--async"),
     )

@@ -248,27 +248,6 @@ def test_statistics(triton: ForeignClient, ours: Ours, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_is_unloaded_and_loaded(triton: ForeignClient, kind: str) -> None:
-    def state(name: str) -> str:
-        index = triton.call("ask", kind, "get_model_repository_index")
-        models = index["models"] if kind in GRPC else index
-        return next(one["state"] for one in models if one["name"] == name)
-
-    assert state(DETECTOR) == state(MODEL) == "READY"
-    triton.call("ask", kind, "unload_model", DETECTOR)
-    try:
-        assert (state(DETECTOR), state(MODEL)) == ("UNAVAILABLE", "READY")
-        with pytest.raises(Refused, match=r"400|404|NOT_FOUND|FAILED_PRECONDITION"):
-            triton.call("infer", kind, DETECTOR, [image(b"jpeg")])
-    finally:
-        triton.call("ask", kind, "load_model", DETECTOR)
-    assert triton.call("ask", kind, "is_model_ready", DETECTOR) is True
-    assert state(DETECTOR) == "READY"
-    with pytest.raises(Refused, match="no_such_model"):
-        triton.call("ask", kind, "load_model", "no_such_model")
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_detector(triton: ForeignClient, kind: str) -> None:
     """Boxes, classes and masks of as many objects as our own interface finds."""
     with open(ROOT / "demo" / "detection" / "samples" / "few.jpg", "rb") as file:

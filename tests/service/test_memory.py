@@ -112,6 +112,24 @@ def test_what_every_kind_of_thread_kept_goes_back_and_is_kept_again() -> None:
         assert left < 8 * MIB
 
 
+_FROM_MANY_THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+from service.memory import give_back, keep_freed, reach_heap
+
+for _ in range(8):
+    reach_heap()
+keep_freed()
+with ThreadPoolExecutor(4) as pool:
+    given = [pool.submit(give_back) for _ in range(100)]
+print(sum(one.result() is None for one in given))
+"""
+
+
+def test_versions_that_end_at_the_same_time_free_nothing_twice() -> None:
+    command = [sys.executable, "-c", _FROM_MANY_THREADS]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "100\n"
+
+
 @pytest.mark.parametrize(("busy", "expected"), [(False, True), (True, False)])
 async def test_only_a_quiet_process_gives_memory_back(
     busy: bool, expected: bool, monkeypatch: pytest.MonkeyPatch

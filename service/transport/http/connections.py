@@ -214,6 +214,7 @@ class Connection(HttpToolsProtocol):
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append  # type: ignore[method-assign, assignment]
         super().__init__(config, server_state, app_state, _loop)
+        self.url = b""  # until a request begins, before which there may be an error
         self._limits = server_state.limits
         self._phase = _Phase.HEAD
         self._deadline = 0.0  # of the phase, loop time
@@ -494,8 +495,7 @@ class Connection(HttpToolsProtocol):
         state.count_response(status)
         # No body would be expected after a HEAD.
         whole = self.parser.get_method() != b"HEAD"
-        # There is no URL before the first request has one.
-        path = (self.url or b"").decode("latin-1")
+        path = self.url.decode("latin-1")
         said = state.said(error, open_inference=is_open_inference(path))
         self.transport.write(said.answer(state.default_headers, identity, last=last, whole=whole))
         if last:

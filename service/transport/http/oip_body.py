@@ -39,6 +39,7 @@ WARNING = (
     '299 dat-serve "a large tensor was carried as JSON; the binary tensor data extension carries '
     'it in a fraction of the bytes and of the time"'
 )
+_MOST_TENSORS = 1000  # of a request
 _ONLY_BINARY = ("FP16", "BF16")
 _DIGITS = 20
 
@@ -251,6 +252,10 @@ def _objects(given: Mapping[str, Any], key: str, *, needed: bool = False) -> lis
         return []
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise InvalidRequest(f"the request has {_got(found)} as {key}; expected a list of objects")
+    if len(found) > _MOST_TENSORS:
+        raise InvalidRequest(
+            f"the request has {len(found)} {key}; expected at most {_MOST_TENSORS}"
+        )
     return found
 
 

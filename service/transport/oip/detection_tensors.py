@@ -11,8 +11,9 @@ from service.settings import ResizeMode
 from service.tasks.core import AnyCore
 from service.tasks.detection import DetectedImage, Detection, DetectionCore, DetectOptions
 from service.tasks.masks import RunLengths
+from service.transport.oip.batches import filled_up
 from service.transport.oip.task import Asked, OipTask, TensorFacts
-from service.transport.oip.tensors import BYTES, Values, of_elements
+from service.transport.oip.tensors import BYTES, Values
 
 _RESIZE_MODES = ("official", "letterbox")
 
@@ -52,31 +53,16 @@ def _options(asked: Asked, every_task: dict[str, Any]) -> DetectOptions:
 
 def _values(_core: AnyCore, answers: Sequence[DetectedImage], asked: Asked) -> Mapping[str, Values]:
     found = [answer.detections for answer in answers]
-    shape = (len(found), max(map(len, found)))
-    boxes, scores = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.float32)
-    classes = np.full(shape, -1, np.int32)
-    for index, detections in enumerate(found):
-        end = len(detections)
-        if end:
-            boxes[index, :end] = [one.box for one in detections]
-            scores[index, :end] = [one.score for one in detections]
-            classes[index, :end] = [one.index for one in detections]
     given: dict[str, Values] = {
-        "count": np.array([len(detections) for detections in found], np.int32),
-        "boxes": boxes,
-        "scores": scores,
-        "classes": classes,
-        "labels": _filled([[one.label.encode() for one in row] for row in found], shape),
+        "count": np.array(list(map(len, found)), np.int32),
+        "boxes": filled_up([[one.box for one in row] for row in found], "FP32", 0, (4,)),
+        "scores": filled_up([[one.score for one in row] for row in found], "FP32", 0),
+        "classes": filled_up([[one.index for one in row] for row in found], "INT32", -1),
+        "labels": filled_up([[one.label.encode() for one in row] for row in found], BYTES, b""),
     }
     if "masks" in asked.outputs:
-        given["masks"] = _filled([[_mask(one) for one in row] for row in found], shape)
+        given["masks"] = filled_up([list(map(_mask, row)) for row in found], BYTES, b"")
     return given
-
-
-def _filled(rows: Sequence[Sequence[bytes]], shape: tuple[int, int]) -> Values:
-    _, most = shape
-    elements = [one for row in rows for one in (*row, *(b"",) * (most - len(row)))]
-    return of_elements(elements, shape)
 
 
 def _mask(found: Detection) -> bytes:

@@ -18,8 +18,9 @@ from service.tasks.core import Answer, AnyCore, Explain
 from service.tasks.pictures import PicturedCore
 from service.tasks.points import LayerPoints, point_layers
 from service.transport.attention_text import read_layer, read_queries
+from service.transport.oip.batches import stacked
 from service.transport.oip.parameters import Parameters
-from service.transport.oip.tensors import Values, written
+from service.transport.oip.tensors import Values
 
 _POINTS = ("points", "reference_points")
 _ATTENTION = "attention"
@@ -105,7 +106,7 @@ def values(answers: Sequence[Answer]) -> Mapping[str, Values]:
         for attended in answer.attention or ():
             for name, value in _of_attention(attended):
                 given.setdefault(name, []).append(value)
-    return {name: _stacked(name, found) for name, found in given.items()}
+    return {name: stacked(name, found) for name, found in given.items()}
 
 
 def _of_points(layer: LayerPoints) -> Iterator[tuple[str, Values]]:
@@ -119,16 +120,6 @@ def _of_attention(layer: AttendedLayer) -> Iterator[tuple[str, Values]]:
     yield f"{where}.received", layer.received
     for what, take in _OF_QUERY.items():
         yield f"{where}.{what}", np.stack([take(query) for query in layer.queries])
-
-
-def _stacked(name: str, found: Sequence[Values]) -> Values:
-    shapes = {value.shape for value in found}
-    if len(shapes) > 1:
-        raise InvalidOption(
-            f"the output {name} has the shapes {' and '.join(map(written, sorted(shapes)))} for "
-            "these images; send images of different sizes in requests of their own"
-        )
-    return np.stack(found)
 
 
 def _is_of_attention(name: str) -> bool:

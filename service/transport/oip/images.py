@@ -35,26 +35,22 @@ def read_images(inputs: Sequence[Input], card: ModelCard, max_images: int) -> li
             shape or datatype, or without the values that it says it has.
         TooManyImages: more than `max_images`; they were not read.
     """
-    facts = {one.name: one for one in inputs_of(card)}
-    expected = ", ".join(
-        f"{one.name} ({one.datatype} {written(one.shape)})" for one in facts.values()
-    )
-    for given in inputs:
-        if given.name not in facts:
-            raise InvalidRequest(
-                f"{card.name} has no input {quoted(given.name)}; expected one of {expected}"
-            )
+    facts = inputs_of(card)
     if len(inputs) != 1:
-        got = ", ".join(given.name for given in inputs[:4]) or "none"
+        got = ", ".join(quoted(given.name) for given in inputs[:2]) or "none"
         raise InvalidRequest(
-            f"the request has {len(inputs)} inputs ({got}); expected exactly one of {expected}"
+            f"the request has {len(inputs)} inputs, {got}; expected exactly one of {_listed(facts)}"
         )
     (given,) = inputs
-    fact = facts[given.name]
+    fact = next((one for one in facts if one.name == given.name), None)
+    if fact is None:
+        raise InvalidRequest(
+            f"{card.name} has no input {quoted(given.name)}; expected one of {_listed(facts)}"
+        )
     if given.datatype != fact.datatype:
         raise InvalidRequest(
-            f"the input {given.name} is {fact.datatype}; got {quoted(given.datatype)}. Expected "
-            f"one of {expected}"
+            f"the input {given.name} has the datatype {quoted(given.datatype)}; expected one of "
+            f"{_listed(facts)}"
         )
     if not _fits(given.shape, fact):
         raise InvalidRequest(
@@ -65,6 +61,10 @@ def read_images(inputs: Sequence[Input], card: ModelCard, max_images: int) -> li
     if count > max_images:
         raise TooManyImages(f"the request holds {count} images; the limit is {max_images}")
     return _uploads(given, given.read())
+
+
+def _listed(facts: Sequence[TensorFacts]) -> str:
+    return ", ".join(f"{one.name} ({one.datatype} {written(one.shape)})" for one in facts)
 
 
 def _fits(shape: tuple[int, ...], fact: TensorFacts) -> bool:

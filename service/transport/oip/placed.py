@@ -27,7 +27,7 @@ def is_placed(name: str, parameters: Mapping[str, Any], *, carried: bool) -> boo
     Raises:
         InvalidRequest: it is in both.
     """
-    if _REGION not in parameters:
+    if parameters.get(_REGION) is None:
         return False
     if carried:
         raise InvalidRequest(

@@ -14,6 +14,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from service.errors import InvalidRequest, quoted
 
@@ -72,6 +73,9 @@ class SharedMemory:
         self._limit = limit
         self._objects = objects
         self._regions: dict[tuple[str, str], tuple[Region, int]] = {}  # with the open file
+        # Requests are read in several threads, and the number of a file that is closed meanwhile
+        # may be that of another one.
+        self._in_use = Lock()
 
     @property
     def enabled(self) -> bool:
@@ -84,20 +88,22 @@ class SharedMemory:
         Raises:
             InvalidRequest: the region cannot be used; the message says why.
         """
-        self._check_room(owner, region)
-        file = self._open(region)
-        try:
-            _check_bounds(region, os.fstat(file))
-        except InvalidRequest:
-            os.close(file)
-            raise
-        self._regions[owner, region.name] = region, file
+        with self._in_use:
+            self._check_room(owner, region)
+            file = self._open(region)
+            try:
+                _check_bounds(region, os.fstat(file))
+            except InvalidRequest:
+                os.close(file)
+                raise
+            self._regions[owner, region.name] = region, file
 
     def unregister(self, owner: str, name: str = "") -> None:
         """Forget a region, or without a name all regions of an owner; unknown ones are none."""
-        for one in [one for one in self._regions if one[0] == owner and name in ("", one[1])]:
-            _, file = self._regions.pop(one)
-            os.close(file)
+        with self._in_use:
+            for one in [one for one in self._regions if one[0] == owner and name in ("", one[1])]:
+                _, file = self._regions.pop(one)
+                os.close(file)
 
     def regions(self, owner: str, name: str = "") -> list[Region]:
         """The region of that name, or without a name all regions of an owner.
@@ -115,9 +121,9 @@ class SharedMemory:
         Raises:
             InvalidRequest: there is no such region, it is smaller than that, or its object is now.
         """
-        region, file = self._find(owner, place.region)
-        begin = _begin(region, place)
-        held = os.pread(file, place.byte_size, begin)
+        with self._in_use:
+            region, file = self._find(owner, place.region)
+            held = os.pread(file, place.byte_size, _begin(region, place))
         if len(held) < place.byte_size:
             raise _shortened(region)
         return held
@@ -129,29 +135,31 @@ class SharedMemory:
             InvalidRequest: there is no such region, it is smaller than that, or its object is now;
                 or the content is larger than the place.
         """
-        region, file = self._find(owner, place.region)
-        begin = _begin(region, place)
-        if len(content) > place.byte_size:
-            raise InvalidRequest(
-                f"the output takes {len(content)} bytes, and its place in the shared memory region "
-                f"{quoted(region.name)} has {place.byte_size}"
-            )
-        if os.fstat(file).st_size < begin + len(content):  # to write would lengthen it
-            raise _shortened(region)
-        try:
-            written = os.pwrite(file, content, begin)
-        except OSError as failure:
-            written, reason = 0, failure.strerror
-        else:
-            reason = "no memory is left"
+        with self._in_use:
+            region, file = self._find(owner, place.region)
+            begin = _begin(region, place)
+            if len(content) > place.byte_size:
+                raise InvalidRequest(
+                    f"the output takes {len(content)} bytes, and its place in the shared memory "
+                    f"region {quoted(region.name)} has {place.byte_size}"
+                )
+            if os.fstat(file).st_size < begin + len(content):  # to write would lengthen it
+                raise _shortened(region)
+            try:
+                written = os.pwrite(file, content, begin)
+            except OSError as failure:
+                written, reason = 0, failure.strerror
+            else:
+                reason = "no memory is left"
         if written < len(content):
             raise InvalidRequest(f"the region {quoted(region.name)} cannot be written: {reason}")
 
     def close(self) -> None:
         """Forget all regions."""
-        for _, file in self._regions.values():
-            os.close(file)
-        self._regions.clear()
+        with self._in_use:
+            for _, file in self._regions.values():
+                os.close(file)
+            self._regions.clear()
 
     def _find(self, owner: str, name: str) -> tuple[Region, int]:
         found = self._regions.get((owner, name))

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from service.errors import InvalidRequest, quoted
 from service.pb import inference_pb2
 from service.transport.oip.inference import InferRequest, ModelMetadata, RequestedOutput
@@ -17,7 +19,6 @@ from service.transport.oip.tensors import (
     check_count,
     check_shape,
     of_elements,
-    of_numbers,
     values_of,
 )
 
@@ -30,12 +31,15 @@ NESTED: Mapping[int, int | None] = {
     _Message.INPUTS_FIELD_NUMBER: _CONTENTS,
     _Message.OUTPUTS_FIELD_NUMBER: None,
 }
-# The field of `InferTensorContents` for each datatype; FP16 and BF16 have none.
+# The field of `InferTensorContents` for each datatype, and the one whose values it has; FP16 and
+# BF16 have none.
 _CONTENTS_OF = {
-    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents",
-    "INT32": "int_contents", "INT64": "int64_contents", "UINT8": "uint_contents",
-    "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
-    "FP32": "fp32_contents", "FP64": "fp64_contents", BYTES: "bytes_contents",
+    "BOOL": ("bool_contents", "BOOL"), "INT8": ("int_contents", "INT32"),
+    "INT16": ("int_contents", "INT32"), "INT32": ("int_contents", "INT32"),
+    "INT64": ("int64_contents", "INT64"), "UINT8": ("uint_contents", "UINT32"),
+    "UINT16": ("uint_contents", "UINT32"), "UINT32": ("uint_contents", "UINT32"),
+    "UINT64": ("uint64_contents", "UINT64"), "FP32": ("fp32_contents", "FP32"),
+    "FP64": ("fp64_contents", "FP64"), BYTES: ("bytes_contents", BYTES),
 }  # fmt: skip
 
 
@@ -52,8 +56,10 @@ def read_request(message: _Message, raw: Sequence[memoryview]) -> InferRequest:
             f"the request has raw_input_contents, and the input {quoted(with_contents[0].name)} "
             "has contents; expected one or the other for all inputs"
         )
+    parameters = [_parameters(one.parameters) for one in inputs]
     placed = [
-        is_placed(one.name, one.parameters, carried=one.HasField("contents")) for one in inputs
+        is_placed(one.name, said, carried=one.HasField("contents"))
+        for one, said in zip(inputs, parameters, strict=True)
     ]
     if raw and len(raw) != placed.count(False):
         raise InvalidRequest(
@@ -65,14 +71,16 @@ def read_request(message: _Message, raw: Sequence[memoryview]) -> InferRequest:
         id=message.id,
         parameters=_parameters(message.parameters),
         inputs=[
-            _input(one, next(contents) if raw and not elsewhere else None, placed=elsewhere)
-            for one, elsewhere in zip(inputs, placed, strict=True)
+            _input(one, said, next(contents) if raw and not elsewhere else None, placed=elsewhere)
+            for one, said, elsewhere in zip(inputs, parameters, placed, strict=True)
         ],
         outputs=[RequestedOutput(one.name, _parameters(one.parameters)) for one in message.outputs],
     )
 
 
-def _input(given: Any, raw: memoryview | None, *, placed: bool) -> Input:
+def _input(
+    given: Any, parameters: Mapping[str, Any], raw: memoryview | None, *, placed: bool
+) -> Input:
     name, datatype = given.name, given.datatype
     shape = check_shape(name, datatype, given.shape)
     read: Callable[[], Values]
@@ -82,15 +90,15 @@ def _input(given: Any, raw: memoryview | None, *, placed: bool) -> Input:
         read = partial(values_of, name, datatype, shape, raw)
     else:
         read = partial(_values_in_message, name, datatype, shape, given)
-    return Input(name, datatype, shape, _parameters(given.parameters), read)
+    return Input(name, datatype, shape, parameters, read)
 
 
 def _values_in_message(name: str, datatype: str, shape: tuple[int, ...], given: Any) -> Values:
-    field = _CONTENTS_OF.get(datatype)
-    if field is None:
+    if datatype not in _CONTENTS_OF:
         raise InvalidRequest(
             f"the input {quoted(name)} is {datatype}; expected it in raw_input_contents"
         )
+    field, carried = _CONTENTS_OF[datatype]
     for other, elements in given.contents.ListFields():
         if other.name != field:
             raise InvalidRequest(
@@ -101,12 +109,15 @@ def _values_in_message(name: str, datatype: str, shape: tuple[int, ...], given: 
     check_count(name, shape, len(elements))
     if datatype == BYTES:
         return of_elements(elements, shape)
-    try:
-        return of_numbers(elements, DTYPES[datatype], shape)
-    except OverflowError:
-        raise InvalidRequest(
-            f"the input {quoted(name)} has a value out of the range of {datatype}"
-        ) from None
+    dtype = DTYPES[datatype]
+    found = np.array(elements, DTYPES[carried])
+    if dtype.kind in "iu" and found.size:
+        limits = np.iinfo(dtype)
+        if found.min() < limits.min or found.max() > limits.max:
+            raise InvalidRequest(
+                f"the input {quoted(name)} has a value out of the range of {datatype}"
+            )
+    return found.astype(dtype, copy=False).reshape(shape)
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_what_is_not_clear_is_said(folder, files, message):
         (folder / name).write_text("x")
     with pytest.raises(FolderError, match=message) as refusal:
         choose_models(Settings())
-    assert str(refusal.value).startswith(f"{folder}: ")
+    assert str(refusal.value).startswith(f"DAT_MODEL__FOLDER: {folder}: ")
 
 
 def test_a_folder_that_is_not_there_is_named(folder, monkeypatch):

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
+import grpc
 import httpx
 import pytest
 
+from service.pb import inference_pb2, inference_pb2_grpc
 from service.security.keys import add_key
 from tests.faults import SHAPES
 from tests.server import RunningServer, start_server
@@ -50,7 +52,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
             return stack.enter_context(start_server(("service",), **own))
 
         starting = {name: pool.submit(start, **settings, **own) for name, own in SHAPES.items()}
-        off = pool.submit(start, DAT_MODEL__NAME="dat_nano", DAT_SERVER__PLAYGROUND="false")
+        off = pool.submit(
+            start,
+            DAT_MODEL__NAME="dat_nano",
+            DAT_SERVER__PLAYGROUND="false",
+            DAT_SERVER__OPEN_INFERENCE="false",
+        )
         shapes = {name: started.result() for name, started in starting.items()}
         yield Shown(shapes, off.result())
 
@@ -151,3 +158,15 @@ def test_pages_that_are_switched_off_are_not_there(shown, path):
 @pytest.mark.parametrize("path", ["/playground/..%2ffiles.py", "/docs/index.html", "/playground/"])
 def test_nothing_else_is_served(server, path):
     assert httpx.get(server.http_url + path).status_code == 404
+
+
+def test_the_open_inference_protocol_is_not_there_where_it_is_switched_off(shown):
+    infer = "/v2/models/dat_nano/infer"
+    answers = [httpx.get(f"{shown.off.http_url}/v2"), httpx.post(f"{shown.off.http_url}{infer}")]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert "/v2" not in httpx.get(f"{shown.off.http_url}/openapi.json").text
+    with grpc.insecure_channel(shown.off.grpc_target) as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as failure:
+            stub.ServerLive(inference_pb2.ServerLiveRequest())
+    assert failure.value.code() == grpc.StatusCode.UNIMPLEMENTED

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given
@@ -167,6 +168,30 @@ def test_a_region_that_is_forgotten_keeps_no_file(memory: SharedMemory, objects:
     assert len(memory.regions(ME)) == 4
     memory.unregister(ME)
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_a_file_is_not_closed_while_it_is_read(
+    memory: SharedMemory, objects: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number would be that of the next one, whose bytes were then read in its place."""
+    mine, other = make(objects, "mine", b"mine"), make(objects, "other", b"text")
+    memory.register(ME, mine)
+
+    def forget() -> None:
+        memory.unregister(ME, mine.name)
+        memory.register("them", other)
+
+    forgetting, read = Thread(target=forget), os.pread
+
+    def pread(file: int, size: int, offset: int) -> bytes:
+        forgetting.start()
+        forgetting.join(0.2)
+        return read(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert memory.read(ME, place(mine)) == b"mine"
+    forgetting.join()
+    assert memory.regions(ME) == []
 
 
 def test_a_name_is_used_once(memory: SharedMemory, objects: Path) -> None:

@@ -1,19 +1,44 @@
-"""tritonclient with tensors in system shared memory."""
+"""What is off by default, and tritonclient: tensors in shared memory, loading and unloading."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
+import httpx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from service.pb import inference_pb2, inference_pb2_grpc
 from service.transport.oip.shared_memory import OBJECTS
 from tests.foreign.client import ForeignClient, Refused
-from tests.foreign.tensors import KINDS, MODEL, pixels, probabilities, small_pixels
+from tests.foreign.tensors import (
+    DETECTOR,
+    GRPC,
+    KINDS,
+    MODEL,
+    image,
+    pixels,
+    probabilities,
+    small_pixels,
+)
+from tests.server import RunningServer, start_server
 
 CLASSES = 12
 ANSWER_BYTES = 4 * CLASSES
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """A server whose optional parts of the protocol are on."""
+    with start_server(
+        DAT_LIMITS__MAX_SHARED_MEMORY_BYTES=2**24, DAT_SERVER__MODEL_CONTROL="true"
+    ) as running:
+        yield running
 
 
 @contextmanager
@@ -115,6 +140,87 @@ def test_all_are_unregistered_at_once(triton: ForeignClient, kind: str) -> None:
         triton.call("ask", kind, "register_cuda_shared_memory", "r", b"aGFuZGxl", 0, 16)
 
 
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.http_url, timeout=30) as client:
+        yield client
+
+
+anything = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20)
+    | st.lists(st.integers(), max_size=2)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    region=anything | st.just("known"), size=anything | st.just(48), offset=anything | st.just(0)
+)
+def test_places_that_are_none_are_refused(
+    client: httpx.Client, region: Any, size: Any, offset: Any
+) -> None:
+    given = {
+        "shared_memory_region": region,
+        "shared_memory_byte_size": size,
+        "shared_memory_offset": offset,
+    }
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, 4, 4, 3], "parameters": given}
+    answer = client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor]})
+    assert answer.status_code == 400
+    assert isinstance(answer.json()["error"], str)
+
+
+@pytest.mark.parametrize("choice", ["none", "bool_param", "int64_param", "double_param"])
+def test_a_region_that_is_no_text_is_refused_over_grpc(server: RunningServer, choice: str) -> None:
+    request = inference_pb2.ModelInferRequest(model_name=MODEL)
+    tensor = request.inputs.add(name="pixels", datatype="UINT8", shape=[1, 1, 1, 3])
+    region = tensor.parameters["shared_memory_region"]
+    if choice != "none":
+        setattr(region, choice, 1)
+    tensor.parameters["shared_memory_byte_size"].int64_param = 3
+    with grpc.insecure_channel(server.grpc_target) as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(request)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@settings(max_examples=60, deadline=None)
+@given(key=anything, size=anything, offset=anything)
+def test_objects_that_are_none_are_refused(
+    client: httpx.Client, key: Any, size: Any, offset: Any
+) -> None:
+    body = {"key": key, "byte_size": size, "offset": offset}
+    answer = client.post("/v2/systemsharedmemory/region/r/register", json=body)
+    assert answer.status_code == 400
+    assert isinstance(answer.json()["error"], str)
+
+
 def test_no_name_is_left_behind() -> None:
     """Of the objects of these tests."""
     assert not list(Path(OBJECTS).glob(f"*-{os.getpid()}"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_unloaded_and_loaded(triton: ForeignClient, kind: str) -> None:
+    def state(name: str) -> Any:
+        index = triton.call("ask", kind, "get_model_repository_index")
+        models = index["models"] if kind in GRPC else index
+        return {one["name"]: one["state"] for one in models}[name]
+
+    assert state(DETECTOR) == state(MODEL) == "READY"
+    triton.call("ask", kind, "unload_model", DETECTOR)
+    try:
+        assert (state(DETECTOR), state(MODEL)) == ("UNAVAILABLE", "READY")
+        with pytest.raises(Refused, match=r"400|404|NOT_FOUND|FAILED_PRECONDITION"):
+            triton.call("infer", kind, DETECTOR, [image(b"jpeg")])
+    finally:
+        triton.call("ask", kind, "load_model", DETECTOR)
+    assert triton.call("ask", kind, "is_model_ready", DETECTOR) is True
+    assert state(DETECTOR) == "READY"
+    with pytest.raises(Refused, match="no_such_model"):
+        triton.call("ask", kind, "load_model", "no_such_model")

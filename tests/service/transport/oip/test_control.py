@@ -1,18 +1,23 @@
 """Models are listed, described, counted, loaded and unloaded over both transports."""
 
 import asyncio
+import os
+import shutil
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from google.protobuf.json_format import ParseDict
 
+from service.models.load import BUNDLED
 from service.pb import inference_pb2
 from tests.clients import JPEG, eventually, over_grpc, over_http, over_json
 from tests.control_clients import OPERATORS, Operator, Refused
 from tests.server import RunningServer, start_server
-from tests.versions import ModelFolder, answered, crowd, reload
+from tests.versions import ModelFolder, answered, crowd, descriptors, processes, reload
 
 SHAPES = (0, 2)  # front ends
 SMALL: dict[str, Any] = {"DAT_ENGINE__THREADS": 1, "DAT_LIMITS__DECODE_THREADS": 1}
@@ -42,7 +47,7 @@ def served(
         DAT_SERVER__MODEL_CONTROL="true",
         **SMALL,
     ) as server:
-        yield Served(server, models, *(kind(server) for kind in OPERATORS.values()))
+        yield Served(server, models, OPERATORS["rest"](server), OPERATORS["grpc"](server))
 
 
 @pytest.fixture(params=OPERATORS)
@@ -56,6 +61,15 @@ def states(index: list[dict[str, str]]) -> dict[str, tuple[str, str]]:
     for one in index:
         found.setdefault(one["name"], (one["version"], one["state"]))
     return found
+
+
+def listed(server: RunningServer) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = httpx.post(f"{server.http_url}/v2/repository/index").json()
+    return found
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 async def get(server: RunningServer, path: str) -> httpx.Response:
@@ -87,6 +101,27 @@ async def test_a_load_swaps_versions_without_a_failed_request(served):
     assert set(asked.predictions) == {"a", "b"}
 
 
+@pytest.mark.slow
+async def test_a_load_waits_until_every_front_end_has_the_new_version(served):
+    models, server = served.models, served.server
+    still = [pid for pid in processes(server) if b'"front-end"' in cmdline(pid)][1:]
+    for pid in still:  # none in one process
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(1.5)  # from then on it gets no connections
+        models.serve({"m": "b5", "n": "b0"})
+        load = asyncio.create_task(served.rest.load("m"))
+        await eventually(lambda: listed(server)[0]["version"] == "b5")
+        await asyncio.sleep(1)
+        assert not still or not load.done()
+    finally:
+        for pid in still:
+            os.kill(pid, signal.SIGCONT)
+    await load
+    for _ in range(4):
+        assert (await over_http(server, [JPEG], model="m")).version == "b5"
+
+
 async def test_a_load_touches_no_other_model(served):
     models = served.models
     models.serve({"m": "a10", "n": "a11", "new": "b12"}, default="new")
@@ -100,13 +135,13 @@ async def test_a_load_touches_no_other_model(served):
     assert (await over_http(served.server, [JPEG], model="new")).version == "b12"
     models.serve({"m": "a10", "n": "b0"})
     await reload(served.server)
-    assert set(states(await served.rest.index())) == {"m", "n"}
+    assert set(states(await served.rest.index(ready=True))) == {"m", "n"}
 
 
-async def test_what_cannot_be_loaded_leaves_the_version_before(served, operator):
+async def test_what_cannot_be_loaded_leaves_the_version_before(served):
     models, server = served.models, served.server
     models.serve({"m": "a20", "n": "b0"})
-    await operator.load("m")
+    await served.rest.load("m")
     faults = {
         "SHA-256": lambda: models.serve({"m": "b21", "n": "b0"}, sha256="0" * 64),
         "m.safetensors": lambda: models.put("m.safetensors", b"torn"),
@@ -116,10 +151,11 @@ async def test_what_cannot_be_loaded_leaves_the_version_before(served, operator)
         for reason, fault in faults.items():
             models.serve({"m": "a20", "n": "b0"})
             fault()
-            refused = await refusal(operator.load("m"))
-            assert refused.status in NOT_LOADED
-            assert reason in refused.message
-            assert states(await operator.index(ready=True)) == {
+            for operator in (served.rest, served.grpc):
+                refused = await refusal(operator.load("m"))
+                assert refused.status in NOT_LOADED
+                assert reason in refused.message
+            assert states(await served.rest.index(ready=True)) == {
                 "m": ("a20", "READY"), "n": ("b0", "READY"),
             }  # fmt: skip
         assert (await get(server, "/v2/health/ready")).status_code == 200
@@ -127,7 +163,7 @@ async def test_what_cannot_be_loaded_leaves_the_version_before(served, operator)
     assert set(asked.versions) == {("m", "a20")}
     models.put("models.toml", "")
     models.serve({"m": "b22", "n": "b0"})
-    await operator.load("m")
+    await served.grpc.load("m")
     assert (await over_http(server, [JPEG], model="m")).version == "b22"
 
 
@@ -137,38 +173,39 @@ async def test_the_index_says_why_a_newer_version_is_not_there(served):
     await served.rest.load("m")
     models.serve({"m": "a30", "n": "b31"}, sha256="0" * 64)  # the first, m
     await refusal(served.rest.load("m"))
-    (of_m,) = [one for one in await served.grpc.index() if one["name"] == "m"]
+    of_m = next(one for one in await served.grpc.index() if one["name"] == "m")
     assert (of_m["version"], of_m["state"]) == ("a30", "READY")
     assert "SHA-256" in of_m["reason"]
     models.serve({"m": "a32", "n": "b0"})
     await served.rest.load("m")
-    (of_m,) = [one for one in await served.grpc.index() if one["name"] == "m"]
+    of_m = next(one for one in await served.grpc.index() if one["name"] == "m")
     assert (of_m["version"], of_m["reason"]) == ("a32", "")
 
 
-async def test_an_unload_answers_what_was_asked_and_nothing_after(served, operator):
+async def test_an_unload_answers_what_was_asked_and_nothing_after(served):
     models, server = served.models, served.server
     models.serve({"m": "a40", "n": "b0"})
-    await operator.load("m")
+    await served.rest.load("m")
     async with crowd(server, "n") as others:
         large = asyncio.gather(*(over_http(server, [JPEG] * 32, model="m") for _ in range(3)))
         await eventually(lambda: server.metrics()["dat_requests_waiting,model=m"] > 8)
-        await operator.unload("m")
+        await served.grpc.unload("m")
         # It came back when all of these had their answers.
         for answer in await asyncio.wait_for(large, 30):
             assert answer.error is None
             assert {one.error for one in answer.results} == {None}
         for ask in (over_http, over_grpc):
             assert (await ask(server, [JPEG], model="m")).error == "unknown_model"
-        for call in (operator.config("m"), operator.statistics("m")):
-            assert (await refusal(call)).status in UNKNOWN
-        assert states(await operator.index()) == {
+        for operator in (served.rest, served.grpc):
+            for call in (operator.config("m"), operator.statistics("m")):
+                assert (await refusal(call)).status in UNKNOWN
+        assert states(await served.grpc.index()) == {
             "m": ("a40", "UNAVAILABLE"), "n": ("b0", "READY"),
         }  # fmt: skip
-        assert states(await operator.index(ready=True)) == {"n": ("b0", "READY")}
+        assert states(await served.rest.index(ready=True)) == {"n": ("b0", "READY")}
         assert (await get(server, "/v2/health/ready")).status_code == 200
-        await operator.unload("m")  # it is unloaded already
-        await operator.load("m")
+        await served.rest.unload("m")  # it is unloaded already
+        await served.grpc.load("m")
         assert (await over_http(server, [JPEG], model="m")).version == "a40"
     assert not others.failures
 
@@ -191,6 +228,37 @@ async def test_the_last_model_may_be_unloaded_and_a_reload_brings_all_back(serve
     assert (await over_http(server, [JPEG])).model == "n"
     await reload(server)
     assert (await over_http(server, [JPEG])).model == "m"
+
+
+async def test_nothing_is_left_of_what_was_unloaded(served):
+    models, server = served.models, served.server
+    models.serve({"m": "a55", "n": "b0"})
+    await served.rest.load("m")
+    await served.rest.load("n")
+    await eventually(lambda: [one["state"] for one in listed(server)] == ["READY", "READY"])
+    opened = descriptors(server)
+    for _ in range(2):
+        await served.grpc.unload("n")
+        await served.grpc.load("n")
+    await eventually(lambda: descriptors(server) <= opened)
+
+
+@pytest.mark.slow
+async def test_a_process_that_begins_anew_loads_only_what_is_loaded(served):
+    server = served.server
+    children = processes(server)[1:]  # none in one process
+    await served.rest.load("m")
+    await served.rest.unload("n")
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(server.wait_for_event, "process ended")
+    async with asyncio.timeout(60):
+        while (await over_http(server, [JPEG], model="m")).error is not None:
+            await asyncio.sleep(0.1)
+    assert (await over_http(server, [JPEG], model="n")).error == "unknown_model"
+    assert set(states(await served.rest.index(ready=True))) == {"m"}
+    await served.grpc.load("n")
+    assert (await over_http(server, [JPEG], model="n")).error is None
 
 
 @pytest.mark.parametrize("name", ["x", "..", "m.safetensors", "a" * 300, "%2e%2e%2fm"])
@@ -300,6 +368,33 @@ async def test_statistics_equal_the_metrics(served):
 async def test_statistics_of_another_version_are_not_there(served, operator):
     for call in (operator.statistics("n", "none"), operator.config("n", "none")):
         assert (await refusal(call)).status in UNKNOWN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("front_ends", SHAPES)
+async def test_a_model_without_a_name_is_called_by_its_variant(tmp_path, front_ends):
+    shutil.copy(BUNDLED["dat_nano"], tmp_path / "model.safetensors")
+    with start_server(
+        DAT_MODEL__FOLDER=tmp_path,
+        DAT_SERVER__FRONT_ENDS=front_ends,
+        DAT_SERVER__MODEL_CONTROL="true",
+        **SMALL,
+    ) as server:
+        operator = OPERATORS["rest"](server)
+        await operator.unload("dat_nano")
+        assert states(await operator.index()) == {"dat_nano": ("1", "UNAVAILABLE")}
+        (tmp_path / "model.safetensors").rename(tmp_path / "away")
+        refused = await refusal(operator.load("dat_nano"))
+        assert "holds no model" in refused.message
+        (tmp_path / "away").rename(tmp_path / "model.safetensors")
+        await operator.load("dat_nano")
+        assert states(await operator.index()) == {"dat_nano": ("1", "READY")}
+        shutil.copy(BUNDLED["swin_nano"], tmp_path / "new")
+        (tmp_path / "new").replace(tmp_path / "model.safetensors")
+        await operator.load("dat_nano")  # what there is now in its place
+        assert states(await operator.index(ready=True)) == {"swin_nano": ("1", "READY")}
+        assert (await over_http(server, [JPEG], model="swin_nano")).error is None
+        assert (await refusal(operator.unload("dat_nano"))).status in UNKNOWN
 
 
 async def test_callers_may_not_load_unless_a_setting_allows_it(server):
