@@ -281,8 +281,8 @@ class Limits(_Group):
     max_streams: int = Field(
         64,
         gt=0,
-        description="Most calls of ClassifyStream and DetectStream at a time; beyond it "
-        "RESOURCE_EXHAUSTED. Each may be sending a message, whose bytes count when it is there.",
+        description="Most calls of ClassifyStream, DetectStream and SegmentStream at a time; beyond "
+        "it RESOURCE_EXHAUSTED. Each may be sending a message, whose bytes count when it is there.",
     )
     decode_threads: int = Field(
         0,
