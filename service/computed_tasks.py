@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from model.detection.transforms import DIVISOR
 from model.swin import Swin
 from service.batching.batcher import Runner
 from service.engine.classification import ClassificationEngine
@@ -70,9 +71,13 @@ class EngineChoice:
     settings: EngineSettings
 
     @property
-    def dtype(self) -> str:
-        """Precision of the features, or `auto`."""
-        return self.entry.dtype or self.settings.dtype
+    def of_every_engine(self) -> dict[str, Any]:
+        """What they say about the engine of any task."""
+        return {
+            "dtype": self.entry.dtype or self.settings.dtype,
+            "max_batch": self.batching.max_batch,
+            "buckets": self.batching.buckets,
+        }
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,7 @@ def _classification_engine(
         network,
         device,
         metrics,
-        dtype=choice.dtype,
-        max_batch=choice.batching.max_batch,
-        buckets=choice.batching.buckets,
+        **choice.of_every_engine,
         backend=choice.settings.backend if ours else "torch",
         cache=choice.settings.cache,
         compiled=choice.settings.compile and ours,
@@ -125,9 +128,7 @@ def _detection_engine(
         network,
         device,
         metrics,
-        dtype=choice.dtype,
-        max_batch=choice.batching.max_batch,
-        buckets=choice.batching.buckets,
+        **choice.of_every_engine,
         sizes=_ready_sizes(model, choice.batching.sizes),
     )
 
@@ -143,9 +144,7 @@ def _segmentation_engine(
         network,
         device,
         metrics,
-        dtype=choice.dtype,
-        max_batch=choice.batching.max_batch,
-        buckets=choice.batching.buckets,
+        **choice.of_every_engine,
         sizes=choice.batching.sizes,
     )
 
@@ -153,10 +152,20 @@ def _segmentation_engine(
 def _ready_sizes(model: LoadedModel, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
     """The sizes of the settings, and that of the letterbox where it is the mode of the model."""
     assert model.letterbox_size is not None, "this is a bug"
+    if unpadded := [size for size in sizes if not all(map(_is_padded, size))]:
+        height, width = unpadded[0]
+        raise ModelFileError(
+            f"{model.name}: sizes has {height}x{width}; those of a detector are padded: multiples "
+            f"of {DIVISOR}, from {2 * DIVISOR} on"
+        )
     square = (model.letterbox_size, model.letterbox_size)
     if model.resize_mode == "official" or square in sizes:
         return sizes
     return (square, *sizes)
+
+
+def _is_padded(side: int) -> bool:
+    return side % DIVISOR == 0 and side > DIVISOR
 
 
 # Checkpoints are recognised in this order. A detector is recognised by its backbone, which a

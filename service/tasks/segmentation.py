@@ -20,7 +20,7 @@ from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.colours import Colour
 from service.pictures.indexed import MOST_COLOURS, indexed_png
-from service.pictures.segments import NamedSegment, Segments
+from service.pictures.regions import NamedRegion, Regions
 from service.settings import Limits
 from service.tasks import attention, explanation, segments
 from service.tasks.attention import Seen
@@ -172,13 +172,13 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
         return SegmentOptions(**every_task, classes=asked.classes, encoded=False)
 
     @override
-    def segments(self, answer: SegmentedImage, drawing: Drawing) -> Segments | None:
+    def regions(self, answer: SegmentedImage, drawing: Drawing) -> Regions | None:
         if "segments" not in drawing.show:
             return None
-        return Segments(
+        return Regions(
             answer.labels.astype(np.uint8, copy=False),
             self._palette,
-            tuple(NamedSegment(one.label, one.index, one.share) for one in answer.segments),
+            tuple(NamedRegion(one.label, one.index, one.share) for one in answer.segments),
             drawing.opacity,
         )
 
@@ -198,7 +198,7 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
             raise InvalidOption("explain=objects is for detectors")
         if len(self.labels) > MOST_COLOURS and options.format == "png" and options.encoded:
             raise InvalidOption(
-                f"{name} has {len(self.labels)} classes, and an indexed PNG at most "
+                f"{name} has {len(self.labels)} classes, and an indexed PNG or a picture at most "
                 f"{MOST_COLOURS}; ask for format rle, polygon or summary"
             )
         asked, backbone = options.explain == "attention", self._config.backbone

@@ -33,6 +33,7 @@ _STREAMS = {
     "/dat.v1.ClassifierService/ClassifyStream",
     "/dat.v1.DetectorService/DetectStream",
     "/inference.GRPCInferenceService/ModelStreamInfer",
+    "/dat.v1.SegmenterService/SegmentStream",
     _REFLECTION,
 }
 _WATCH = "/grpc.health.v1.Health/Watch"  # has no end
@@ -76,6 +77,10 @@ def _valid_messages() -> dict[str, list[bytes]]:
         tensor_message([files([jpeg])]),
         tensor_message([pixels([[[[1, 2, 3]]]])], typed=True, id="7"),
     ]
+    segment = [
+        dat_pb2.SegmentRequest(images=[jpeg], classes=["star"], min_share=0.3, confidence=True),
+        dat_pb2.SegmentRequest(images=[b""], format="SEGMENT_FORMAT_RLE"),
+    ]
     models = dat_pb2.GetModelRequest(name="dat_nano"), dat_pb2.GetModelRequest()
     health = [
         health_pb2.HealthCheckRequest(service=name) for name in ("", "dat.v1.ModelService", "x")
@@ -90,6 +95,10 @@ def _valid_messages() -> dict[str, list[bytes]]:
         "/dat.v1.DetectorService/Detect": detect,
         "/dat.v1.DetectorService/DetectStream": [
             dat_pb2.DetectStreamRequest(id=str(n), request=r) for n, r in enumerate(detect)
+        ],
+        "/dat.v1.SegmenterService/Segment": segment,
+        "/dat.v1.SegmenterService/SegmentStream": [
+            dat_pb2.SegmentStreamRequest(id=str(n), request=r) for n, r in enumerate(segment)
         ],
         "/dat.v1.ModelService/GetModel": models,
         "/dat.v1.ModelService/ListModels": [dat_pb2.ListModelsRequest()],
