@@ -50,7 +50,7 @@ class Options:
         explain: `points` adds the sampling locations; `objects`, of detectors alone, says of
             each object as well which of them lie inside; `attention` adds to the points what
             queries attend to.
-        attention: whose attention, and in which layers.
+        attention: whose attention, and in which layers; with `objects` it asks for attention too.
         timeout_s: time until the answer is of no use, seconds; `None` means the server's default.
         priority: `low` lets the requests of others go first.
         drawing: of the picture of the answer; `None` means that none is drawn.
@@ -62,6 +62,12 @@ class Options:
     timeout_s: float | None = None
     priority: Priority = "high"
     drawing: Drawing | None = None
+
+    @property
+    def attends(self) -> bool:
+        """Whether attention is asked for: alone, or beside the objects by what it may name."""
+        named = self.attention != AttentionOptions()
+        return self.explain == "attention" or (self.explain == "objects" and named)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,15 +187,15 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
             raise InvalidOption(f"{self.card.name} has no class {quoted(unknown[0])}")
         if options.masks not in (None, "none") and not self.has_masks:
             raise InvalidOption(f"{self.card.name} gives no masks")
-        asked, backbone = options.explain == "attention", self._config.backbone
-        attention.check(options.attention, backbone, asked=asked, model=self.card.name)
+        backbone, name = self._config.backbone, self.card.name
+        attention.check(options.attention, backbone, asked=options.attends, model=name)
 
     @override
     async def answer_image(self, passage: ImagePassage, options: DetectOptions) -> DetectedImage:
         image = await passage.decode(lambda data, empty: self._prepare(data, options, empty))
         wanted = Wanted(points=options.explain != "none")
         cells: Cells = ()
-        if options.explain == "attention":
+        if options.attends:
             wanted, cells = attention.wanted(options.attention, self._seen(image.resizing))
         resizing = image.resizing
         item = DetectionInput(image.pixels, resizing.resized, resizing.scale_xy, wanted, cells)
@@ -247,7 +247,7 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
         if options.explain != "none":
             backbone, locations = self._config.backbone, output.sampling_locations
             points = explained(backbone, resizing.padded, locations, resizing)
-            if options.explain == "attention":
+            if options.attends:
                 attended = attention.explained(
                     options.attention, self._seen(resizing), output.attention, points
                 )
