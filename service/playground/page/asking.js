@@ -1,7 +1,7 @@
 // Asks the server about pictures, and keeps what was answered.
 
 import { ask } from "./api.js";
-import { makeCall } from "./calls.js";
+import { hasWindows, makeCall } from "./calls.js";
 import { Grid, layerName } from "./geometry.js";
 import { patiently } from "./patience.js";
 
@@ -18,6 +18,17 @@ class Answered {
     this.grids = new Map(); // by layer
     this.received = new Map();
     this.queries = new Map(); // by layer and cell
+  }
+
+  // Those with points; of a model without, those whose attention was told.
+  get layerNames() {
+    return this.layers.length ? this.layers.map(layerName) : [...this.received.keys()].sort();
+  }
+
+  // How many offset groups a layer has, or heads where it has no points.
+  groupsOf(name) {
+    const layer = this.layers.find((one) => layerName(one) === name);
+    return layer?.sampling_locations.length ?? this.received.get(name)?.length ?? 0;
   }
 
   // `corners`: whether the last two queries stand in corners of the picture.
@@ -59,7 +70,9 @@ function withCorners(item, query) {
 
 // Ask about a picture for the first time. Waits as long as the server is busy.
 export async function askAbout(item, model, wishes) {
-  const { query, layer, signal, waiting } = wishes;
+  const { query, signal, waiting } = wishes;
+  // Without points an answer tells of no other layers than those that are asked for, by default of two.
+  const layer = hasWindows(model) ? null : wishes.layer;
   const queries = withCorners(item, query);
   const send = (explain) =>
     patiently(

@@ -7,6 +7,15 @@ const OF_TASK = {
   detect: { score_threshold: 0.05 },
 };
 
+// The cells of a window are told whole, or as many as the server tells at most.
+const KEYS = 8;
+const KEYS_IN_WINDOW = 32;
+
+// Whether a model attends to windows, and has no points.
+export function hasWindows({ variant }) {
+  return variant.startsWith("swin");
+}
+
 // The tasks whose answers this page can show.
 export function knows(task) {
   return task in OF_TASK;
@@ -18,7 +27,7 @@ export function makeCall(model, item, { explain = "attention", queries = null, l
   if (explain === "attention") {
     if (queries) options.queries = queries.map(([x, y]) => [rounded(x), rounded(y)]);
     if (layer) options.layers = [layer];
-    options.top_n = 8;
+    options.top_n = hasWindows(model) ? KEYS_IN_WINDOW : KEYS;
   }
   return {
     task: model.task,

@@ -16,10 +16,11 @@ export function startLink() {
 // Put the state into the address of the page, behind the #, which no server sees.
 export function writeLink() {
   clearTimeout(timer);
-  const { chosen, model, layer, hidden, travel, sized, threshold, query } = store.now;
+  const { chosen, model, beside, layer, hidden, travel, sized, threshold, query } = store.now;
   if (!chosen || !model) return;
   const parts = { model: model.name, layer, score: threshold, travel: travel.toFixed(2) };
   if (chosen.sample) parts.sample = nameOf(chosen.sample);
+  if (beside) parts.beside = beside.name;
   if (query) parts.query = query.map((value) => value.toFixed(1)).join(",");
   if (hidden.size) parts.hidden = [...hidden].sort().join(",");
   if (!sized) parts.sized = "no";
@@ -50,6 +51,7 @@ export function readLink() {
     empty: !location.hash.slice(1),
     sample: given.get("sample"),
     model: given.get("model"),
+    beside: given.get("beside"),
     state: Object.fromEntries(Object.entries(state).filter(([, value]) => value !== undefined)),
   };
 }

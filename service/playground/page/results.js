@@ -26,6 +26,13 @@ function list(answered) {
   else fill(place, ...objects(shown.detections));
 }
 
+// What a model sees, in a word or two.
+export function inShort({ predictions, detections }, threshold) {
+  if (predictions) return predictions[0].label;
+  const count = detections.filter(({ score }) => score >= threshold).length;
+  return count === 1 ? "1 object" : `${count} objects`;
+}
+
 function bars(predictions) {
   const entries = predictions.map(({ label, score }) => {
     const bar = make("span", { class: "bar-fill" });

@@ -27,6 +27,7 @@ export const store = new Store({
   facts: null, // of the server
   models: [],
   model: null, // the chosen one
+  beside: null, // a model that is compared with it
   items: [], // pictures, see pictures.js
   chosen: null, // the one that is shown
   layer: null, // as stage.block
@@ -39,6 +40,6 @@ export const store = new Store({
 });
 
 // What the model said of the chosen picture; null where nothing was said yet.
-export function answerOf({ chosen, model }) {
+export function answerOf({ chosen, model: first }, model = first) {
   return (model && chosen?.answers.get(model.name)) ?? null;
 }
