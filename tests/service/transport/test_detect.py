@@ -316,7 +316,7 @@ async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
     await opened.load()
     device.close()
     (engine,) = opened.engines
-    assert engine._detector._sizes.keys() == {(64, 96), (96, 96)}
+    assert engine._network._sizes.keys() == {(64, 96), (96, 96)}
 
 
 async def test_both_transports_describe_the_resizing(server):
