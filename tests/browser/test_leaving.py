@@ -62,8 +62,9 @@ def test_a_server_that_leaves_answers_what_it_has_and_the_next_one_the_rest(brow
                 assert labels(page)[0] == "heart"
                 assert not page.find("#waiting").is_displayed()
             heard = page.script("return window.heard")
-            assert heard[:2] == [LEAVING, GONE]
-            assert set(heard) <= {LEAVING, GONE, READING}
+            # Whether the page has a connection left on which it is told depends on the browser.
+            assert heard[0] in {LEAVING, GONE}
+            assert {GONE} <= set(heard) <= {LEAVING, GONE, READING}
 
 
 def test_a_worker_that_ends_is_said_to_be_lost_and_asked_again(browser, tmp_path):
