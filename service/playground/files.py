@@ -38,12 +38,12 @@ class Sample:
 
     Attributes:
         name: what it shows.
-        task: of the models that know such pictures.
+        tasks: of the models that know such pictures.
         file: from which it is read.
     """
 
     name: str
-    task: str
+    tasks: tuple[str, ...]
     file: Path
 
     @property
@@ -54,11 +54,11 @@ class Sample:
 
 SAMPLES = (
     *(
-        Sample(name, "classify", _DEMO / "samples" / f"{name}.jpg")
+        Sample(name, ("classify",), _DEMO / "samples" / f"{name}.jpg")
         for name in ("star", "heart", "flower")
     ),
     *(
-        Sample(name, "detect", _DEMO / "detection" / "samples" / f"{file}.jpg")
+        Sample(name, ("detect", "segment"), _DEMO / "detection" / "samples" / f"{file}.jpg")
         for name, file in (("many shapes", "many"), ("few shapes", "few"))
     ),
 )

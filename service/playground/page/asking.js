@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import { hasWindows, makeCall } from "./calls.js";
 import { Grid, layerName } from "./geometry.js";
 import { patiently } from "./patience.js";
+import { Labels } from "./segments.js";
 
 // What a model said of a picture. Attention is asked for layer by layer and query by query.
 class Answered {
@@ -15,6 +16,7 @@ class Answered {
     this.version = answer.version;
     this.timing = answer.timing;
     this.layers = answer.result.points ?? [];
+    this.labels = answer.result.segments ? new Labels(answer.result) : null;
     this.grids = new Map(); // by layer
     this.received = new Map();
     this.queries = new Map(); // by layer and cell

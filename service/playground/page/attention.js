@@ -22,12 +22,12 @@ export function startAttention() {
       const before = told.get(side);
       if (before && before.query === query && before.hidden === hidden) continue;
       told.set(side, { query, hidden });
-      tell(query, hidden, prefix);
+      tell(query, side, prefix);
     }
   });
 }
 
-function tell(query, hidden, prefix) {
+function tell(query, { hidden, answered }, prefix) {
   const listed = find(`${prefix}attention-bars`);
   const said = find(`${prefix}attention-said`);
   const keys = query ? (query.window ? cells(query, hidden) : points(query)) : [];
@@ -48,8 +48,14 @@ function tell(query, hidden, prefix) {
     );
   });
   fill(listed, make("ol", { class: "bars" }, ...entries));
-  const sentence = `Row ${query.row}, column ${query.column} ${keys[0].sentence}.`;
+  const sentence = `Row ${query.row}, column ${query.column}${labelled(query, answered)} ${keys[0].sentence}.`;
   if (said.textContent !== sentence) said.textContent = sentence;
+}
+
+// The class of a place, of a model that labels pixels.
+function labelled({ centre }, { labels }) {
+  const index = labels?.at(centre) ?? null;
+  return index === null ? "" : `, which is labelled ${labels.segments[index].label},`;
 }
 
 // The keys of a query, best first, with what is said of each.

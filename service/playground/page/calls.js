@@ -5,6 +5,7 @@ const SENT_AS_THEY_ARE = new Set(["image/jpeg", "image/png", "image/webp"]);
 const OF_TASK = {
   classify: { top_k: 5 },
   detect: { score_threshold: 0.05 },
+  segment: { format: "rle" },
 };
 
 // The cells of a window are told whole, or as many as the server tells at most.

@@ -2,7 +2,7 @@
 // screen and into files.
 //
 // A view has `points` (see geometry.js), `hidden` groups, `travel`, `sized`, `query`, `objects`, `lit`
-// (an object) and `litPoints`; of a model with windows `cell`, the size of one. `scale` is pixels of the canvas for each pixel of the picture, `unit`
+// (an object) and `litPoints`; of a segmenter `labels`, their `opacity` and `litSegment`; of a model with windows `cell`, the size of one. `scale` is pixels of the canvas for each pixel of the picture, `unit`
 // pixels of the canvas for each pixel of a screen.
 
 import { baseRadius, cellsOf, relativeRadius, travelled } from "./geometry.js";
@@ -20,6 +20,7 @@ export function draw(context, view) {
   if (view.query) veil(context, 0.42);
   else if (view.points.length) veil(context, 0.12);
   if (view.query?.window) unveil(context, view);
+  if (view.labels) drawLabelled(context, view);
   view.objects.forEach((object, index) => drawMask(context, view, object, index));
   const points = placed(view);
   if (view.travel > 0.02) points.forEach((point) => drawWay(context, view, point));
@@ -162,6 +163,12 @@ function drawQuery(context, view) {
   circle(context, at, 9 * unit, "#ffffff00", INK, 5 * unit);
   circle(context, at, 9 * unit, "#ffffff00", PAPER, 2.4 * unit);
   circle(context, at, 3 * unit, PAPER, INK, 1.2 * unit);
+}
+
+function drawLabelled(context, view) {
+  context.globalAlpha = view.opacity;
+  context.drawImage(view.labels.paint(view.litSegment), 0, 0, view.width * view.scale, view.height * view.scale);
+  context.globalAlpha = 1;
 }
 
 function drawMask(context, view, object, index) {

@@ -23,6 +23,7 @@ import { answerOf, store } from "./store.js";
 import { startTiming } from "./timing.js";
 
 const AT_ONCE = 3; // pictures that are asked about at a time
+const DOES = { classify: "tells classes", detect: "finds objects", segment: "labels pixels" };
 const RETOLD = ["query", "layer", "chosen", "model", "beside"];
 
 const stage = new Stage(first);
@@ -74,7 +75,7 @@ function listModels(models) {
     return;
   }
   fill(find("model"), ...models.map(({ name, task }) =>
-    make("option", { value: name, text: `${name} (${task === "detect" ? "finds objects" : "tells classes"})` })));
+    make("option", { value: name, text: `${name} (${DOES[task]})` })));
   setModel(models.find((model) => model.default) ?? models[0]);
 }
 
@@ -105,8 +106,8 @@ async function take(pictures, { keepModel = false } = {}) {
   tell("");
   tellFailure(null);
   const { sample } = pictures[0];
-  if (sample && !keepModel && store.now.model?.task !== sample.task) {
-    const fitting = store.now.models.filter(({ task }) => task === sample.task);
+  if (sample && !keepModel && !sample.tasks.includes(store.now.model?.task)) {
+    const fitting = store.now.models.filter(({ task }) => sample.tasks.includes(task));
     const model = fitting.find((one) => one.default) ?? fitting[0];
     if (model) setModel(model);
   }

@@ -17,7 +17,7 @@ export class Stage {
     this.element = find(`${prefix}stage`);
     this.picture = find(`${prefix}picture`);
     this.overlay = find(`${prefix}overlay`);
-    this.prepared = { objects: [], points: [] }; // of the answer that is shown, kept between drawings
+    this.prepared = { objects: [], labels: null, points: [] }; // of the answer that is shown, kept between drawings
     this.moving = 0;
     this.element.addEventListener("click", (event) => this.point(event));
     this.element.addEventListener("keydown", (event) => this.walk(event));
@@ -67,7 +67,7 @@ export class Stage {
 
   // What `drawing.js` draws, at a scale.
   view(scale, unit) {
-    const { chosen, travel, sized, threshold } = store.now;
+    const { chosen, travel, sized, threshold, opacity } = store.now;
     const { layer, query, grid, hidden } = this.side;
     const [width, height] = chosen.size;
     const lit = this.side === first ? store.now.lit : null; // chosen among the objects of that
@@ -75,11 +75,12 @@ export class Stage {
     const objects = prepared.objects.filter(({ score }) => score >= threshold);
     const shownLit = lit === null ? null : objects.findIndex(({ index }) => index === lit);
     const litObject = shownLit === null || shownLit < 0 ? null : objects[shownLit];
-    const points = prepared.points;
+    const { points, labels } = prepared;
+    const litSegment = labels && lit !== null && lit < labels.segments.length ? lit : null;
     return {
-      width, height, scale, unit, points, hidden, travel, sized, objects, layer,
+      width, height, scale, unit, points, hidden, travel, sized, objects, layer, labels, opacity, litSegment,
       lit: litObject ? shownLit : null,
-      litPoints: litObject && points.length ? pointsInside(points, litObject) : null,
+      litPoints: points.length ? litPoints(points, litObject, labels, litSegment) : null,
       query,
       cell: grid?.pitch ?? null,
     };
@@ -92,6 +93,7 @@ export class Stage {
     const { prepared } = this;
     if (prepared.answered !== answered) {
       prepared.objects = (answered?.result.detections ?? []).map((one, index) => new Found(one, index));
+      prepared.labels = answered?.labels ?? null;
     }
     if (prepared.answered !== answered || prepared.layer !== layer || prepared.received !== received) {
       const found = answered?.layers.find((one) => layerName(one) === layer);
@@ -107,6 +109,8 @@ export class Stage {
       picture: store.now.chosen.name,
       points: view.points.filter((point) => !view.hidden.has(point.group)).length,
       objects: view.objects.length,
+      segments: view.labels?.segments.length ?? 0,
+      opacity: view.opacity,
       lit: view.litPoints?.size ?? "",
       layer: view.layer ?? "",
       travel: view.travel.toFixed(2),
@@ -152,12 +156,19 @@ export class Stage {
   hover(event) {
     if (event.pointerType === "touch" || !store.now.chosen?.size || this.side !== first) return;
     const place = this.place(event);
-    const under = this.prepare().objects
+    const lit = this.under(place);
+    if (lit !== store.now.lit) store.change({ lit });
+  }
+
+  // The index of the segment, or of the smallest object, at a place.
+  under(place) {
+    const { objects, labels } = this.prepare();
+    if (labels) return labels.at(place);
+    const found = objects
       .filter(({ score }) => score >= store.now.threshold)
       .filter((object) => isIn(place, object, null))
       .sort((a, b) => area(a.box) - area(b.box));
-    const lit = under[0]?.index ?? null;
-    if (lit !== store.now.lit) store.change({ lit });
+    return found[0]?.index ?? null;
   }
 
   // Move the points from their references to where the model read.
@@ -182,8 +193,11 @@ export class Stage {
   }
 }
 
-function pointsInside(points, object) {
-  return new Set(points.filter((point) => isIn(point.location, object, object.mask)));
+// The points in what is lit, an object or a segment; null where nothing is.
+function litPoints(points, object, labels, segment) {
+  if (object) return new Set(points.filter(({ location }) => isIn(location, object, object.mask)));
+  if (segment === null) return null;
+  return new Set(points.filter(({ location }) => labels.at(location) === segment));
 }
 
 function area([x1, y1, x2, y2]) {

@@ -36,7 +36,8 @@ export const store = new Store({
   sized: true, // circles by the attention received
   threshold: 0.5, // least score of an object
   query: null, // [x, y] in pixels of the picture
-  lit: null, // index of a detection
+  opacity: 0.5, // of the labels of a segmenter
+  lit: null, // index of a detection, or of a segment
 });
 
 // What the model said of the chosen picture; null where nothing was said yet.

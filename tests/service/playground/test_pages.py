@@ -141,7 +141,8 @@ def test_the_page_knows_what_the_server_takes_and_what_to_try(client, request, s
     assert facts["limits"] == {"image_bytes": LIMIT, "pixels": PIXELS, "timeout_s": 30}
     server = shown.shapes[request.node.callspec.params["client"]]
     assert server.grpc_target.endswith(f":{facts['grpc_port']}")
-    assert {sample["task"] for sample in facts["samples"]} == {"classify", "detect"}
+    known = {task for sample in facts["samples"] for task in sample["tasks"]}
+    assert known == {"classify", "detect", "segment"}
     for sample in facts["samples"]:
         picture = client.get(urljoin("/", sample["path"]))
         assert picture.headers["content-type"] == "image/jpeg"
