@@ -32,7 +32,7 @@ from service.pictures.compose import Thing
 from service.pictures.segments import Segments
 from service.priority import Priority
 from service.settings import Limits
-from service.tasks.attention import AttendedLayer, AttentionOptions
+from service.tasks.attention import AttendedLayer, AttentionOptions, Layer
 from service.tasks.drawing import MEDIA_TYPES, Drawing, Drawn, Picture, draw
 from service.tasks.passage import ImagePassage, RequestPassage, Timing
 from service.tasks.points import LayerPoints
@@ -165,6 +165,11 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
     def tasks(self) -> tuple[str, ...]:
         """The names of the requests that it answers."""
         return (self.card.task,)
+
+    @property
+    def explained_layers(self) -> tuple[Layer, ...]:
+        """The layers whose attention a request may name."""
+        return ()
 
     @abstractmethod
     def check(self, options: TaskOptions) -> None:

@@ -72,6 +72,11 @@ class PicturedCore(Core[TaskOptions, TaskAnswer]):
         return (*super().tasks, VISUALIZE)
 
     @property
+    @override
+    def explained_layers(self) -> tuple[Layer, ...]:
+        return tuple(explained_layers(self.network))
+
+    @property
     @abstractmethod
     def network(self) -> Config:
         """The network whose layers are drawn."""
@@ -158,14 +163,14 @@ class PicturedCore(Core[TaskOptions, TaskAnswer]):
                     f"{name} attends to windows and has no points, which {without[0]} would show; "
                     "show=keys draws the window of a query"
                 )
-            known = list(explained_layers(config))
+            known = self.explained_layers
         elif show & _OF_ATTENTION:
-            known = list(explained_layers(config))
+            known = self.explained_layers
             if not known:
                 raise InvalidOption(f"{name} has no deformable attention to explain")
         else:
             every = point_layers(config, config.image_size)
-            known = [(layer.stage, layer.block) for layer in every]
+            known = tuple((layer.stage, layer.block) for layer in every)
             if not known:
                 raise InvalidOption(f"{name} has no deformable layers whose points could be drawn")
         check_layers(asked.attention.layers, known, name)

@@ -129,6 +129,10 @@ def test_windows_at_the_rim_have_fewer_cells(page):
     page.wait(lambda: beside(page, "query") == "0,0")
     query = attention(page, layers="3.1", queries="0,0")
     assert beside(page, "keys") == str(len(query["keys"]))
+    page.choose("layer-choices", "1.0")
+    page.wait(lambda: (beside(page, "layer"), beside(page, "query")) == ("1.1", "0,0"))
+    query = attention(page, layers="1.1", queries="0,0")
+    assert beside(page, "keys") == str(len(query["keys"])) == "4"
 
 
 def test_a_swin_alone_has_attention_and_says_that_it_has_no_points(page):
@@ -140,6 +144,8 @@ def test_a_swin_alone_has_attention_and_says_that_it_has_no_points(page):
     assert said.text.startswith("swin_nano has no points")
     assert not page.find("#travel").is_displayed()
     assert not page.find("#sized").is_displayed()
+    page.choose("layer-choices", "0.1")
+    page.wait_drawn(layer="0.1")
     page.choose("layer-choices", "2.1")
     page.wait_drawn(layer="2.1")
     page.click_at(0.4, 0.5)

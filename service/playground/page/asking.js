@@ -1,14 +1,15 @@
 // Asks the server about pictures, and keeps what was answered.
 
 import { ask } from "./api.js";
-import { hasWindows, makeCall } from "./calls.js";
+import { makeCall } from "./calls.js";
 import { Grid, layerName } from "./geometry.js";
 import { patiently } from "./patience.js";
 import { Labels } from "./segments.js";
 
 // What a model said of a picture. Attention is asked for layer by layer and query by query.
 class Answered {
-  constructor(answer) {
+  constructor(answer, { explained_layers: explained }) {
+    this.explained = explained;
     this.exchanges = new Map(); // call and answer that told of a layer, or of a layer and a cell
     this.first = answer;
     this.result = answer.result;
@@ -22,9 +23,9 @@ class Answered {
     this.queries = new Map(); // by layer and cell
   }
 
-  // Those with points; of a model without, those whose attention was told.
+  // Those with points; of a model without, those whose attention it explains.
   get layerNames() {
-    return this.layers.length ? this.layers.map(layerName) : [...this.received.keys()].sort();
+    return this.layers.length ? this.layers.map(layerName) : this.explained;
   }
 
   // How many offset groups a layer has, or heads where it has no points.
@@ -73,8 +74,7 @@ function withCorners(item, query) {
 // Ask about a picture for the first time. Waits as long as the server is busy.
 export async function askAbout(item, model, wishes) {
   const { query, signal, waiting } = wishes;
-  // Without points an answer tells of no other layers than those that are asked for, by default of two.
-  const layer = hasWindows(model) ? null : wishes.layer;
+  const layer = model.explained_layers.includes(wishes.layer) ? wishes.layer : null;
   const queries = withCorners(item, query);
   const send = (explain) =>
     patiently(
@@ -90,7 +90,7 @@ export async function askAbout(item, model, wishes) {
     if (layer || query) return askAbout(item, model, { ...wishes, layer: null, query: null });
     answer = await send("none"); // a model without deformable attention has an answer all the same
   }
-  const answered = new Answered(answer);
+  const answered = new Answered(answer, model);
   answered.keep(answer, queries !== null);
   item.answers.set(model.name, answered);
   return answered;

@@ -127,8 +127,12 @@ export class Stage {
   }
 
   point(event) {
-    const { grid } = this.side;
-    if (!grid) return;
+    const { answered, grid } = this.side;
+    if (!answered?.grids.size) return;
+    if (!grid) {
+      store.change({ query: inPicture(this.place(event)) }); // its cell is told with the layer
+      return;
+    }
     // A cell that is chosen already is let go again.
     const cell = grid.nearest(this.place(event));
     const now = store.now.query && grid.nearest(store.now.query);

@@ -102,6 +102,24 @@ async def test_one_query_has_its_points_and_its_window(beside):
                 assert key["weight"] == pytest.approx(of_head[key["key"]], abs=WEIGHTS)
 
 
+async def test_models_name_the_layers_that_they_explain(beside):
+    async with httpx.AsyncClient(base_url=beside.http_url) as client:
+        models = (await client.get("/v1/models")).json()["models"]
+    named = {model["name"]: model["explained_layers"] for model in models}
+    assert named["swin_nano"] == ["0.1", "1.1", "2.1", "3.1"]
+    assert named["dat_nano"] == ["0.0", "1.0", "2.0", "2.1", "2.2", "3.0", "3.1"]
+    async with channel(beside) as open_channel:
+        stub = dat_pb2_grpc.ModelServiceStub(open_channel)
+        listed = (await stub.ListModels(dat_pb2.ListModelsRequest())).models
+    assert {
+        model.name: [f"{layer.stage}.{layer.block}" for layer in model.explained_layers]
+        for model in listed
+    } == named
+    for layer in named["swin_nano"]:
+        answer = await ask(beside, "swin_nano", explain="attention", layers=layer)
+        assert answer["status"] == "ok"
+
+
 async def test_plain_and_explained_requests_give_the_same(beside):
     answers = await asyncio.gather(
         *(ask(beside, "swin_nano", **({"explain": "attention"} if n % 2 else {})) for n in range(8))
