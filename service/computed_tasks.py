@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from model.detection.transforms import DIVISOR
 from model.swin import Swin
 from service.batching.batcher import Runner
 from service.engine.classification import ClassificationEngine
@@ -151,10 +152,20 @@ def _segmentation_engine(
 def _ready_sizes(model: LoadedModel, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
     """The sizes of the settings, and that of the letterbox where it is the mode of the model."""
     assert model.letterbox_size is not None, "this is a bug"
+    if unpadded := [size for size in sizes if not all(map(_is_padded, size))]:
+        height, width = unpadded[0]
+        raise ModelFileError(
+            f"{model.name}: sizes has {height}x{width}; those of a detector are padded: multiples "
+            f"of {DIVISOR}, from {2 * DIVISOR} on"
+        )
     square = (model.letterbox_size, model.letterbox_size)
     if model.resize_mode == "official" or square in sizes:
         return sizes
     return (square, *sizes)
+
+
+def _is_padded(side: int) -> bool:
+    return side % DIVISOR == 0 and side > DIVISOR
 
 
 # Checkpoints are recognised in this order. A detector is recognised by its backbone, which a

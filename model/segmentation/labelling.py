@@ -17,6 +17,8 @@ STRIP = 1 << 21
 _MORE_ON_CUDA = 32  # times; every strip is some twenty launches
 # Of the largest logit: by how much rounding can move a value that is interpolated.
 ROUNDING = 1e-5
+# By how much a logit is below another one where its probability is a millionth of a hundredth.
+NEGLIGIBLE = 18.0
 
 
 class Pass(NamedTuple):
@@ -105,26 +107,29 @@ def label_strips(
     every = slice(0, image_size[0])
     # Which classes contend is known on the host alone, so a GPU does without: to wait for it would
     # take longer.
-    if len(resizings) == 1 and not confidence and on_cpu:
+    if len(resizings) == 1 and on_cpu:
         (one,) = resizings
         for band in _parts(every, one.rows_of_cell):
-            contenders = one.contenders(band)
+            contenders = one.contenders(band, NEGLIGIBLE if confidence else 0.0)
             for rows in _parts(band, values // (len(contenders) * one.values_of_row)):
-                yield Strip(rows, contenders[one.logits(rows, contenders).argmax(-1)])
+                strip = _strip(rows, [one.logits(rows, contenders)], confidence=confidence)
+                yield strip._replace(labels=contenders[strip.labels])
         return
     for rows in _parts(every, values // (classes * max(one.values_of_row for one in resizings))):
-        each = [one.logits(rows) for one in resizings]
-        if len(each) == 1 and not confidence:
-            yield Strip(rows, each[0].argmax(-1))
-            continue
-        mean = _mean_probabilities(each)
-        largest = (each[0] if len(each) == 1 else mean).argmax(-1, keepdim=True)
-        if not confidence:
-            yield Strip(rows, largest.squeeze(-1))
-            continue
-        own = mean.gather(-1, largest).squeeze(-1)
-        next_best = mean.scatter(-1, largest, 0).amax(-1)
-        yield Strip(rows, largest.squeeze(-1), own, own - next_best)
+        yield _strip(rows, [one.logits(rows) for one in resizings], confidence=confidence)
+
+
+def _strip(rows: slice, each: Sequence[Tensor], *, confidence: bool) -> Strip:
+    """Rows of an image from the logits of each pass; the labels count the classes of the logits."""
+    if len(each) == 1 and not confidence:
+        return Strip(rows, each[0].argmax(-1))
+    mean = _mean_probabilities(each)
+    largest = (each[0] if len(each) == 1 else mean).argmax(-1, keepdim=True)
+    if not confidence:
+        return Strip(rows, largest.squeeze(-1))
+    own = mean.gather(-1, largest).squeeze(-1)
+    next_best = mean.scatter_(-1, largest, 0).amax(-1)
+    return Strip(rows, largest.squeeze(-1), own, own - next_best)
 
 
 def _parts(rows: slice, count: int) -> Iterator[slice]:
@@ -209,18 +214,22 @@ class _TwoResizings:
         at_image = across_image.along(to_image.along(at_input, 0), 1)
         return at_image.flip(1) if self._mirrored else at_image
 
-    def contenders(self, rows: slice) -> Tensor:
+    def contenders(self, rows: slice, slack: float = 0.0) -> Tensor:
         """The classes, in order, that can have the largest logit somewhere in rows of the image.
 
         A pixel lies between cells, three of a row at most, and so does its logit. A class that is
         at its highest below what another one has at its lowest, around every pixel, is out.
+
+        Args:
+            rows: of the image.
+            slack: by how much a logit may be below the largest.
         """
         to_input, to_image = self._rows
         of_cells, _ = to_input.part(to_image.part(rows)[0])
         cells = self._cells[of_cells]
         highest = _highest_of_three(cells.amax(0))
         lowest = -_highest_of_three(-cells.amin(0))
-        bar = lowest.amax(0) - ROUNDING * cells.abs().amax()
+        bar = lowest.amax(0) - ROUNDING * cells.abs().amax() - slack
         return (~(highest < bar)).any(1).nonzero().flatten()
 
 

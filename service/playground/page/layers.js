@@ -21,7 +21,8 @@ export function startLayers(stage) {
     show(find("layers-panel"), names.length > 0);
     travel.value = String(Math.round(now.travel * 100));
     sized.checked = now.sized;
-    const key = `${now.model?.name} ${names} ${now.layer}`;
+    const groups = answered?.groupsOf(now.layer) ?? 0; // of a layer of windows known with its attention
+    const key = `${now.model?.name} ${names} ${now.layer} ${groups}`;
     if (names.length && key !== layers) {
       layers = key;
       const hasPoints = answered.layers.length > 0;
@@ -31,7 +32,7 @@ export function startLayers(stage) {
       find("no-points-model").textContent = now.model.name;
       find("groups-title").textContent = hasPoints ? "Offset groups" : "Heads";
       listLayers(names, now.layer);
-      listGroups(answered.groupsOf(now.layer), { hidden: now.hidden, hasPoints });
+      listGroups(groups, { hidden: now.hidden, hasPoints });
     }
   });
 }

@@ -21,7 +21,13 @@ from model.segmentation import load_segmenter
 from model.segmentation.classes import overlay
 from model.segmentation.config import SEGMENTERS
 from model.segmentation.transforms import to_model_pixels
+from service.errors import InvalidOption
+from service.models import convert, load
+from service.models.segmentation import SEGMENTATION
 from service.pb import dat_pb2, dat_pb2_grpc
+from service.settings import ModelChoice
+from service.tasks import segmentation
+from service.tasks.segments import parts
 from tests.clients import JPEG, channel, encoded
 from tests.model.segmentation.conftest import segmenter_state
 from tests.segmentation_clients import CLIENTS, over_grpc, over_http, over_json, pixels
@@ -143,9 +149,7 @@ async def test_several_scales_are_the_official_test_at_several_scales(any_server
     (seen,) = (await over_http(any_server, [JPEG], **asked)).images
     assert (seen.labels != said.labels.numpy()).mean() < 1e-3  # ties of rounding
     assert (said.labels != expected["official"].labels).float().mean() > 0.05
-    np.testing.assert_allclose(
-        pixels(seen.confidence), said.margins.numpy() * 255, atol=1.01
-    )
+    np.testing.assert_allclose(pixels(seen.confidence), said.margins.numpy() * 255, atol=1.01)
     # Points are those of the official scale.
     (plain,) = (await over_http(any_server, [JPEG], explain="points")).images
     assert plain.input_size == seen.input_size
@@ -237,11 +241,7 @@ async def test_values_that_there_are_not_are_refused(server):
                 await stub.Segment(request)
 
 
-def test_outlines_that_turn_too_often_are_refused(monkeypatch):
-    from service.errors import InvalidOption
-    from service.tasks import segmentation
-    from service.tasks.segments import parts
-
+def test_outlines_that_turn_too_often_are_refused():
     noise = np.random.default_rng(0).integers(0, 7, (600, 600), np.uint8)
     options = segmentation.SegmentOptions(format="polygon")
     with pytest.raises(InvalidOption, match="at most 250000 are traced, so ask for format rle"):
@@ -467,10 +467,6 @@ async def test_grpc_draws_the_same_picture(server):
 
 def test_a_converted_segmenter_is_served_from_its_file_alone(folder: Path, tmp_path: Path):
     """With the names and the colours that were in the official file."""
-    from service.models import convert, load
-    from service.models.segmentation import SEGMENTATION
-    from service.settings import ModelChoice
-
     out = tmp_path / "segments.safetensors"
     convert.convert(ModelChoice(checkpoint=folder / "segments.pth"), out, [SEGMENTATION])
     labels = load.load(ModelChoice(checkpoint=out), [SEGMENTATION]).labels
