@@ -76,19 +76,15 @@ export async function askAbout(item, model, wishes) {
   const { query, signal, waiting } = wishes;
   const layer = model.explained_layers.includes(wishes.layer) ? wishes.layer : null;
   const queries = withCorners(item, query);
-  const send = (explain) =>
-    patiently(
-      () => ask(makeCall(model, item, { explain, queries, layer }), item.file, signal),
-      { signal, waiting },
-    );
+  // A model without attention has an answer all the same.
+  const explain = model.explained_layers.length ? "attention" : "none";
+  const call = makeCall(model, item, { explain, queries, layer });
   let answer;
   try {
-    answer = await send("attention");
+    answer = await patiently(() => ask(call, item.file, signal), { signal, waiting });
   } catch (failure) {
-    if (failure.code !== "invalid_option") throw failure;
-    // The layer is of another model, or the place of another picture.
-    if (layer || query) return askAbout(item, model, { ...wishes, layer: null, query: null });
-    answer = await send("none"); // a model without deformable attention has an answer all the same
+    if (failure.code !== "invalid_option" || !query) throw failure;
+    return askAbout(item, model, { ...wishes, query: null }); // the place is of another picture
   }
   const answered = new Answered(answer, model);
   answered.keep(answer, queries !== null);
