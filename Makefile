@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults convert evaluate test-gpu check format proto bench settings demo demo-detector screenshots image-test
+.PHONY: help run test test-slow test-faults convert evaluate test-gpu check format proto bench settings attention-page demo demo-detector screenshots image-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -48,8 +48,8 @@ check: $(VENV)/.dev ## lint, types, generated files up to date
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(MAKE) --no-print-directory proto settings
-	git diff --exit-code -- service/pb docs/settings.md
+	$(MAKE) --no-print-directory proto settings attention-page
+	git diff --exit-code -- service/pb docs/settings.md service/playground/page/docs/attention.html
 	shellcheck .ci/run bench/*.sh deploy/*.sh
 
 format: $(VENV)/.dev ## format and fix the code
@@ -62,6 +62,9 @@ proto: $(VENV)/.dev ## regenerate the gRPC stubs
 
 settings: $(VENV)/.dev ## regenerate the table of settings in docs/settings.md
 	$(BIN)/python -m service.settings docs/settings.md
+
+attention-page: $(VENV)/.dev ## regenerate the page that servers have of docs/attention.md
+	$(BIN)/python -m deploy.attention_page
 
 bench: $(VENV)/.dev ## measure the engine, the server and detectors, results in bench/results
 	$(BIN)/python -m bench.engine

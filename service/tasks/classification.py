@@ -123,8 +123,8 @@ class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
                 f"{self.card.name} has no sampling points; explain=attention shows what its "
                 "windows attend to"
             )
-        asked = options.explain == "attention"
-        attention.check(options.attention, self._config, asked=asked, model=self.card.name)
+        name = self.card.name
+        attention.check(options.attention, self._config, asked=options.attends, model=name)
 
     @override
     async def answer_image(self, passage: ImagePassage, options: ClassifyOptions) -> Classification:
@@ -135,7 +135,7 @@ class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
         cells: Cells = ()
         size = self._config.image_size
         seen = Seen(self._config, size, size, (image.height, image.width), image.pixel_map)
-        if options.explain == "attention":
+        if options.attends:
             looks, cells = attention.wanted(options.attention, seen)
             wanted = replace(looks, logits=options.logits)
         output: ClassificationOutput

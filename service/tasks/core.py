@@ -34,7 +34,7 @@ from service.pictures.compose import Thing
 from service.pictures.regions import Regions
 from service.priority import Priority
 from service.settings import Limits
-from service.tasks.attention import AttendedLayer, AttentionOptions
+from service.tasks.attention import AttendedLayer, AttentionOptions, Layer
 from service.tasks.drawing import MEDIA_TYPES, Drawing, Drawn, Picture, draw
 from service.tasks.passage import ImagePassage, RequestPassage, Timing
 from service.tasks.points import LayerPoints
@@ -53,7 +53,7 @@ class Options:
         explain: `points` adds the sampling locations; `objects`, of detectors alone, says of
             each object as well which of them lie inside; `attention` adds to the points what
             queries attend to.
-        attention: whose attention, and in which layers.
+        attention: whose attention, and in which layers; with `objects` it asks for attention too.
         timeout_s: time until the answer is of no use, seconds; `None` means the server's default.
         priority: `low` lets the requests of others go first.
         drawing: of the picture of the answer; `None` means that none is drawn.
@@ -65,6 +65,12 @@ class Options:
     timeout_s: float | None = None
     priority: Priority = "high"
     drawing: Drawing | None = None
+
+    @property
+    def attends(self) -> bool:
+        """Whether attention is asked for: alone, or beside the objects by what it may name."""
+        named = self.attention != AttentionOptions()
+        return self.explain == "attention" or (self.explain == "objects" and named)
 
     @property
     def long_answer(self) -> bool:
@@ -161,6 +167,11 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
     def tasks(self) -> tuple[str, ...]:
         """The names of the requests that it answers."""
         return (self.card.task,)
+
+    @property
+    def explained_layers(self) -> tuple[Layer, ...]:
+        """The layers whose attention a request may name."""
+        return ()
 
     @abstractmethod
     def check(self, options: TaskOptions) -> None:

@@ -192,8 +192,8 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
             raise InvalidOption(f"{self.card.name} has no class {quoted(unknown[0])}")
         if options.masks not in (None, "none") and not self.has_masks:
             raise InvalidOption(f"{self.card.name} gives no masks")
-        asked, backbone = options.explain == "attention", self._config.backbone
-        attention.check(options.attention, backbone, asked=asked, model=self.card.name)
+        backbone, name = self._config.backbone, self.card.name
+        attention.check(options.attention, backbone, asked=options.attends, model=name)
 
     @override
     async def answer_image(self, passage: ImagePassage, options: DetectOptions) -> DetectedImage:

@@ -223,11 +223,11 @@ class Page:
         others = [
             url for url in self.requested() if not url.startswith((self.url, "blob:", "data:"))
         ]
-        assert not others
+        assert not others, others
         severe = [
             entry["message"]
             for entry in self.driver.get_log("browser")
             if entry["level"] == "SEVERE"
             and not any(f"status of {status}" in entry["message"] for status in self.allowed)
         ]
-        assert not severe
+        assert not severe, severe

@@ -187,6 +187,9 @@ def add_models(
         height, width = facts.pop("image_size") or (None, None)
         facts["resize_mode"] = RESIZE_MODES[core.card.resize_mode]
         default = catalogue.is_default(core)
+        facts["explained_layers"] = [
+            dat_pb2.LayerName(stage=stage, block=block) for stage, block in core.explained_layers
+        ]
         return dat_pb2.Model(default=default, width=width, height=height, **facts)
 
     async def list_models(context: Context) -> bytes:
