@@ -185,6 +185,7 @@ def add_models(
     def describe(core: AnyCore) -> dat_pb2.Model:
         facts = vars(core.card).copy()
         height, width = facts.pop("image_size") or (None, None)
+        del facts["buckets"]  # the Open Inference Protocol has them in its model config
         facts["resize_mode"] = RESIZE_MODES[core.card.resize_mode]
         default = catalogue.is_default(core)
         facts["explained_layers"] = [
