@@ -19,7 +19,7 @@ CONFIG = schemathesis.Config.from_dict(
 def test_the_document_and_the_answers_agree(server):
     document = schemathesis.openapi.from_url(f"{server.http_url}/openapi.json", config=CONFIG)
     operations = [operation.ok() for operation in document.get_all_operations()]
-    assert len(operations) == 8
+    assert len(operations) == 9
     for operation in operations:
         # What has neither options nor a body cannot be asked wrongly.
         modes = list(GenerationMode) if operation.method == "post" else [GenerationMode.POSITIVE]
