@@ -23,7 +23,7 @@ import { answerOf, store } from "./store.js";
 import { startTiming } from "./timing.js";
 
 const AT_ONCE = 3; // pictures that are asked about at a time
-const DOES = { classify: "tells classes", detect: "finds objects", segment: "labels pixels" };
+const TELLS = { classify: "classes", detect: "objects", segment: "pixels" };
 const RETOLD = ["query", "layer", "chosen", "model", "beside"];
 
 const stage = new Stage(first);
@@ -75,7 +75,7 @@ function listModels(models) {
     return;
   }
   fill(find("model"), ...models.map(({ name, task }) =>
-    make("option", { value: name, text: `${name} (${DOES[task]})` })));
+    make("option", { value: name, text: `${name} (${TELLS[task]})` })));
   setModel(models.find((model) => model.default) ?? models[0]);
 }
 
