@@ -187,8 +187,8 @@ async def test_an_unload_answers_what_was_asked_and_nothing_after(served):
     models.serve({"m": "a40", "n": "b0"})
     await served.rest.load("m")
     async with crowd(server, "n") as others:
-        large = asyncio.gather(*(over_http(server, [JPEG] * 32, model="m") for _ in range(3)))
-        await eventually(lambda: server.metrics()["dat_requests_waiting,model=m"] > 8)
+        large = asyncio.gather(*(over_http(server, [JPEG] * 16, model="m") for _ in range(2)))
+        await eventually(lambda: server.metrics()["dat_requests_waiting,model=m"] > 4)
         await served.grpc.unload("m")
         # It came back when all of these had their answers.
         for answer in await asyncio.wait_for(large, 30):
