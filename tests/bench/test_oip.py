@@ -11,7 +11,8 @@ from bench.running_server import running_server
 @pytest.mark.slow
 def test_every_form_is_answered_over_both_wires_and_to_both_clients() -> None:
     shape = {"concurrency": 2, "seconds": 0.6}
-    with running_server(None, DAT_MODEL__NAME=oip.MODEL) as server:
+    program = oip.PROGRAMS["null"]
+    with running_server(None, program, DAT_MODEL__NAME=oip.MODEL) as server:
         for protocol in oip.PROTOCOLS:
             expected = {"http": "200", "grpc": "OK"}[protocol]
             rounds = {form: [oip.load(server, protocol, form, shape)] for form in oip.FORMS}
