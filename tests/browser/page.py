@@ -125,8 +125,8 @@ class Page:
         code = "return document.getElementById('stage').dataset[arguments[0]]"
         return str(self.script(code, name) or "")
 
-    def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, TIMEOUT_S, poll_frequency=0.03).until(
+    def wait(self, condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
+        return WebDriverWait(self.driver, timeout_s, poll_frequency=0.03).until(
             lambda _: condition()
         )
 

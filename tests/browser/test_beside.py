@@ -192,6 +192,24 @@ def test_both_are_taken_along(page, downloads):
     page.wait(lambda: "beside" not in page.driver.current_url)
 
 
+def test_one_that_cannot_be_asked_leaves_the_other_alone(browser, with_swin):
+    with Page.opened(browser, with_swin.http_url) as page:
+        page.driver.execute_cdp_cmd("Network.enable", {})
+        page.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*model=swin_nano*"]})
+        select(page, "beside", "swin_nano")
+        page.sample("star")
+        page.wait(lambda: page.find("#waiting").is_displayed())
+        assert page.text("#caption") == "dat_nano, layer 3.1: star"
+        assert page.text("#beside-caption") == "Asking swin_nano"
+        page.find("#waiting-stop").click()
+        page.wait(lambda: page.text("#beside-caption") == "You stopped this picture.")
+        assert not page.find("#failure").is_displayed()
+        page.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+        select(page, "beside", "")
+        select(page, "beside", "swin_nano")
+        page.wait(lambda: page.text("#beside-caption") == "swin_nano, layer 3.1: star")
+
+
 def test_a_detector_beside_a_classifier_shows_its_objects(page):
     page.sample("many")
     page.wait(lambda: page.all(".object"))

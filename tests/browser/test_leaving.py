@@ -12,6 +12,7 @@ from tests.processes import kill
 from tests.server import start_server
 
 pytestmark = pytest.mark.timeout(400)
+STARTED_S = 120  # until another process is there, where others want the cores
 LEAVING = "This server is shutting down and takes no more pictures."
 GONE = "The server cannot be reached."
 READING = "The server is still reading its models."
@@ -57,7 +58,7 @@ def test_a_server_that_leaves_answers_what_it_has_and_the_next_one_the_rest(brow
             page.wait(lambda: page.text("#waiting-said") == GONE)
             assert page.find("#waiting").is_displayed()
             with start_server(DAT_MODEL__NAME="dat_nano", DAT_SERVER__HTTP_PORT=port):
-                page.wait(lambda: page.text("#gallery-said") == "2 of 2 pictures done.")
+                page.wait(lambda: page.text("#gallery-said") == "2 of 2 pictures done.", STARTED_S)
                 page.wait_drawn(picture="heart.jpg", points=32)
                 assert labels(page)[0] == "heart"
                 assert not page.find("#waiting").is_displayed()
@@ -80,7 +81,7 @@ def test_a_worker_that_ends_is_said_to_be_lost_and_asked_again(browser, tmp_path
             kill(lost.server, "worker-0")
             page.wait(lambda: page.text("#waiting-said") == LOST)
             assert page.find("#waiting").is_displayed()
-        page.wait_drawn(points=32)
+        page.wait(lambda: page.stage("points") == "32", STARTED_S)
         assert labels(page)[0] == "star"
         assert not page.find("#waiting").is_displayed()
         with lost.fault("wait"):
@@ -88,7 +89,7 @@ def test_a_worker_that_ends_is_said_to_be_lost_and_asked_again(browser, tmp_path
             wait_until(lambda: running(lost.server) == 1)
             kill(lost.server, "worker-0")
             page.wait(lambda: page.find("#waiting").is_displayed())
-        page.wait(lambda: page.stage("query"))
+        page.wait(lambda: page.stage("query"), STARTED_S)
         assert not page.find("#failure").is_displayed()
         assert page.script("return window.heard[0]") == LOST
         page.check()

@@ -3,6 +3,7 @@
 
 import { askAbout } from "./asking.js";
 import { fill, find, make, show } from "./elements.js";
+import { Failure } from "./failures.js";
 import { inShort } from "./results.js";
 import { first, second } from "./sides.js";
 import { store } from "./store.js";
@@ -14,6 +15,7 @@ let failed = null; // why the last one failed: { item, model, failure }
 // `waiting` as in patience.js; `isLive` says whether somebody else asks, as a camera does.
 export function startBeside({ waiting, isLive }) {
   find("beside").addEventListener("change", (event) => compare(event.target.value));
+  find("waiting-stop").addEventListener("click", () => stopping?.abort());
   store.listen((now, changed) => {
     if (changed.has("models") || changed.has("model")) list(now);
     find("beside").value = now.beside?.name ?? NOTHING;
@@ -53,15 +55,20 @@ function frame({ chosen, beside }) {
 function caption(side) {
   const { answered, model, layer, grid } = side;
   const { chosen } = store.now;
-  if (side === second && failed?.item === chosen && failed.model === model) return failed.failure.message;
+  const failure = side === first ? chosen.failure : failureOf(chosen, model);
+  if (failure) return failure.message;
   if (!answered) return `Asking ${model?.name}`;
   const where = grid ? `layer ${layer}` : "no attention to show";
   return `${model.name}, ${where}: ${inShort(answered.result, store.now.threshold)}`;
 }
 
+function failureOf(item, model) {
+  return failed?.item === item && failed.model === model ? failed.failure : null;
+}
+
 async function ask({ chosen, beside, query, facts }, waiting) {
   stopping?.abort();
-  failed = null;
+  stopping = failed = null;
   if (!chosen || !beside || chosen.answers.has(beside.name) || chosen.refusal(facts)) return;
   const mine = new AbortController();
   stopping = mine;
@@ -69,8 +76,8 @@ async function ask({ chosen, beside, query, facts }, waiting) {
     await askAbout(chosen, beside, { query, layer: null, signal: mine.signal, waiting });
     store.touch("beside");
   } catch (failure) {
-    if (failure.name === "AbortError") return;
-    failed = { item: chosen, model: beside, failure };
+    if (stopping !== mine) return; // something else is asked now
+    failed = { item: chosen, model: beside, failure: failure.name === "AbortError" ? new Failure("stopped") : failure };
     store.change({ heard: {} });
   }
 }
