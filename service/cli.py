@@ -361,7 +361,6 @@ def _convert(arguments: Namespace) -> int:
     from model.checkpoint import CheckpointError  # noqa: PLC0415
     from service.computed_tasks import TASKS  # noqa: PLC0415
     from service.models.convert import convert  # noqa: PLC0415
-    from service.models.segmentation import SEGMENTATION  # noqa: PLC0415
 
     try:
         chosen = settings.ModelChoice(
@@ -374,9 +373,7 @@ def _convert(arguments: Namespace) -> int:
     except ValidationError as error:
         return _fail(*_faults(error, _option))
     try:
-        # Segmenters are read, and not yet served.
-        loaders = [SEGMENTATION, *(task.loader for task in TASKS)]
-        written = convert(chosen, arguments.out, loaders)
+        written = convert(chosen, arguments.out, [task.loader for task in TASKS])
     except CheckpointError as error:
         return _fail(str(error))
     facts = {name: value for name, value in written.items() if name not in ("labels", "palette")}

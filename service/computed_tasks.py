@@ -9,18 +9,21 @@ from typing import Any, Protocol
 
 import torch
 
+from model.detection.transforms import DIVISOR
 from model.swin import Swin
 from service.batching.batcher import Runner
 from service.engine.classification import ClassificationEngine
 from service.engine.computing import Computing
 from service.engine.detection import DetectionEngine
 from service.engine.device import Device
+from service.engine.segmentation import SegmentationEngine
 from service.metrics import ModelMetrics
 from service.models.classification import CLASSIFICATION
 from service.models.detection import DETECTION
 from service.models.lineup import ModelEntry, ModelFileError
 from service.models.load import LoadedModel, Loader
-from service.served_tasks import CLASSIFY, DETECT, ServedTask
+from service.models.segmentation import SEGMENTATION
+from service.served_tasks import CLASSIFY, DETECT, SEGMENT, ServedTask
 from service.settings import Batching
 from service.settings import Engine as EngineSettings
 
@@ -94,7 +97,7 @@ def _classification_engine(
     choice: EngineChoice,
 ) -> Engine:
     if choice.entry.sizes:
-        raise ModelFileError(f"{model.name}: sizes are for detectors")
+        raise ModelFileError(f"{model.name}: sizes are for detectors and segmenters")
     # A Swin is there to compare with: it is computed as its library does it.
     ours = not isinstance(network, Swin)
     return ClassificationEngine(
@@ -128,17 +131,47 @@ def _detection_engine(
     )
 
 
+def _segmentation_engine(
+    model: LoadedModel,  # noqa: ARG001
+    network: Any,
+    device: Device,
+    metrics: ModelMetrics,
+    choice: EngineChoice,
+) -> Engine:
+    return SegmentationEngine(
+        network,
+        device,
+        metrics,
+        dtype=choice.dtype,
+        max_batch=choice.batching.max_batch,
+        buckets=choice.batching.buckets,
+        sizes=choice.batching.sizes,
+    )
+
+
 def _ready_sizes(model: LoadedModel, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
     """The sizes of the settings, and that of the letterbox where it is the mode of the model."""
     assert model.letterbox_size is not None, "this is a bug"
+    if unpadded := [size for size in sizes if not all(map(_is_padded, size))]:
+        height, width = unpadded[0]
+        raise ModelFileError(
+            f"{model.name}: sizes has {height}x{width}; those of a detector are padded: multiples "
+            f"of {DIVISOR}, from {2 * DIVISOR} on"
+        )
     square = (model.letterbox_size, model.letterbox_size)
     if model.resize_mode == "official" or square in sizes:
         return sizes
     return (square, *sizes)
 
 
-# Checkpoints are recognised in this order.
+def _is_padded(side: int) -> bool:
+    return side % DIVISOR == 0 and side > DIVISOR
+
+
+# Checkpoints are recognised in this order. A detector is recognised by its backbone, which a
+# segmenter has as well.
 TASKS: tuple[ComputedTask, ...] = (
+    ComputedTask(SEGMENT, SEGMENTATION, _segmentation_engine),
     ComputedTask(DETECT, DETECTION, _detection_engine),
     ComputedTask(CLASSIFY, CLASSIFICATION, _classification_engine),
 )

@@ -11,11 +11,14 @@ from typing import Any
 from service.tasks.classification import ClassificationCore
 from service.tasks.core import AnyCore
 from service.tasks.detection import DetectionCore
+from service.tasks.segmentation import SegmentationCore
 from service.transport.http.classification_schema import HTTP_CLASSIFY
 from service.transport.http.detection_schema import HTTP_DETECT
+from service.transport.http.segmentation_schema import HTTP_SEGMENT
 from service.transport.http.task import HttpTask
 from service.transport.rpc.classification_messages import RPC_CLASSIFY
 from service.transport.rpc.detection_messages import RPC_DETECT
+from service.transport.rpc.segmentation_messages import RPC_SEGMENT
 from service.transport.rpc.task import RpcTask
 
 
@@ -28,15 +31,19 @@ class ServedTask:
         core: what answers its requests.
         http: how it looks over HTTP.
         rpc: how it looks over gRPC.
+        output_bytes: of an output of the device, for each pixel of the image, where outputs grow
+            with the image.
     """
 
     name: str
     core: Callable[..., AnyCore]
     http: HttpTask[Any]
     rpc: RpcTask[Any, Any]
+    output_bytes: int = 0
 
 
 DETECT = ServedTask("detect", DetectionCore, HTTP_DETECT, RPC_DETECT)
+SEGMENT = ServedTask("segment", SegmentationCore, HTTP_SEGMENT, RPC_SEGMENT, output_bytes=2)
 CLASSIFY = ServedTask("classify", ClassificationCore, HTTP_CLASSIFY, RPC_CLASSIFY)
 
-TASKS: tuple[ServedTask, ...] = (DETECT, CLASSIFY)
+TASKS: tuple[ServedTask, ...] = (DETECT, SEGMENT, CLASSIFY)

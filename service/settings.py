@@ -63,9 +63,12 @@ Origins = Annotated[
     BeforeValidator(_one_or_more),
 ]
 Side = Annotated[int, Field(ge=1, le=_LARGEST_SIDE)]
+# One less would leave one cell of the last map, which has no scale.
+LEAST_INPUT_SIDE = 33
 PaddedSide = Annotated[int, Field(ge=64, le=_LARGEST_SIDE, multiple_of=32)]
-PaddedSizes = Annotated[
-    tuple[tuple[PaddedSide, PaddedSide], ...],
+InputSide = Annotated[int, Field(ge=LEAST_INPUT_SIDE, le=_LARGEST_SIDE)]
+InputSizes = Annotated[
+    tuple[tuple[InputSide, InputSide], ...],
     Field(max_length=7),  # with the letterbox no more than a detector remembers
     BeforeValidator(_written_list),
 ]
@@ -212,11 +215,11 @@ class Batching(_Group):
         "one. Empty: every size on CPU, where padding costs; on CUDA powers of two and the halves "
         "between them: 1, 2, 3, 4, 6, 8, 12.",
     )
-    sizes: PaddedSizes = Field(
+    sizes: InputSizes = Field(
         (),
-        description="Padded input sizes of detectors made ready at the start, as a JSON list of "
-        "`[height, width]`: on CUDA a graph for each bucket, on CPU the geometry. Others run "
-        "eagerly until they come again.",
+        description="Input sizes of detectors (padded, so multiples of 32) and segmenters made "
+        "ready at the start, as a JSON list of `[height, width]`: on CUDA a graph for each bucket, "
+        "on CPU the geometry. Others run eagerly until they come again.",
     )
     queue_limit: int = Field(
         256,
@@ -281,8 +284,9 @@ class Limits(_Group):
     max_streams: int = Field(
         64,
         gt=0,
-        description="Most calls of ClassifyStream and DetectStream at a time; beyond it "
-        "RESOURCE_EXHAUSTED. Each may be sending a message, whose bytes count when it is there.",
+        description="Most calls of ClassifyStream, DetectStream and SegmentStream at a time; "
+        "beyond it RESOURCE_EXHAUSTED. Each may be sending a message, whose bytes count when it is "
+        "there.",
     )
     decode_threads: int = Field(
         0,

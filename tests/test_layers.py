@@ -20,6 +20,7 @@ LEAVES = {
 TORCH_FREE = {
     "model.config", "model.geometry", "model.transforms", "model.swin_config",
     "model.detection.config", "model.detection.masks", "model.detection.transforms",
+    "model.segmentation.config", "model.segmentation.transforms",
 }  # fmt: skip
 # What each room may know beside itself and the leaves, from the top of the house down.
 ROOMS = {
@@ -59,7 +60,8 @@ ON_TOP = {
 }  # fmt: skip
 WITHOUT_TORCH = (
     "service.transport.http.app", "service.transport.rpc.server", "service.tasks.classification",
-    "service.tasks.detection", "service.images.decode", "service.batching.batcher",
+    "service.tasks.detection", "service.tasks.segmentation", "service.images.decode",
+    "service.batching.batcher",
     "service.models.card", "service.open_core", "service.servers",
 )  # fmt: skip
 
@@ -115,7 +117,7 @@ def test_imports_point_down():
 
 def test_nobody_below_a_task_knows_which_tasks_there_are():
     """Only a task's own files and the record of all tasks name one."""
-    own = ("classif", "detect", "masks")
+    own = ("classif", "detect", "segment", "masks")
     shared = [
         path
         for name, path in modules()

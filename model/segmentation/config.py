@@ -12,6 +12,9 @@ from model.segmentation.transforms import LONG_SIDE, SHORT_SIDE, Resizing
 
 Kind = Literal["semantic_fpn", "upernet"]
 
+# Of the official tests at several scales: by which both sides of the scale are multiplied.
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
 
 @dataclass(frozen=True)
 class SegmenterConfig:

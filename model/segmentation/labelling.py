@@ -14,8 +14,11 @@ from torch import Tensor
 
 # Values of a strip, four bytes each. A few tensors of that size exist at a time.
 STRIP = 1 << 21
+_MORE_ON_CUDA = 32  # times; every strip is some twenty launches
 # Of the largest logit: by how much rounding can move a value that is interpolated.
 ROUNDING = 1e-5
+# By how much a logit is below another one where its probability is a millionth of a hundredth.
+NEGLIGIBLE = 18.0
 
 
 class Pass(NamedTuple):
@@ -46,6 +49,22 @@ class Segmentation(NamedTuple):
     margins: Tensor | None = None
 
 
+class Strip(NamedTuple):
+    """What the pixels of some rows of an image are.
+
+    Attributes:
+        rows: of the image.
+        labels: `(rows, W)`, class indices, int64.
+        probabilities: `(rows, W)`, as in `Segmentation`.
+        margins: `(rows, W)`, likewise.
+    """
+
+    rows: slice
+    labels: Tensor
+    probabilities: Tensor | None = None
+    margins: Tensor | None = None
+
+
 @torch.inference_mode()
 def label_pixels(
     passes: Sequence[Pass], image_size: tuple[int, int], *, confidence: bool = False
@@ -60,32 +79,57 @@ def label_pixels(
         image_size: `(H, W)` of the image, pixels.
         confidence: ask for probabilities and margins too.
     """
-    classes = passes[0].logits.shape[-1]
-    device = passes[0].logits.device
+    labels = empty_labels(passes, image_size)
+    measured = image_size if confidence else (0, 0)
+    probabilities, margins = (torch.empty(measured, device=labels.device) for _ in range(2))
+    for strip in label_strips(passes, image_size, confidence=confidence):
+        labels[strip.rows] = strip.labels.to(labels.dtype)
+        if strip.probabilities is not None and strip.margins is not None:
+            probabilities[strip.rows], margins[strip.rows] = strip.probabilities, strip.margins
+    return Segmentation(labels, *((probabilities, margins) if confidence else ()))
+
+
+def empty_labels(passes: Sequence[Pass], image_size: tuple[int, int]) -> Tensor:
+    """Room for labels, where the logits are, of the type that `Segmentation` has for them."""
+    logits = passes[0].logits
+    index = torch.uint8 if logits.shape[-1] <= 256 else torch.int16
+    return torch.empty(image_size, dtype=index, device=logits.device)
+
+
+def label_strips(
+    passes: Sequence[Pass], image_size: tuple[int, int], *, confidence: bool = False
+) -> Iterator[Strip]:
+    """What `label_pixels` does, a strip of rows at a time from the top; in inference mode."""
+    logits = passes[0].logits
+    classes, on_cpu = logits.shape[-1], logits.device.type == "cpu"
+    values = STRIP if on_cpu else STRIP * _MORE_ON_CUDA
     resizings = [_TwoResizings(one, image_size) for one in passes]
-    index = torch.uint8 if classes <= 256 else torch.int16
-    labels = torch.empty(image_size, dtype=index, device=device)
     every = slice(0, image_size[0])
-    if len(resizings) == 1 and not confidence:
+    # Which classes contend is known on the host alone, so a GPU does without: to wait for it would
+    # take longer.
+    if len(resizings) == 1 and on_cpu:
         (one,) = resizings
         for band in _parts(every, one.rows_of_cell):
-            contenders = one.contenders(band)
-            for strip in _parts(band, STRIP // (len(contenders) * one.values_of_row)):
-                largest = one.logits(strip, contenders).argmax(-1)
-                labels[strip] = contenders[largest].to(index)
-        return Segmentation(labels)
-    measured = image_size if confidence else (0, 0)
-    probabilities, margins = (torch.empty(measured, device=device) for _ in range(2))
-    for strip in _parts(every, STRIP // (classes * max(one.values_of_row for one in resizings))):
-        each = [one.logits(strip) for one in resizings]
-        mean = _mean_probabilities(each)
-        largest = (each[0] if len(each) == 1 else mean).argmax(-1, keepdim=True)
-        labels[strip] = largest.squeeze(-1).to(index)
-        if confidence:
-            own = mean.gather(-1, largest).squeeze(-1)
-            next_best = mean.scatter(-1, largest, 0).amax(-1)
-            probabilities[strip], margins[strip] = own, own - next_best
-    return Segmentation(labels, *((probabilities, margins) if confidence else ()))
+            contenders = one.contenders(band, NEGLIGIBLE if confidence else 0.0)
+            for rows in _parts(band, values // (len(contenders) * one.values_of_row)):
+                strip = _strip(rows, [one.logits(rows, contenders)], confidence=confidence)
+                yield strip._replace(labels=contenders[strip.labels])
+        return
+    for rows in _parts(every, values // (classes * max(one.values_of_row for one in resizings))):
+        yield _strip(rows, [one.logits(rows) for one in resizings], confidence=confidence)
+
+
+def _strip(rows: slice, each: Sequence[Tensor], *, confidence: bool) -> Strip:
+    """Rows of an image from the logits of each pass; the labels count the classes of the logits."""
+    if len(each) == 1 and not confidence:
+        return Strip(rows, each[0].argmax(-1))
+    mean = _mean_probabilities(each)
+    largest = (each[0] if len(each) == 1 else mean).argmax(-1, keepdim=True)
+    if not confidence:
+        return Strip(rows, largest.squeeze(-1))
+    own = mean.gather(-1, largest).squeeze(-1)
+    next_best = mean.scatter_(-1, largest, 0).amax(-1)
+    return Strip(rows, largest.squeeze(-1), own, own - next_best)
 
 
 def _parts(rows: slice, count: int) -> Iterator[slice]:
@@ -135,7 +179,7 @@ class _Axis(NamedTuple):
 
     def along(self, maps: Tensor, dim: int) -> Tensor:
         """The maps `(H, W, K)`, resized along one of the first two axes."""
-        first, second, weight = (part.to(maps.device) for part in self)
+        first, second, weight = (part.to(maps.device, non_blocking=True) for part in self)
         weight = weight.view(-1, 1, 1).transpose(0, dim)
         # Products and sums are rounded one by one, so a value does not depend on its strip.
         below = maps.index_select(dim, second).mul_(weight)
@@ -170,18 +214,22 @@ class _TwoResizings:
         at_image = across_image.along(to_image.along(at_input, 0), 1)
         return at_image.flip(1) if self._mirrored else at_image
 
-    def contenders(self, rows: slice) -> Tensor:
+    def contenders(self, rows: slice, slack: float = 0.0) -> Tensor:
         """The classes, in order, that can have the largest logit somewhere in rows of the image.
 
         A pixel lies between cells, three of a row at most, and so does its logit. A class that is
         at its highest below what another one has at its lowest, around every pixel, is out.
+
+        Args:
+            rows: of the image.
+            slack: by how much a logit may be below the largest.
         """
         to_input, to_image = self._rows
         of_cells, _ = to_input.part(to_image.part(rows)[0])
         cells = self._cells[of_cells]
         highest = _highest_of_three(cells.amax(0))
         lowest = -_highest_of_three(-cells.amin(0))
-        bar = lowest.amax(0) - ROUNDING * cells.abs().amax()
+        bar = lowest.amax(0) - ROUNDING * cells.abs().amax() - slack
         return (~(highest < bar)).any(1).nonzero().flatten()
 
 

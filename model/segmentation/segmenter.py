@@ -17,15 +17,12 @@ from model.checkpoint import Checkpoint, CheckpointError
 from model.fused import keep_kernels_channels_last
 from model.normalise import Normalise
 from model.segmentation.classes import Palette, class_colours, class_names, overlay
-from model.segmentation.config import SEGMENTERS, SegmenterConfig
+from model.segmentation.config import RATIOS, SEGMENTERS, SegmenterConfig
 from model.segmentation.labelling import Pass, Segmentation, label_pixels
 from model.segmentation.official import fold, nearest, num_classes, official_shapes, parameters
 from model.segmentation.semantic_fpn import SemanticFpnHead
 from model.segmentation.transforms import to_model_pixels
 from model.segmentation.upernet import UperNetHead
-
-# Of the official tests at several scales: by which both sides of the scale are multiplied.
-RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 class ExplainedLogits(NamedTuple):

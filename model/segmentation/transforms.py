@@ -33,6 +33,15 @@ class Resizing(Fitting):
         """
         return min(self.resized) > ONE_CELL
 
+    @property
+    def misfit(self) -> str:
+        """A sentence that says why it does not fit."""
+        (height, width), (new_height, new_width) = self.image_size, self.resized
+        return (
+            f"an image of {width}x{height} pixels becomes an input of {new_width}x{new_height}, "
+            f"and a segmenter needs more than {ONE_CELL} pixels a side: crop the image"
+        )
+
 
 def to_model_pixels(
     pixels: NDArray[np.uint8], resizing: Resizing, out: NDArray[np.uint8] | None = None
@@ -48,11 +57,7 @@ def to_model_pixels(
         ValueError: a side would be left with 32 pixels or less.
     """
     if not resizing.fits:
-        (height, width), (new_height, new_width) = resizing.image_size, resizing.resized
-        raise ValueError(
-            f"an image of {width}x{height} pixels becomes an input of {new_width}x{new_height}, "
-            f"and a segmenter needs more than {ONE_CELL} pixels a side: crop the image"
-        )
+        raise ValueError(resizing.misfit)
     resized = resize_bilinear(pixels, resizing.resized)
     if out is None:
         return resized

@@ -82,10 +82,14 @@ class Engine(ABC):
             OutOfMemory: the batch needs more memory than there is.
             RuntimeError: the device failed.
         """
-        pixels = sum(item.pixels.size for item in batch)
-        limit_s = self._pace.limit_s(pixels)
-        launch = self._pace.timed(lambda: self.launch(batch), pixels)
-        return await self._device.compute(lambda: self._pace.timed(launch(), pixels), limit_s)
+        cost = sum(map(self.cost, batch))
+        limit_s = self._pace.limit_s(cost)
+        launch = self._pace.timed(lambda: self.launch(batch), cost)
+        return await self._device.compute(lambda: self._pace.timed(launch(), cost), limit_s)
+
+    def cost(self, item: Any) -> int:
+        """The bytes of pixels that an image has the device work on."""
+        return int(item.pixels.size)
 
     async def settle(self) -> None:  # noqa: B027
         """Work of the engine's own after a batch; most have none."""

@@ -159,3 +159,62 @@ class DetectionOutput:
     mask_probabilities: NDArray[np.float32] | None
     sampling_locations: tuple[NDArray[np.float32], ...] = ()
     attention: tuple[LayerAttention, ...] = ()
+
+
+@dataclass(frozen=True)
+class SegmentationInput:
+    """One image on its way to a segmenter.
+
+    Attributes:
+        scales: `(h, w, 3)` RGB bytes of the image at each size at which the network sees it.
+        image_size: `(H, W)` of the image, whose pixels are labelled.
+        explained: which of the scales points and attention are of.
+        mirrored: whether the network sees each of them mirrored from left to right as well.
+        probabilities: whether those of the classes are wanted.
+        margins: whether it is wanted how sure each label is.
+        wanted: beside the labels.
+        cells: whose attention is wanted.
+    """
+
+    scales: tuple[NDArray[np.uint8], ...]
+    image_size: tuple[int, int]
+    explained: int = 0
+    mirrored: bool = False
+    probabilities: bool = False
+    margins: bool = False
+    wanted: Wanted = field(default_factory=Wanted)
+    cells: Cells = ()
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The image at the size that is explained."""
+        return self.scales[self.explained]
+
+    @property
+    def group(self) -> Hashable:
+        """Only images of the same sizes may share a batch, however large they were."""
+        return self.mirrored, *(scale.shape for scale in self.scales)
+
+
+@dataclass(frozen=True)
+class SegmentationOutput:
+    """What a segmenter says of one image of `(H, W)` pixels.
+
+    Attributes:
+        labels: `(H, W)`, the class of each pixel, uint8, or int16 of more than 256 classes.
+        finite: whether all that the network computed were numbers.
+        probabilities: `(num_classes,)`, float64, of each class the sum of its probabilities where
+            it is the label; or `None`.
+        margins: `(H, W)`, uint8, by how much the probability of the label is above that of the
+            next class, from 0 to 255; or `None`.
+        sampling_locations: for each deformable layer `(G, Hk, Wk, 2)`, (y, x), normalised as in
+            `model.attention`; empty unless wanted.
+        attention: for each layer of which it is wanted.
+    """
+
+    labels: NDArray[np.uint8] | NDArray[np.int16]
+    finite: bool
+    probabilities: NDArray[np.float64] | None = None
+    margins: NDArray[np.uint8] | None = None
+    sampling_locations: tuple[NDArray[np.float32], ...] = ()
+    attention: tuple[LayerAttention, ...] = ()

@@ -25,7 +25,8 @@ class Accuracy(Evaluation[Classification]):
     def files(self, core: AnyCore) -> list[str]:  # noqa: D102
         if not isinstance(core, ClassificationCore):
             raise EvaluationError(
-                f"{core.card.name} is not a classifier; give --coco to measure a detector"
+                f"{core.card.name} is not a classifier; give --coco to measure a detector, "
+                "--segmentation to measure a segmenter"
             )
         self._targets = find_images(self.folder, core.labels)
         return list(self._targets)

@@ -201,7 +201,8 @@ class CocoPrecision(Evaluation[DetectedImage]):
     def files(self, core: AnyCore) -> list[str]:  # noqa: D102
         if not isinstance(core, DetectionCore):
             raise EvaluationError(
-                f"{core.card.name} is not a detector; leave --coco out to measure a classifier"
+                f"{core.card.name} is not a detector; leave --coco out to measure a classifier, "
+                "give --segmentation instead to measure a segmenter"
             )
         by_name = {category.name: category.id for category in self._given.categories}
         missing = [label.name for label in core.labels if label.name not in by_name]

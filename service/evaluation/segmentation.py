@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError
 from model.segmentation import Segmenter, segment
-from model.segmentation.segmenter import RATIOS
+from model.segmentation.config import RATIOS
 from service import process
 from service.computed_tasks import TASKS
 from service.engine import gpu
@@ -27,7 +27,6 @@ from service.evaluation.run import EvaluationError, answer_all, read_journal
 from service.images.decode import decode
 from service.models.lineup import ModelEntry
 from service.models.load import load
-from service.models.segmentation import SEGMENTATION
 from service.open_model import ModelUnusable
 from service.settings import Settings
 
@@ -60,7 +59,7 @@ async def evaluate_segmenter(
     process.choose_kernels(settings.engine.kernels, settings.engine.cache)
     process.compute_float32_in_full()
     try:
-        model = load(entry, [SEGMENTATION, *(task.loader for task in TASKS)])
+        model = load(entry, [task.loader for task in TASKS])
     except CheckpointError as fault:
         raise ModelUnusable(str(fault)) from fault
     if not isinstance(segmenter := model.network, Segmenter):

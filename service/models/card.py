@@ -8,10 +8,17 @@ from service.settings import ResizeMode
 
 @dataclass(frozen=True)
 class Label:
-    """The name of a class, and its WordNet id where it has one."""
+    """A class of a model.
+
+    Attributes:
+        name: of the class.
+        wnid: its WordNet id, where it has one.
+        colour: in which a segmenter draws it, RGB, each part from 0 to 255.
+    """
 
     name: str
     wnid: str | None = None
+    colour: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import json
 from model.checkpoint import Checkpoint, CheckpointError
 from model.detection import DETECTORS, load_detector
 from model.detection.official import is_detector
-from model.segmentation.official import is_segmenter
 from service.models.card import Label
 from service.models.labels import COCO, as_text, choose_labels, unmarked
 from service.models.load import Converted, LoadedModel, Loader
@@ -13,12 +12,6 @@ from service.settings import ModelChoice
 
 
 def _load(chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None) -> LoadedModel:
-    # Both have a backbone, and a segmenter is recognised only where its loader is asked first.
-    if is_segmenter(checkpoint.state):
-        raise CheckpointError(
-            f"{checkpoint.path}: is a segmenter, which the server does not serve yet; "
-            "`model.segmentation` and `dat-serve evaluate --segmentation` read it"
-        )
     if chosen.image_size is not None:
         raise CheckpointError(
             f"{checkpoint.path}: a detector takes every image at a size of its own; image_size "

@@ -99,4 +99,4 @@ def _label(index: int, entry: Any, path: Path) -> Label:
 
 def as_text(labels: tuple[Label, ...]) -> str:
     """Labels as a checkpoint keeps them, JSON."""
-    return json.dumps([vars(label) for label in labels])
+    return json.dumps([{"name": label.name, "wnid": label.wnid} for label in labels])

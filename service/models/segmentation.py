@@ -41,7 +41,10 @@ def _load(chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None) -> L
         version=chosen.version,
         task="segment",
         # One name of ADE20K ends with a blank.
-        labels=tuple(Label(label.name.strip(), label.wnid) for label in labels),
+        labels=tuple(
+            Label(label.name.strip(), label.wnid, colour)
+            for label, colour in zip(labels, loaded.palette, strict=True)
+        ),
         config=segmenter.config,
         network=segmenter,
         parameters=sum(parameter.numel() for parameter in segmenter.parameters()),

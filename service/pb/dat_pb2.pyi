@@ -35,6 +35,20 @@ class MaskFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MASK_FORMAT_POLYGON: _ClassVar[MaskFormat]
     MASK_FORMAT_PNG: _ClassVar[MaskFormat]
 
+class SegmentFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEGMENT_FORMAT_UNSPECIFIED: _ClassVar[SegmentFormat]
+    SEGMENT_FORMAT_PNG: _ClassVar[SegmentFormat]
+    SEGMENT_FORMAT_RLE: _ClassVar[SegmentFormat]
+    SEGMENT_FORMAT_POLYGON: _ClassVar[SegmentFormat]
+    SEGMENT_FORMAT_SUMMARY: _ClassVar[SegmentFormat]
+
+class TestTime(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TEST_TIME_UNSPECIFIED: _ClassVar[TestTime]
+    TEST_TIME_OFFICIAL: _ClassVar[TestTime]
+    TEST_TIME_OFFICIAL_MS: _ClassVar[TestTime]
+
 class Shown(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SHOWN_UNSPECIFIED: _ClassVar[Shown]
@@ -44,6 +58,7 @@ class Shown(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SHOWN_KEYS: _ClassVar[Shown]
     SHOWN_BOXES: _ClassVar[Shown]
     SHOWN_MASKS: _ClassVar[Shown]
+    SHOWN_SEGMENTS: _ClassVar[Shown]
 
 class PictureFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -73,6 +88,14 @@ MASK_FORMAT_NONE: MaskFormat
 MASK_FORMAT_RLE: MaskFormat
 MASK_FORMAT_POLYGON: MaskFormat
 MASK_FORMAT_PNG: MaskFormat
+SEGMENT_FORMAT_UNSPECIFIED: SegmentFormat
+SEGMENT_FORMAT_PNG: SegmentFormat
+SEGMENT_FORMAT_RLE: SegmentFormat
+SEGMENT_FORMAT_POLYGON: SegmentFormat
+SEGMENT_FORMAT_SUMMARY: SegmentFormat
+TEST_TIME_UNSPECIFIED: TestTime
+TEST_TIME_OFFICIAL: TestTime
+TEST_TIME_OFFICIAL_MS: TestTime
 SHOWN_UNSPECIFIED: Shown
 SHOWN_POINTS: Shown
 SHOWN_ATTENTION: Shown
@@ -80,6 +103,7 @@ SHOWN_ARROWS: Shown
 SHOWN_KEYS: Shown
 SHOWN_BOXES: Shown
 SHOWN_MASKS: Shown
+SHOWN_SEGMENTS: Shown
 PICTURE_FORMAT_UNSPECIFIED: PictureFormat
 PICTURE_FORMAT_PNG: PictureFormat
 PICTURE_FORMAT_WEBP: PictureFormat
@@ -446,6 +470,120 @@ class PointsInside(_message.Message):
     indices: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, stage: _Optional[int] = ..., block: _Optional[int] = ..., indices: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class SegmentRequest(_message.Message):
+    __slots__ = ("images", "model", "explain", "format", "classes", "min_share", "confidence", "test_time", "priority", "attention")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SHARE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    TEST_TIME_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedScalarFieldContainer[bytes]
+    model: str
+    explain: Explain
+    format: SegmentFormat
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    min_share: float
+    confidence: bool
+    test_time: TestTime
+    priority: Priority
+    attention: AttentionOptions
+    def __init__(self, images: _Optional[_Iterable[bytes]] = ..., model: _Optional[str] = ..., explain: _Optional[_Union[Explain, str]] = ..., format: _Optional[_Union[SegmentFormat, str]] = ..., classes: _Optional[_Iterable[str]] = ..., min_share: _Optional[float] = ..., confidence: _Optional[bool] = ..., test_time: _Optional[_Union[TestTime, str]] = ..., priority: _Optional[_Union[Priority, str]] = ..., attention: _Optional[_Union[AttentionOptions, _Mapping]] = ...) -> None: ...
+
+class SegmentResponse(_message.Message):
+    __slots__ = ("model", "version", "results")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    results: _containers.RepeatedCompositeFieldContainer[SegmentResult]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., results: _Optional[_Iterable[_Union[SegmentResult, _Mapping]]] = ...) -> None: ...
+
+class SegmentStreamRequest(_message.Message):
+    __slots__ = ("id", "request")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    request: SegmentRequest
+    def __init__(self, id: _Optional[str] = ..., request: _Optional[_Union[SegmentRequest, _Mapping]] = ...) -> None: ...
+
+class SegmentStreamResponse(_message.Message):
+    __slots__ = ("id", "response", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    response: SegmentResponse
+    error: Error
+    def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[SegmentResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class SegmentResult(_message.Message):
+    __slots__ = ("image", "error")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    image: SegmentedImage
+    error: Error
+    def __init__(self, image: _Optional[_Union[SegmentedImage, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class SegmentedImage(_message.Message):
+    __slots__ = ("segments", "width", "height", "input_width", "input_height", "points", "timing", "label_map", "attention", "confidence")
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    INPUT_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    LABEL_MAP_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[Segment]
+    width: int
+    height: int
+    input_width: int
+    input_height: int
+    points: Points
+    timing: Timing
+    label_map: bytes
+    attention: Attention
+    confidence: bytes
+    def __init__(self, segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., input_width: _Optional[int] = ..., input_height: _Optional[int] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., label_map: _Optional[bytes] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ..., confidence: _Optional[bytes] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("label", "index", "share", "box", "rle", "polygon", "colour", "probability")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    RLE_FIELD_NUMBER: _ClassVar[int]
+    POLYGON_FIELD_NUMBER: _ClassVar[int]
+    COLOUR_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    index: int
+    share: float
+    box: Box
+    rle: RunLengths
+    polygon: Polygons
+    colour: Colour
+    probability: float
+    def __init__(self, label: _Optional[str] = ..., index: _Optional[int] = ..., share: _Optional[float] = ..., box: _Optional[_Union[Box, _Mapping]] = ..., rle: _Optional[_Union[RunLengths, _Mapping]] = ..., polygon: _Optional[_Union[Polygons, _Mapping]] = ..., colour: _Optional[_Union[Colour, _Mapping]] = ..., probability: _Optional[float] = ...) -> None: ...
+
+class Colour(_message.Message):
+    __slots__ = ("red", "green", "blue")
+    RED_FIELD_NUMBER: _ClassVar[int]
+    GREEN_FIELD_NUMBER: _ClassVar[int]
+    BLUE_FIELD_NUMBER: _ClassVar[int]
+    red: int
+    green: int
+    blue: int
+    def __init__(self, red: _Optional[int] = ..., green: _Optional[int] = ..., blue: _Optional[int] = ...) -> None: ...
+
 class VisualizeRequest(_message.Message):
     __slots__ = ("image", "model", "show", "attention", "groups", "opacity", "size", "format", "layout", "score_threshold", "classes", "resize_mode", "priority")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -555,9 +693,11 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., default: _Optional[bool] = ..., task: _Optional[str] = ..., variant: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., classes: _Optional[int] = ..., parameters: _Optional[int] = ..., flops: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., max_batch: _Optional[int] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., letterbox_size: _Optional[int] = ...) -> None: ...
 
 class Label(_message.Message):
-    __slots__ = ("name", "wnid")
+    __slots__ = ("name", "wnid", "colour")
     NAME_FIELD_NUMBER: _ClassVar[int]
     WNID_FIELD_NUMBER: _ClassVar[int]
+    COLOUR_FIELD_NUMBER: _ClassVar[int]
     name: str
     wnid: str
-    def __init__(self, name: _Optional[str] = ..., wnid: _Optional[str] = ...) -> None: ...
+    colour: Colour
+    def __init__(self, name: _Optional[str] = ..., wnid: _Optional[str] = ..., colour: _Optional[_Union[Colour, _Mapping]] = ...) -> None: ...

@@ -269,6 +269,126 @@ class DetectorService:
             _registered_method=True)
 
 
+class SegmenterServiceStub:
+    """Labels every pixel of images with a DAT++ segmenter, and says where the model looked.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Segment = channel.unary_unary(
+                '/dat.v1.SegmenterService/Segment',
+                request_serializer=service_dot_pb_dot_dat__pb2.SegmentRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_dat__pb2.SegmentResponse.FromString,
+                _registered_method=True)
+        self.SegmentStream = channel.stream_stream(
+                '/dat.v1.SegmenterService/SegmentStream',
+                request_serializer=service_dot_pb_dot_dat__pb2.SegmentStreamRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_dat__pb2.SegmentStreamResponse.FromString,
+                _registered_method=True)
+
+
+class SegmenterServiceServicer:
+    """Labels every pixel of images with a DAT++ segmenter, and says where the model looked.
+    """
+
+    def Segment(self, request, context):
+        """Labels the images of one request; failures and deadlines are as in Classify.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SegmentStream(self, request_iterator, context):
+        """Labels in a stream of requests, as ClassifyStream classifies.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SegmenterServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Segment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Segment,
+                    request_deserializer=service_dot_pb_dot_dat__pb2.SegmentRequest.FromString,
+                    response_serializer=service_dot_pb_dot_dat__pb2.SegmentResponse.SerializeToString,
+            ),
+            'SegmentStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SegmentStream,
+                    request_deserializer=service_dot_pb_dot_dat__pb2.SegmentStreamRequest.FromString,
+                    response_serializer=service_dot_pb_dot_dat__pb2.SegmentStreamResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'dat.v1.SegmenterService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('dat.v1.SegmenterService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SegmenterService:
+    """Labels every pixel of images with a DAT++ segmenter, and says where the model looked.
+    """
+
+    @staticmethod
+    def Segment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dat.v1.SegmenterService/Segment',
+            service_dot_pb_dot_dat__pb2.SegmentRequest.SerializeToString,
+            service_dot_pb_dot_dat__pb2.SegmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SegmentStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/dat.v1.SegmenterService/SegmentStream',
+            service_dot_pb_dot_dat__pb2.SegmentStreamRequest.SerializeToString,
+            service_dot_pb_dot_dat__pb2.SegmentStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class VisualizerServiceStub:
     """Draws where models looked, and what they found.
     """

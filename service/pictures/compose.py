@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from service.pictures.colours import BLACK, WHITE, Colour, colour_of
 from service.pictures.lettering import Wanted, place
+from service.pictures.segments import Segments
 from service.pictures.shapes import (
     Area,
     Circle,
@@ -115,6 +116,7 @@ class Said:
         points: whether the points of the layers are drawn.
         arrows: whether the way from the reference points to them is drawn.
         boxes: whether boxes and labels of things are drawn.
+        segments: the classes of all pixels.
     """
 
     width: int
@@ -124,6 +126,7 @@ class Said:
     points: bool = True
     arrows: bool = False
     boxes: bool = True
+    segments: Segments | None = None
 
 
 def compose(said: Said, size: tuple[int, int]) -> tuple[Shape, ...]:
@@ -140,6 +143,8 @@ class _Composer:
 
     def shapes(self) -> Iterator[Shape]:
         said = self._said
+        if said.segments is not None:
+            yield said.segments.colour_map(self._size)
         for thing in reversed(said.things):  # the best one on top
             yield from self._mask(thing)
         if said.boxes:
@@ -155,6 +160,10 @@ class _Composer:
                 yield from self._keys(query, self._colours(number, layer))
         if said.boxes:
             yield from self._labels()
+        if said.segments is not None:
+            small, size = self._is_small, self._font_size
+            names = said.segments.names(self._size, size, shares=not small)
+            yield from place([*names], self._size, size)
 
     def _colours(self, number: int, layer: Layer) -> list[Colour]:
         """Of the groups of a layer: one layer alone tells its groups apart, several each other."""
@@ -199,13 +208,20 @@ class _Composer:
                 yield Frame(corners, (1.2 * _STROKE + extra) * unit, colour or own)
 
     def _labels(self) -> Iterator[Shape]:
-        wanted, small = [], max(self._size) < _THUMBNAIL
+        wanted, small = [], self._is_small
         for thing in self._said.things:
             (x1, y1), (x2, y2) = self._placed(np.array(thing.box, np.float32).reshape(2, 2))
             text = thing.label if small else f"{thing.label} {thing.score:.2f}"
             wanted.append(Wanted(text, (x1, y1, x2, y2), colour_of(thing.index)))
-        size = max(_LEAST_FONT, round(_FONT * self._unit))
-        yield from place(wanted, self._size, size)
+        yield from place(wanted, self._size, self._font_size)
+
+    @property
+    def _is_small(self) -> bool:
+        return max(self._size) < _THUMBNAIL
+
+    @property
+    def _font_size(self) -> int:
+        return max(_LEAST_FONT, round(_FONT * self._unit))
 
     def _discs(self, layer: Layer, colours: Sequence[Colour]) -> list[Circle]:
         radii = self._radii(layer)

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from PIL import ImageFont
 
-from service.pictures.colours import Colour, ink_on
+from service.pictures.colours import BLACK, Colour, ink_on
 from service.pictures.shapes import Label
 
 _LONGEST = 40  # characters
 _CUT = "..."
 _SIZES = 64  # of fonts that are kept
+_WIDEST = 1 << 16  # pixels, of any picture
 
 
 class Wanted(NamedTuple):
@@ -59,6 +60,12 @@ def place(wanted: Sequence[Wanted], picture: tuple[int, int], size: int) -> list
                 placed.append(moved)
                 break
     return placed
+
+
+def plate_size(text: str, size: int) -> tuple[int, int]:
+    """Width and height of the plate of a text in a font of that size, pixels; 0 without letters."""
+    label = _label(Wanted(text, (0, 0, 0, 0), BLACK), _WIDEST, size)
+    return (0, 0) if label is None else (int(label.width), int(label.height))
 
 
 def overlap(one: Label, other: Label) -> bool:

@@ -96,7 +96,22 @@ class Label:
     ink: Colour
 
 
-Shape = Circle | Line | Frame | Outline | Area | Label
+@dataclass(frozen=True)
+class ColourMap:
+    """A colour over each pixel of the photo.
+
+    Attributes:
+        indices: `(H, W)`, of the colour of each pixel; the one behind the last is no colour.
+        colours: at most `MOST_COLOURS` of `service.pictures.indexed`.
+        opacity: from 0 to 1.
+    """
+
+    indices: NDArray[np.uint8]
+    colours: tuple[Colour, ...]
+    opacity: float
+
+
+Shape = Circle | Line | Frame | Outline | Area | Label | ColourMap
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,19 @@ from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
 from service.pictures.colours import BLACK, hexadecimal
-from service.pictures.shapes import Area, Circle, Frame, Label, Line, Outline, Ring, Scene, Shape
+from service.pictures.indexed import indexed_png
+from service.pictures.shapes import (
+    Area,
+    Circle,
+    ColourMap,
+    Frame,
+    Label,
+    Line,
+    Outline,
+    Ring,
+    Scene,
+    Shape,
+)
 
 _FONT = "Helvetica, Arial, sans-serif"
 
@@ -49,7 +61,7 @@ def _document(jpeg: bytes, scene: Scene) -> Iterator[str]:
     yield "</g></svg></svg>\n"
 
 
-def _element(shape: Shape) -> str:
+def _element(shape: Shape) -> str:  # noqa: PLR0911
     match shape:
         case Circle(centre=(x, y)):
             return (
@@ -71,6 +83,8 @@ def _element(shape: Shape) -> str:
             )
         case Label():
             return _label(shape)
+        case ColourMap():
+            return _colour_map(shape)
 
 
 def _stroked(path: str, shape: Line | Frame | Outline, more: str = "") -> str:
@@ -91,6 +105,15 @@ def _label(label: Label) -> str:
         f'font-size="{label.size}" fill="{hexadecimal(label.ink)}" '
         f'textLength="{_number(label.width - 2 * label.padding)}" '
         f'lengthAdjust="spacingAndGlyphs">{escape(label.text)}</text>'
+    )
+
+
+def _colour_map(colour_map: ColourMap) -> str:
+    height, width = colour_map.indices.shape
+    png = b64encode(indexed_png(colour_map.indices, colour_map.colours)).decode()
+    return (
+        f'<image width="{width}" height="{height}" opacity="{_number(colour_map.opacity)}" '
+        f'preserveAspectRatio="none" href="data:image/png;base64,{png}"/>'
     )
 
 

@@ -17,6 +17,8 @@ _PAGE = mmap.PAGESIZE
 _ALIGNED = 64  # bytes
 # Of an arena, whose first part has a mark for each slot. What nobody writes to takes no memory.
 _MOST_SLOTS, _MOST_BYTES = 1 << 20, 1 << 46
+# Of a slot that is free: a large image may be followed by none for long, bytes.
+_KEPT = 4 << 20
 QUEUED, TAKEN = 0, 1
 
 
@@ -83,6 +85,11 @@ class Arena:
         self._memory.madvise(mmap.MADV_REMOVE, first.offset, size)
         self._numbers.give_back(first.number, slots.count)
         self._offsets.give_back(first.offset, size)
+
+    def trim(self, slot: Slot) -> None:
+        """Give back the memory of a slot that nobody uses, but for what most images take."""
+        if slot.size > _KEPT:
+            self._memory.madvise(mmap.MADV_REMOVE, slot.offset + _KEPT, slot.size - _KEPT)
 
     def array(self, slot: Slot, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """An array of bytes at the start of a slot, or of its own where that is too small."""

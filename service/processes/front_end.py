@@ -277,7 +277,8 @@ class _FrontEnd:
         ahead = ceil(batches * card.max_batch / birth.front_ends)
         # The upper class may be half a batch further ahead, rather than wait for the lower one.
         kept = ceil(card.max_batch / 2)
-        slots = self._arena.open_slots(ahead + kept, _slot_size(facts))
+        limits, shown = self._settings.limits, replace(facts, card=card)
+        slots = self._arena.open_slots(ahead + kept, _slot_size(facts, limits))
         metrics = self._metrics.add_model(
             card.name, card.version, card.task, facts.queue_limit, devices=()
         )
@@ -295,7 +296,6 @@ class _FrontEnd:
         )
         if self.lifecycle.started:
             queue.open()
-        limits, shown = self._settings.limits, replace(facts, card=card)
         core = open_core(shown, queue, self._decoders, limits, metrics, TASKS)
         return _Served(queue, core, metrics)
 
@@ -332,8 +332,9 @@ class _FrontEnd:
             self._leave.set()
 
 
-def _slot_size(facts: ModelFacts) -> int:
+def _slot_size(facts: ModelFacts, limits: Limits) -> int:
+    task = next(task for task in TASKS if task.name == facts.card.task)
     if facts.card.image_size is None:
-        return _LARGE_SLOT
+        return max(_LARGE_SLOT, task.output_bytes * limits.max_pixels)
     height, width = facts.card.image_size
     return max(_SMALL_SLOT, height * width * 3)

@@ -462,6 +462,7 @@ class RemoteQueue:
 
     def give_back(self, slot: Slot) -> None:
         """Let the next image have a slot."""
+        self.arena.trim(slot)
         self._slots.give_back(slot)
         self._ahead.release()
 

@@ -90,10 +90,11 @@ class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
         self, asked: PictureOptions, drawing: Drawing, every_task: dict[str, Any]
     ) -> ClassifyOptions:
         name = self.card.name
-        if objects := [one for one in drawing.show if one in ("boxes", "masks")]:
+        if objects := [one for one in drawing.show if one in ("boxes", "masks", "segments")]:
+            other = "segmenter" if objects[0] == "segments" else "detector"
             raise InvalidOption(
                 f"{name} is a classifier, which finds no {objects[0]}; show points, attention, "
-                "arrows or keys, or name a detector"
+                f"arrows or keys, or name a {other}"
             )
         if asked.score_threshold is not None or asked.classes or asked.resize_mode is not None:
             raise InvalidOption(

@@ -29,10 +29,11 @@ from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.compose import Thing
+from service.pictures.segments import Segments
 from service.priority import Priority
 from service.settings import Limits
 from service.tasks.attention import AttendedLayer, AttentionOptions
-from service.tasks.drawing import MEDIA_TYPES, Drawing, Picture, draw
+from service.tasks.drawing import MEDIA_TYPES, Drawing, Drawn, Picture, draw
 from service.tasks.passage import ImagePassage, RequestPassage, Timing
 from service.tasks.points import LayerPoints
 
@@ -62,6 +63,11 @@ class Options:
     timeout_s: float | None = None
     priority: Priority = "high"
     drawing: Drawing | None = None
+
+    @property
+    def long_answer(self) -> bool:
+        """Whether to write the answer takes so long that the event loop should not wait."""
+        return self.explain != "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +178,21 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             ServiceError: the image could not be answered; see `service.errors`.
         """
 
+    def answer_pixels(self, pixels: int) -> int:  # noqa: ARG002
+        """How many decoded pixels take as much memory as the answer for an image, at most.
+
+        Args:
+            pixels: of the image.
+        """
+        return 0
+
     def things(self, answer: TaskAnswer) -> Sequence[Thing]:  # noqa: ARG002
         """The objects of an answer, for its picture."""
         return ()
+
+    def segments(self, answer: TaskAnswer, drawing: Drawing) -> Segments | None:  # noqa: ARG002
+        """What the pixels of an answer are, for its picture."""
+        return None
 
     def refusal(
         self, timeout_s: float | None = None, places: int = 1, priority: Priority = "high"
@@ -237,8 +255,9 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         self._check_pixels(sum(pixels))
         priority, drawing = options.priority, options.drawing
         decode_s = self._decoders.wait_s(priority, pixels)
-        # What pictures take is held from the start, so that none is refused when all is computed.
-        held = sum(pixels)
+        # What answers and pictures take is held from the start, so that none is refused when all is
+        # computed.
+        held = sum(size + self.answer_pixels(size) for size in pixels)
         if drawing is not None:
             held += sum(drawing.decoding_pixels(size, self._limits) for size in pixels)
         with (
@@ -319,12 +338,14 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
             return outcome
         assert isinstance(upload, bytes), "what is no image has no answer"
         answer, start, limits = outcome, perf_counter(), self._limits
+
+        def work() -> Drawn:
+            segments = self.segments(answer, drawing)
+            return draw(upload, limits, drawing, answer, self.things(answer), segments)
+
         try:
             async with asyncio.timeout_at(request.deadline):
-                drawn = await request.decoding.run(
-                    drawing.decoding_pixels(pixels, limits),
-                    lambda: draw(upload, limits, drawing, answer, self.things(answer)),
-                )
+                drawn = await request.decoding.run(drawing.decoding_pixels(pixels, limits), work)
         except TimeoutError:
             return DeadlineExceeded("the deadline passed before the picture was drawn")
         except ServiceError as error:

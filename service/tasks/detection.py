@@ -13,7 +13,7 @@ from model.detection.config import MOST_DETECTIONS, SCORE_THRESHOLD, DetectorCon
 from model.detection.masks import paste
 from model.detection.transforms import Resizing, to_model_pixels
 from service.batching.batcher import Queue
-from service.engine.items import Cells, DetectionInput, DetectionOutput, Wanted
+from service.engine.items import DetectionInput, DetectionOutput
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
 from service.images.decode import Empty, decode
 from service.images.decoders import Decoders
@@ -21,14 +21,14 @@ from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.compose import Thing
 from service.settings import Limits, ResizeMode
-from service.tasks import attention
+from service.tasks import attention, explanation
 from service.tasks.attention import Seen
 from service.tasks.core import Answer, Options
 from service.tasks.drawing import Drawing, Shown
 from service.tasks.masks import EncodedMask, Mask, MaskFormat, Polygons, encode
 from service.tasks.passage import ImagePassage, Timing
 from service.tasks.pictures import PICTURED_SCORE, PicturedCore, PictureOptions
-from service.tasks.points import LayerPoints, explained
+from service.tasks.points import LayerPoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +151,11 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
     def pictured(
         self, asked: PictureOptions, drawing: Drawing, every_task: dict[str, Any]
     ) -> DetectOptions:
+        if "segments" in drawing.show:
+            raise InvalidOption(
+                f"{self.card.name} is a detector, which finds no segments; show boxes, masks, "
+                "points, attention, arrows or keys, or name a segmenter"
+            )
         score = asked.score_threshold
         return DetectOptions(
             **every_task,
@@ -193,11 +198,8 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
     @override
     async def answer_image(self, passage: ImagePassage, options: DetectOptions) -> DetectedImage:
         image = await passage.decode(lambda data, empty: self._prepare(data, options, empty))
-        wanted = Wanted(points=options.explain != "none")
-        cells: Cells = ()
-        if options.explain == "attention":
-            wanted, cells = attention.wanted(options.attention, self._seen(image.resizing))
         resizing = image.resizing
+        wanted, cells = explanation.ask(options, self._seen(resizing))
         item = DetectionInput(image.pixels, resizing.resized, resizing.scale_xy, wanted, cells)
         output: DetectionOutput
         output, timing = await passage.submit(item)
@@ -243,14 +245,7 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
             raise EngineFailed("the model gave values that are not numbers for this image")
         resizing = prepared.resizing
         height, width = resizing.image_size
-        points = attended = None
-        if options.explain != "none":
-            backbone, locations = self._config.backbone, output.sampling_locations
-            points = explained(backbone, resizing.padded, locations, resizing)
-            if options.explain == "attention":
-                attended = attention.explained(
-                    options.attention, self._seen(resizing), output.attention, points
-                )
+        told = explanation.tell(options, self._seen(resizing), output)
         wanted = self._wanted(output, options)
         masks = self._masks(output, wanted, resizing.image_size, options)
         return DetectedImage(
@@ -258,11 +253,11 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
             height=height,
             timing=timing,
             detections=tuple(
-                self._detection(output, int(row), mask, points, options)
+                self._detection(output, int(row), mask, told.points, options)
                 for row, mask in zip(wanted, masks, strict=True)
             ),
-            points=points,
-            attention=attended,
+            points=told.points,
+            attention=told.attention,
             input_size=resizing.resized,
             resize_mode=prepared.resize_mode,
         )

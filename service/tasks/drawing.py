@@ -1,7 +1,7 @@
 """How a picture of an answer is drawn: what of it, how large, in which form."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -12,12 +12,13 @@ from service.images.decode import decode_at
 from service.pictures import raster, vector
 from service.pictures.compose import Layer as DrawnLayer
 from service.pictures.compose import Query, Said, Thing, compose
+from service.pictures.segments import Segments
 from service.pictures.shapes import Scene
 from service.settings import Limits
 from service.tasks.attention import AttendedLayer, Layer
 from service.tasks.points import LayerPoints
 
-Shown = Literal["points", "attention", "arrows", "keys", "boxes", "masks"]
+Shown = Literal["points", "attention", "arrows", "keys", "boxes", "masks", "segments"]
 FileFormat = Literal["png", "webp", "svg"]
 Layout = Literal["alone", "beside"]
 
@@ -43,7 +44,7 @@ class Drawing:
         show: what is drawn over the image.
         layers: `(stage, block)` of those whose points, arrows and keys are drawn.
         groups: offset groups of these, from 0; none means all.
-        opacity: of all that is drawn, from 0 to 1.
+        opacity: of all that is drawn, from 0 to 1; where segments are shown, of their colours.
         size: the larger side of the image in the picture, pixels; `None`: as in the upload, from
             `DEFAULT_LEAST` to `DEFAULT_MOST`.
         form: of the file.
@@ -123,8 +124,13 @@ class Drawn:
     height: int
 
 
-def draw(
-    upload: bytes, limits: Limits, drawing: Drawing, answer: Answered, things: Sequence[Thing]
+def draw(  # noqa: PLR0917
+    upload: bytes,
+    limits: Limits,
+    drawing: Drawing,
+    answer: Answered,
+    things: Sequence[Thing],
+    segments: Segments | None = None,
 ) -> Drawn:
     """Draw a picture; takes a decoder's thread.
 
@@ -134,19 +140,21 @@ def draw(
         drawing: what is wanted.
         answer: what the model said of the image.
         things: that were found in it.
+        segments: that it has.
 
     Raises:
         InvalidOption: the picture would be too large, or have too many points.
     """
     size = width, height = drawing.photo_size(answer.width, answer.height)
     gap = max(2, round(max(size) / _SIDE_OF_GAP)) if drawing.layout == "beside" else None
-    scene = Scene(width, height, (), drawing.opacity, gap)
+    opacity = drawing.opacity if segments is None else 1.0
+    scene = Scene(width, height, (), opacity, gap)
     if scene.full_width * height > limits.max_picture_pixels:
         raise InvalidOption(
             f"the picture would have {scene.full_width}x{height} pixels; the limit is "
             f"{limits.max_picture_pixels} pixels in all, so ask for a smaller size"
         )
-    said = _said(drawing, answer, things)
+    said = _said(drawing, answer, things, segments)
     count = sum(layer.count for layer in said.layers)
     if count > _MOST_POINTS:
         raise InvalidOption(
@@ -155,7 +163,7 @@ def draw(
         )
     photo = np.asarray(decode_at(upload, limits, size))
     shapes = compose(said, size)
-    scene = Scene(width, height, shapes, drawing.opacity, gap)
+    scene = replace(scene, shapes=shapes)
     if drawing.form == "svg":
         data = vector.draw(raster.encode(photo, "jpeg"), scene)
     else:
@@ -163,7 +171,9 @@ def draw(
     return Drawn(data, scene.full_width, height)
 
 
-def _said(drawing: Drawing, answer: Answered, things: Sequence[Thing]) -> Said:
+def _said(
+    drawing: Drawing, answer: Answered, things: Sequence[Thing], segments: Segments | None
+) -> Said:
     attended = {(layer.stage, layer.block): layer for layer in answer.attention or ()}
     return Said(
         answer.width,
@@ -177,6 +187,7 @@ def _said(drawing: Drawing, answer: Answered, things: Sequence[Thing]) -> Said:
         points="points" in drawing.show or "attention" in drawing.show,
         arrows="arrows" in drawing.show,
         boxes="boxes" in drawing.show,
+        segments=segments,
     )
 
 

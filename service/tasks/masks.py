@@ -80,8 +80,19 @@ def run_lengths(mask: Mask) -> str:
     whole = starts[1:] != ends[:-1]
     starts = np.concatenate((starts[:1], starts[1:][whole]))
     ends = np.concatenate((ends[:-1][whole], ends[-1:]))
+    return counts_text(starts, ends, H * W)
+
+
+def counts_text(starts: Integers, ends: Integers, pixels: int) -> str:
+    """COCO's compressed counts of the runs of ones in an image.
+
+    Args:
+        starts: of each run, counted down the columns of the image, ascending.
+        ends: likewise, behind the last pixel of each; the next run begins later.
+        pixels: of the image.
+    """
     borders = np.stack((starts, ends), 1).ravel()
-    counts = np.diff(borders, prepend=0, append=H * W)
+    counts = np.diff(borders, prepend=0, append=pixels)
     return _compressed(counts[: -1 if counts[-1] == 0 else None])
 
 

@@ -27,20 +27,21 @@ class PictureOptions(Options):
     Attributes:
         show: what is drawn over the image; none means what suits the model.
         groups: offset groups that are drawn, from 0; none means all.
-        opacity: of all that is drawn, from 0 to 1.
+        opacity: of all that is drawn, from 0 to 1; where segments are shown, of their colours.
+            `None` means 1, and `SEGMENTS_OPACITY` of those.
         size: the larger side of the image in the picture, pixels; `None` means as in the upload,
             within a limit.
         form: of the file.
         layout: whether the plain image stands beside the other.
         score_threshold: least score of an object, of detectors alone; `None` means
             `PICTURED_SCORE`.
-        classes: those of the objects that are drawn, of detectors alone; none means all.
+        classes: those of the objects or segments that are drawn; none means all.
         resize_mode: how a detector resizes the image; `None` means as its settings say.
     """
 
     show: tuple[Shown, ...] = ()
     groups: tuple[int, ...] = ()
-    opacity: float = 1.0
+    opacity: float | None = None
     size: int | None = None
     form: FileFormat = "png"
     layout: Layout = "alone"
@@ -50,6 +51,7 @@ class PictureOptions(Options):
 
 
 PICTURED_SCORE = 0.3
+SEGMENTS_OPACITY = 0.5
 
 
 class PicturedCore(Core[TaskOptions, TaskAnswer]):
@@ -113,7 +115,7 @@ class PicturedCore(Core[TaskOptions, TaskAnswer]):
             show=tuple(sorted(show)),
             layers=layers,
             groups=asked.groups,
-            opacity=asked.opacity,
+            opacity=_opacity(asked, show),
             size=asked.size,
             form=asked.form,
             layout=asked.layout,
@@ -169,6 +171,12 @@ def _groups(config: DatConfig, stage: int, block: int) -> int:
     return spec.offset_groups if spec.blocks[block] == "D" else spec.heads
 
 
+def _opacity(asked: PictureOptions, show: frozenset[Shown]) -> float:
+    if asked.opacity is not None:
+        return asked.opacity
+    return SEGMENTS_OPACITY if "segments" in show else 1.0
+
+
 def _check(asked: PictureOptions, show: frozenset[Shown]) -> None:
     """Refuse options that no model can follow.
 
@@ -179,7 +187,7 @@ def _check(asked: PictureOptions, show: frozenset[Shown]) -> None:
         raise InvalidOption("show names something twice")
     if len(set(asked.groups)) < len(asked.groups):
         raise InvalidOption("groups has a group twice")
-    if not 0 <= asked.opacity <= 1:
+    if asked.opacity is not None and not 0 <= asked.opacity <= 1:
         raise InvalidOption(f"opacity must be from 0 to 1, not {asked.opacity}")
     if asked.size is not None and not LEAST_SIZE <= asked.size <= MOST_SIZE:
         raise InvalidOption(

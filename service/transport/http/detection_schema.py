@@ -1,6 +1,5 @@
 """The JSON of detection."""
 
-from base64 import b64encode
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, FailFast, Field
@@ -9,8 +8,8 @@ from typing_extensions import override
 from service.settings import ResizeMode
 from service.tasks.core import Explain
 from service.tasks.detection import DetectedImage, Detection, DetectOptions
-from service.tasks.masks import EncodedMask, PngMask, Polygons, RunLengths
 from service.transport.http.attention_schema import AttentionLayerBody
+from service.transport.http.masks_schema import MaskBody
 from service.transport.http.schema import (
     ErrorBody,
     ImagesBody,
@@ -78,43 +77,6 @@ class DetectOptionsBody(OptionsBody):
 
 class DetectJson(ImagesBody, DetectOptionsBody):
     """A JSON body: one image or several, with options."""
-
-
-class RunLengthsBody(BaseModel):
-    """What pycocotools calls a compressed RLE."""
-
-    size: tuple[int, int] = Field(description="Height and width of the image, pixels.")
-    counts: str
-
-
-class PngMaskBody(BaseModel):
-    """The part of the image around an object, one bit a pixel, white inside."""
-
-    png: str = Field(description="The PNG file, base64.")
-    left: int = Field(description="Column of its top-left corner, pixels.")
-    top: int = Field(description="Row of its top-left corner, pixels.")
-
-
-class MaskBody(BaseModel):
-    """The pixels of an object, in the form that was asked for."""
-
-    rle: RunLengthsBody | None = None
-    polygon: list[list[tuple[int, int]]] | None = Field(
-        None, description="Closed rings of [x, y]; fill them by the even-odd rule."
-    )
-    png: PngMaskBody | None = None
-
-    @classmethod
-    def of(cls, mask: EncodedMask) -> "MaskBody":
-        """A mask as the core gives it."""
-        match mask:
-            case RunLengths():
-                return cls(rle=RunLengthsBody(size=mask.image_size, counts=mask.counts))
-            case Polygons():
-                return cls.model_construct(polygon=[ring.tolist() for ring in mask.rings])
-            case PngMask():
-                text = b64encode(mask.png).decode()
-                return cls(png=PngMaskBody(png=text, left=mask.left, top=mask.top))
 
 
 class PointsInsideBody(BaseModel):

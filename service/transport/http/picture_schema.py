@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from service.settings import ResizeMode
 from service.tasks.drawing import LEAST_SIZE, MOST_SIZE, FileFormat, Layout, Shown
-from service.tasks.pictures import PICTURED_SCORE, PictureOptions
+from service.tasks.pictures import PICTURED_SCORE, SEGMENTS_OPACITY, PictureOptions
 from service.transport.http.schema import CommonOptionsBody, ImagesBody
 from service.transport.http.task import RED_SQUARE
 from service.transport.http.uploads import Form
@@ -21,8 +21,8 @@ class PictureOptionsBody(CommonOptionsBody):
         description="What is drawn over the image, in a query or form separated by commas: "
         "`points`; `attention`: points as large as the attention that they receive; `arrows`: "
         "from the reference points to the points; `keys`: what queries attend to; `boxes` and "
-        "`masks`, of detectors. Empty: `points,arrows` of a classifier, `points,boxes,masks` of "
-        "a detector.",
+        "`masks`, of detectors; `segments`, of segmenters. Empty: `points,arrows` of a classifier, "
+        "`points,boxes,masks` of a detector, `segments` of a segmenter.",
         examples=[["attention", "arrows"]],
     )
     layers: Annotated[list[str], FailFast()] = Field(
@@ -48,9 +48,10 @@ class PictureOptionsBody(CommonOptionsBody):
         description="With `show=keys`, keys of each query, best first; absent: 8.",
         json_schema_extra={"minimum": 1, "maximum": 32},
     )
-    opacity: float = Field(
-        1.0,
-        description="Of all that is drawn.",
+    opacity: float | None = Field(
+        None,
+        description="Of all that is drawn, absent: 1; where segments are shown, of their colours, "
+        f"absent: {SEGMENTS_OPACITY}.",
         json_schema_extra={"minimum": 0, "maximum": 1},
     )
     size: int | None = Field(
@@ -68,8 +69,8 @@ class PictureOptionsBody(CommonOptionsBody):
     )
     classes: Annotated[list[str], FailFast()] = Field(
         [],
-        description="Names of the classes whose objects are drawn, of detectors alone, in a query "
-        "or form separated by commas; empty: all classes.",
+        description="Names of the classes whose objects or segments are drawn, not of "
+        "classifiers, in a query or form separated by commas; empty: all classes.",
     )
     resize_mode: ResizeMode | None = Field(
         None, description="How a detector resizes the image; absent: as the model is set."

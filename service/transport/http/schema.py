@@ -232,6 +232,9 @@ class LabelBody(BaseModel):
     index: int = Field(description="From 0.")
     label: str = Field(examples=["star"])
     wnid: str | None = Field(None, description="WordNet id, of ImageNet's classes.")
+    colour: tuple[int, int, int] | None = Field(
+        None, description="[red, green, blue] in which a segmenter draws it, 0 to 255."
+    )
 
 
 class LabelledModelBody(ModelBody):
@@ -243,7 +246,7 @@ class LabelledModelBody(ModelBody):
     def of(cls, core: AnyCore, catalogue: Catalogue) -> "LabelledModelBody":
         """The model that a core answers for, with its classes."""
         labels = [
-            LabelBody(index=index, label=label.name, wnid=label.wnid)
+            LabelBody(index=index, label=label.name, wnid=label.wnid, colour=label.colour)
             for index, label in enumerate(core.labels)
         ]
         return cls(labels=labels, **_card(core, catalogue))

@@ -97,7 +97,7 @@ def add_task(app: FastAPI, task: HttpTask[Any], requests: Requests) -> Endpoint:
 
         # The points of 32 images are a hundred thousand numbers: a tenth of a second in which
         # the event loop would serve nobody.
-        content = await asyncio.to_thread(render) if options.explain != "none" else render()
+        content = await asyncio.to_thread(render) if options.long_answer else render()
         return Response(content, media_type="application/json", headers=_server_timing(outcomes))
 
     async def answer(request: Request) -> Response:

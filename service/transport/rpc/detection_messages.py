@@ -1,13 +1,15 @@
 """The messages of detection."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from service.errors import InvalidOption
 from service.pb import dat_pb2
 from service.tasks.detection import DetectedImage, Detection, DetectOptions, PointsInside
-from service.tasks.masks import EncodedMask, MaskFormat, PngMask, Polygons, RunLengths
+from service.tasks.masks import MaskFormat
+from service.transport.rpc.masks_messages import mask_message
 from service.transport.rpc.messages import (
     RESIZE_MODES,
+    box_message,
     of_every_task,
     options_of_every_task,
     resize_mode_of,
@@ -54,29 +56,14 @@ def _show(answer: DetectedImage) -> dict[str, dat_pb2.DetectedImage]:
 
 
 def _detection(found: Detection) -> dat_pb2.Detection:
-    x1, y1, x2, y2 = found.box
     return dat_pb2.Detection(
         label=found.label,
         index=found.index,
         score=found.score,
-        box=dat_pb2.Box(x1=x1, y1=y1, x2=x2, y2=y2),
+        box=box_message(found.box),
         points_inside=map(_points_inside, found.points_inside or ()),
-        **_mask(found.mask),
+        **mask_message(found.mask),
     )
-
-
-def _mask(mask: EncodedMask | None) -> dict[str, Any]:
-    """The field of the mask, by its name."""
-    match mask:
-        case RunLengths(image_size=(height, width), counts=counts):
-            runs = dat_pb2.RunLengths(height=height, width=width, counts=counts)
-            return {"rle": runs}
-        case Polygons(rings=rings):
-            points = (dat_pb2.Ring(points=ring.ravel().tolist()) for ring in rings)
-            return {"polygon": dat_pb2.Polygons(rings=points)}
-        case PngMask():
-            return {"png": dat_pb2.PngMask(**vars(mask))}
-    return {}
 
 
 def _points_inside(inside: PointsInside) -> dat_pb2.PointsInside:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.errors import InvalidOption, ServiceError
+from service.models.card import Label
 from service.pb import dat_pb2
 from service.priority import Priority
 from service.settings import ResizeMode
@@ -167,10 +168,23 @@ def _attended_query(query: AttendedQuery) -> dat_pb2.AttentionQuery:
         keys=query.keys.tolist(),
         weights=query.weights.tolist(),
         points=query.points.ravel().tolist(),
-        window=None if query.window is None else _box(query.window),
+        window=None if query.window is None else box_message(query.window),
     )
 
 
-def _box(box: Box) -> dat_pb2.Box:
+def box_message(box: Box) -> dat_pb2.Box:
+    """The message of a box."""
     x1, y1, x2, y2 = box
     return dat_pb2.Box(x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def colour_message(colour: tuple[int, int, int]) -> dat_pb2.Colour:
+    """The message of an RGB colour."""
+    red, green, blue = colour
+    return dat_pb2.Colour(red=red, green=green, blue=blue)
+
+
+def label_message(label: Label) -> dat_pb2.Label:
+    """The message of a class of a model."""
+    colour = None if label.colour is None else colour_message(label.colour)
+    return dat_pb2.Label(name=label.name, wnid=label.wnid, colour=colour)

@@ -21,6 +21,7 @@ _SHOWN: dict[int, Shown] = {
     dat_pb2.SHOWN_KEYS: "keys",
     dat_pb2.SHOWN_BOXES: "boxes",
     dat_pb2.SHOWN_MASKS: "masks",
+    dat_pb2.SHOWN_SEGMENTS: "segments",
 }
 _FORMATS: dict[int, FileFormat] = {
     dat_pb2.PICTURE_FORMAT_UNSPECIFIED: "png",

@@ -41,7 +41,7 @@ from service.transport.rpc.calls import (
     metadata_of,
     one_answer,
 )
-from service.transport.rpc.messages import RESIZE_MODES, error_message
+from service.transport.rpc.messages import RESIZE_MODES, error_message, label_message
 from service.transport.rpc.reading import Context, Reading
 from service.transport.rpc.task import RpcCall, RpcTask
 
@@ -129,7 +129,7 @@ class OneCall:
             return form(task.answer(core.card, outcomes)).SerializeToString()
 
         # To write the points of many images takes a tenth of a second.
-        return await asyncio.to_thread(render) if options.explain != "none" else render()
+        return await asyncio.to_thread(render) if options.long_answer else render()
 
 
 class TaskCalls(OneCall):
@@ -240,7 +240,7 @@ def add_models(
     async def get_model(context: Context) -> bytes:
         request = wire.parse(dat_pb2.GetModelRequest, await reading.read_only(context))
         core = catalogue.describe(request.name or None)
-        labels = (dat_pb2.Label(**vars(label)) for label in core.labels)
+        labels = map(label_message, core.labels)
         return dat_pb2.GetModelResponse(model=describe(core), labels=labels).SerializeToString()
 
     methods = {

@@ -78,6 +78,17 @@ def test_classes_that_are_nowhere_near_are_left_out():
     assert set(largest.tolist()) <= set(contenders.tolist())
 
 
+@pytest.mark.parametrize("make", [one_pass, smooth_pass])
+def test_confidence_is_that_of_all_classes(make):
+    """Though classes whose probability is nothing are left out."""
+    one = make((40, 60), (160, 240), 40)
+    said = label_pixels([one], (301, 223), confidence=True)
+    probabilities = full_logits(one, (301, 223)).softmax(-1)
+    best = probabilities.topk(2).values
+    torch.testing.assert_close(said.probabilities, best[..., 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(said.margins, best[..., 0] - best[..., 1], rtol=0, atol=1e-5)
+
+
 def official_logits(one, image_size):
     """Both resizings as torch does them, whole."""
     maps = one.logits.permute(2, 0, 1)[None]

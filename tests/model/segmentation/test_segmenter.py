@@ -15,8 +15,8 @@ from model.segmentation import (
     load_segmenter,
     segment,
 )
+from model.segmentation.config import RATIOS
 from model.segmentation.official import is_segmenter, nearest, official_shapes
-from model.segmentation.segmenter import RATIOS
 from model.segmentation.upernet import PyramidPooling
 from tests.conftest import GOLDEN, default_dtype
 from tests.model.detection import recipe

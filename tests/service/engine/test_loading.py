@@ -83,7 +83,7 @@ def modules_of(opened: OpenModel) -> list["weakref.ref[nn.Module]"]:
     network: Any = (
         engine._model
         if isinstance(engine, classification.ClassificationEngine)
-        else engine._detector
+        else engine._network
     )
     return [weakref.ref(module) for module in network.modules()]
 

@@ -16,7 +16,7 @@ from service.settings import ModelChoice
 from tests.model.segmentation.test_segmenter import CLASSES, PALETTE, official_content
 from tests.service.commands import run
 
-LOADERS = [SEGMENTATION, *(task.loader for task in TASKS)]
+LOADERS = [task.loader for task in TASKS]
 NAME = "semantic_fpn_dat_nano"
 
 
@@ -50,11 +50,6 @@ def convert(chosen, out):
     return converting.convert(chosen, out, LOADERS)
 
 
-def test_a_server_says_that_it_serves_no_segmenter(official):
-    with pytest.raises(CheckpointError, match="is a segmenter, which the server does not serve"):
-        loading.load(ModelChoice(checkpoint=official), [task.loader for task in TASKS])
-
-
 def test_a_converted_segmenter_says_what_it_is_and_where_from(official, converted):
     with safe_open(converted, framework="pt") as file:
         assert file.metadata() == {
@@ -81,6 +76,7 @@ def test_a_segmenter_is_recognised_among_all_models(file, request):
     loaded = load(ModelChoice(checkpoint=request.getfixturevalue(file)))
     assert (loaded.task, loaded.name) == ("segment", NAME)
     assert tuple(label.name for label in loaded.labels) == CLASSES
+    assert [list(label.colour or ()) for label in loaded.labels] == [list(c) for c in PALETTE]
     assert loaded.config.num_classes == 3
     assert loaded.image_size is None
 

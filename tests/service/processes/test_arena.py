@@ -134,3 +134,20 @@ def test_slots_of_all_models_lie_apart_and_come_back(models):
     spans = sorted((slot.offset, slot.offset + slot.size) for slot in taken)
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     assert all(len(arena.taken) <= start for start, _ in spans)
+
+
+def test_a_free_slot_keeps_the_memory_of_a_common_image_alone():
+    descriptor = os.memfd_create("arena")
+    ours, theirs = Arena(descriptor), Arena(descriptor)
+    slots = ours.open_slots(2, 16 << 20)
+    large, neighbour = slots.take(), slots.take()
+    before = os.fstat(descriptor).st_blocks
+    theirs.array(large, (large.size,))[:] = 7
+    ours.array(neighbour, (neighbour.size,))[:] = 9
+    ours.trim(large)
+    kept = (os.fstat(descriptor).st_blocks - before) * 512 - neighbour.size
+    assert kept == 4 << 20
+    assert (theirs.array(neighbour, (neighbour.size,)) == 9).all()
+    theirs.array(large, (large.size,))[:] = 8  # it can be used again
+    assert (ours.array(large, (large.size,)) == 8).all()
+    os.close(descriptor)

@@ -13,11 +13,13 @@ from google.protobuf.json_format import MessageToDict
 
 from model import checkpoint as checkpoints
 from model.detection.detector import create_detector
+from model.segmentation.config import SEGMENTERS
 from service.pb import dat_pb2, dat_pb2_grpc
 from tests.clients import EXPLAIN, channel, encoded
 from tests.faults import SHAPES
 from tests.mean_colour.messages import message as colour_message
 from tests.mean_colour.task import VARIANT
+from tests.model.segmentation.conftest import segmenter_state
 from tests.server import RunningServer, start_server
 
 MODELS = """
@@ -26,6 +28,9 @@ name = "dat_nano"
 [[models]]
 name = "masks"
 checkpoint = "masks.safetensors"
+[[models]]
+name = "segments"
+checkpoint = "segments.pth"
 [[models]]
 name = "mean"
 checkpoint = "mean.safetensors"
@@ -38,7 +43,7 @@ IMAGES = [encoded(index=n, size=(90 + 31 * n, 140)) for n in range(3)] + [
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningServer]]:
-    """One of each shape, with a classifier, a detector with masks, and a made-up task."""
+    """One of each shape, with a classifier, a detector, a segmenter, and a made-up task."""
     folder: Path = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     detector = create_detector("mask_rcnn_dat_nano")
@@ -47,6 +52,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunningSe
         "labels": json.dumps([f"kind {n}" for n in range(12)]),
     }
     checkpoints.write(folder / "masks.safetensors", detector.state_dict(), facts)
+    state = segmenter_state(SEGMENTERS["semantic_fpn_dat_nano"])
+    meta = {"CLASSES": [f"kind {n}" for n in range(13)]}
+    torch.save({"meta": meta, "state_dict": state}, folder / "segments.pth")
     gain = {"gain": torch.tensor([1.0, 0.5, 0.25])}
     checkpoints.write(folder / "mean.safetensors", gain, {"variant": VARIANT})
     (folder / "models.toml").write_text(MODELS)
@@ -94,6 +102,8 @@ def over_http(server: RunningServer, path: str, images: list[bytes], **options: 
         ("classify", {"model": "no such model"}),
         ("detect", {"explain": "points"}),
         ("detect", {"masks": "polygon", "resize_mode": "letterbox"}),
+        ("segment", {"explain": "points", "confidence": "true"}),
+        ("segment", {"format": "polygon", "min_share": "0.05"}),
         ("mean-colour", {"inverted": "true"}),
     ],
 )
@@ -113,6 +123,7 @@ async def over_grpc(server: RunningServer, images: list[bytes]) -> list[Any]:
     async with channel(server) as connection:
         classifier = dat_pb2_grpc.ClassifierServiceStub(connection)
         detector = dat_pb2_grpc.DetectorServiceStub(connection)
+        segmenter = dat_pb2_grpc.SegmenterServiceStub(connection)
         models = dat_pb2_grpc.ModelServiceStub(connection)
         colours = connection.unary_unary(
             "/mean.v1.MeanColourService/MeanColour",
@@ -129,6 +140,7 @@ async def over_grpc(server: RunningServer, images: list[bytes]) -> list[Any]:
         return [
             await classifier.Classify(classify),
             await detector.Detect(dat_pb2.DetectRequest(images=images, explain=explained)),
+            await segmenter.Segment(dat_pb2.SegmentRequest(images=images, explain=explained)),
             await models.ListModels(dat_pb2.ListModelsRequest()),
             await colours(colour_message("Request")(images=images)),
             *streamed,

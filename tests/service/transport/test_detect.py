@@ -22,7 +22,7 @@ from model.detection.normalise import Normalise
 from model.detection.transforms import Resizing, to_model_pixels
 from service.engine.device import Device
 from service.metrics import Metrics
-from service.models.lineup import ModelEntry
+from service.models.lineup import ModelEntry, ModelFileError
 from service.open_core import open_core, open_decoders
 from service.open_model import Shared, open_model
 from service.pb import dat_pb2, dat_pb2_grpc
@@ -316,7 +316,15 @@ async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
     await opened.load()
     device.close()
     (engine,) = opened.engines
-    assert engine._detector._sizes.keys() == {(64, 96), (96, 96)}
+    assert engine._network._sizes.keys() == {(64, 96), (96, 96)}
+
+
+@pytest.mark.parametrize("size", [(96, 100), (97, 96), (96, 48)])
+def test_sizes_of_a_detector_are_those_of_padded_images(size):
+    entry, device = ModelEntry(name="mask_rcnn_dat_nano", sizes=(size,)), Device("cpu", threads=1)
+    with pytest.raises(ModelFileError, match="sizes has .* multiples of 32, from 64 on"):
+        open_model(entry, Shared(Settings(), [device], Metrics(CollectorRegistry())))
+    device.close()
 
 
 async def test_both_transports_describe_the_resizing(server):

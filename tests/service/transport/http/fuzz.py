@@ -32,9 +32,10 @@ _SETTLE_S = 30.0
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n")
 _PATHS = [
     "/v1/classify", "/v1/classify?top_k=3", "/v1/classify?top_k=x&top_k=2", "/v1/detect",
-    "/v1/detect?score_threshold=2", "/v1/models", "/v1/models/dat_nano", "/v1/models/%00",
-    "/v1/models/../../etc/passwd", "/health/live", "/health/ready", "/health/startup",
-    "/openapi.json", "/docs", "/", "//", "/v1/classify/", "/metrics", "*", "http://a/health/live",
+    "/v1/detect?score_threshold=2", "/v1/segment?confidence=x", "/v1/models",
+    "/v1/models/dat_nano", "/v1/models/%00", "/v1/models/../../etc/passwd", "/health/live",
+    "/health/ready", "/health/startup", "/openapi.json", "/docs", "/", "//", "/v1/classify/",
+    "/metrics", "*", "http://a/health/live",
 ]  # fmt: skip
 _METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PRI", "get"]
 _TYPES = [

@@ -30,6 +30,7 @@ _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 _STREAMS = {
     "/dat.v1.ClassifierService/ClassifyStream",
     "/dat.v1.DetectorService/DetectStream",
+    "/dat.v1.SegmenterService/SegmentStream",
     _REFLECTION,
 }
 _WATCH = "/grpc.health.v1.Health/Watch"  # has no end
@@ -69,6 +70,10 @@ def _valid_messages() -> dict[str, list[bytes]]:
         dat_pb2.DetectRequest(images=[jpeg], classes=["star", "disc"], score_threshold=0.3),
         dat_pb2.DetectRequest(images=[b""], masks="MASK_FORMAT_RLE", max_detections=7),
     ]
+    segment = [
+        dat_pb2.SegmentRequest(images=[jpeg], classes=["star"], min_share=0.3, confidence=True),
+        dat_pb2.SegmentRequest(images=[b""], format="SEGMENT_FORMAT_RLE"),
+    ]
     models = dat_pb2.GetModelRequest(name="dat_nano"), dat_pb2.GetModelRequest()
     health = [
         health_pb2.HealthCheckRequest(service=name) for name in ("", "dat.v1.ModelService", "x")
@@ -83,6 +88,10 @@ def _valid_messages() -> dict[str, list[bytes]]:
         "/dat.v1.DetectorService/Detect": detect,
         "/dat.v1.DetectorService/DetectStream": [
             dat_pb2.DetectStreamRequest(id=str(n), request=r) for n, r in enumerate(detect)
+        ],
+        "/dat.v1.SegmenterService/Segment": segment,
+        "/dat.v1.SegmenterService/SegmentStream": [
+            dat_pb2.SegmentStreamRequest(id=str(n), request=r) for n, r in enumerate(segment)
         ],
         "/dat.v1.ModelService/GetModel": models,
         "/dat.v1.ModelService/ListModels": [dat_pb2.ListModelsRequest()],

@@ -1,0 +1,81 @@
+"""The segments of an image in a picture: the colours of their classes, and their names."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from service.pictures.colours import Colour
+from service.pictures.lettering import Wanted, plate_size
+from service.pictures.shapes import ColourMap
+
+# The larger side of the map in which the middle of a segment is looked for, cells.
+_COARSE = 320
+# A name is written where its segment has so much room around, in heights of its plate.
+_ROOM = 0.3
+_LEAST_PERCENT = 0.005
+
+
+@dataclass(frozen=True)
+class NamedSegment:
+    """The pixels of one class, with their share of the image."""
+
+    label: str
+    index: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What the pixels of an image are.
+
+    Attributes:
+        indices: `(H, W)`, of the class of each pixel; of no class the one behind the last.
+        colours: of the classes.
+        named: those that are in the image, the largest first.
+        opacity: of the colours.
+    """
+
+    indices: NDArray[np.uint8]
+    colours: tuple[Colour, ...]
+    named: tuple[NamedSegment, ...]
+    opacity: float
+
+    def colour_map(self, size: tuple[int, int]) -> ColourMap:
+        """Their colours in a picture whose photo has `(W, H)` pixels."""
+        return ColourMap(_resized(self.indices, size), self.colours, self.opacity)
+
+    def names(self, size: tuple[int, int], font_size: int, *, shares: bool) -> Iterator[Wanted]:
+        """Their names in the picture, in the middle of each segment that has room.
+
+        Args:
+            size: `(W, H)` of the photo in the picture, pixels.
+            font_size: pixels.
+            shares: whether to write the shares beside the names.
+        """
+        scale = min(1.0, _COARSE / max(size))
+        coarse_size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        coarse = _resized(self.indices, coarse_size)
+        for segment in self.named:
+            # The edge of the image is an edge of the segment.
+            inside = np.pad((coarse == segment.index).astype(np.uint8), 1)
+            depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
+            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            text = f"{segment.label} {_percent(segment.share)}" if shares else segment.label
+            width, height = plate_size(text, font_size)
+            if depth[row, column] / scale < _ROOM * height:
+                continue
+            x, y = (float(column) + 0.5) / scale, (float(row) + 0.5) / scale
+            bottom = y + height / 2
+            box = x - width / 2, bottom, x + width / 2, bottom
+            yield Wanted(text, box, self.colours[segment.index])
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= _LEAST_PERCENT else "<1%"
+
+
+def _resized(indices: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.resize(indices, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
