@@ -17,6 +17,7 @@ __all__ = [
     "LEAST_VISIBLE",
     "LONGEST",
     "MOST_OBJECTS",
+    "RADII",
     "SIDES",
     "Scene",
     "scene",
@@ -29,8 +30,9 @@ MOST_OBJECTS = 6
 SIDES = (224, 480)
 LONGEST = 8 / 5
 LEAST_VISIBLE = 0.6  # of an object's area, inside the picture and before all others
-# Of an object's outline and of the distractors, of the root of the picture's area.
-_RADII = (0.06, 0.24)
+# Of the smallest and the largest object's outline, and of the distractors, of the root of the
+# picture's area.
+RADII = (0.06, 0.24)
 _DISTRACTOR = 0.1
 _CONTRAST = 0.5
 _TRIES = 20  # places for one object
@@ -80,15 +82,23 @@ class _Object:
     shape: Polygon
 
 
-def scene(seed: int, index: int, height: int, width: int) -> Scene:
+def scene(
+    seed: int,
+    index: int,
+    height: int,
+    width: int,
+    *,
+    most: int = MOST_OBJECTS,
+    radii: tuple[float, float] = RADII,
+) -> Scene:
     """Render scene `index` of the series `seed`.
 
-    It has 1 to 6 objects. Some stand before others, some leave the picture; of each at
-    least the share `LEAST_VISIBLE` can be seen.
+    It has 1 to `most` objects with outlines of `radii`. Some stand before others, some leave the
+    picture; of each at least the share `LEAST_VISIBLE` can be seen.
     """
     rng = np.random.default_rng((seed, index))
     unit = math.sqrt(height * width)
-    objects, instances = _arranged(rng, height, width)
+    objects, instances = _arranged(rng, height, width, most, radii)
 
     picture, avoided = canvas.background(rng, height, width)
     canvas.scatter(picture, rng, _DISTRACTOR * unit)
@@ -104,29 +114,36 @@ def scene(seed: int, index: int, height: int, width: int) -> Scene:
     return Scene(canvas.exposed(picture, rng), labels, instances, visible)
 
 
-def upload(seed: int, index: int, longest: float = LONGEST) -> tuple[Scene, bytes]:
+def upload(
+    seed: int,
+    index: int,
+    longest: float = LONGEST,
+    *,
+    most: int = MOST_OBJECTS,
+    radii: tuple[float, float] = RADII,
+) -> tuple[Scene, bytes]:
     """Return scene `index` of the series `seed` at a random size, and as a JPEG file.
 
     The shorter side is as `SIDES` says, the longer one at most `longest` times as long; qualities
-    are between 55 and 95.
+    are between 55 and 95. For `most` and `radii` see `scene`.
     """
     rng = np.random.default_rng((seed, index, 1))
     shorter = int(rng.integers(SIDES[0], SIDES[1] + 1))
     longer = int(rng.uniform(1, longest) * shorter)
     height, width = (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
-    rendered = scene(seed, index, height, width)
+    rendered = scene(seed, index, height, width, most=most, radii=radii)
     return rendered, canvas.jpeg(rendered.pixels, int(rng.integers(55, 96)))
 
 
 def _arranged(
-    rng: np.random.Generator, height: int, width: int
+    rng: np.random.Generator, height: int, width: int, most: int, radii: tuple[float, float]
 ) -> tuple[list[_Object], NDArray[np.uint8]]:
     """Place objects, the hindmost first, and draw which of them is seen where, `(H, W)`."""
     objects: list[_Object] = []
     instances = np.zeros((height, width), np.uint8)
-    for _ in range(rng.integers(1, MOST_OBJECTS + 1)):
+    for _ in range(rng.integers(1, most + 1)):
         for _ in range(_TRIES):
-            tried = _candidate(rng, objects, height, width)
+            tried = _candidate(rng, objects, height, width, radii)
             part, share = canvas.coverage(tried.shape, height, width)
             seen = instances.copy()
             seen[part][share >= 128] = len(objects) + 1
@@ -145,10 +162,14 @@ def _visible(objects: list[_Object], instances: NDArray[np.uint8]) -> NDArray[np
 
 
 def _candidate(
-    rng: np.random.Generator, objects: list[_Object], height: int, width: int
+    rng: np.random.Generator,
+    objects: list[_Object],
+    height: int,
+    width: int,
+    radii: tuple[float, float],
 ) -> _Object:
     label = int(rng.integers(len(CLASSES)))
-    radius = math.exp(rng.uniform(*np.log(_RADII))) * math.sqrt(height * width)
+    radius = math.exp(rng.uniform(*np.log(radii))) * math.sqrt(height * width)
     centre = rng.uniform(0, 1, 2) * (width, height)
     if objects and rng.random() < 0.5:
         # Before another object: places drawn evenly would seldom overlap.

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demo.detection.evaluate import CHECKPOINT as DETECTOR
-from demo.detection.scenes import Scene, upload
+from demo.detection.scenes import Scene
 from demo.detection.views import decoded, view
-from demo.segmentation.maps import NAMES, labels
+from demo.segmentation.maps import NAMES, labels, upload
 from demo.train import initialise, learning_rate
 from model.checkpoint import read, write
 from model.normalise import Normalise

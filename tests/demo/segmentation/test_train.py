@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from demo.detection.evaluate import CHECKPOINT as DETECTOR
-from demo.detection.scenes import CLASSES, scene, upload
-from demo.segmentation.maps import NAMES, labels, write
+from demo.detection.scenes import CLASSES, scene
+from demo.segmentation.maps import NAMES, labels, upload, write
 from demo.segmentation.train import CONFIG, CROP, Example, Training, augment, batch
 from demo.segmentation.train import _render_one as rendered
 from demo.train import WARMUP_STEPS
