@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.pictures.colours import BLACK, WHITE, Colour, colour_of
 from service.pictures.lettering import Wanted, place
-from service.pictures.segments import Segments
+from service.pictures.regions import Regions
 from service.pictures.shapes import (
     Area,
     Circle,
@@ -116,7 +116,7 @@ class Said:
         points: whether the points of the layers are drawn.
         arrows: whether the way from the reference points to them is drawn.
         boxes: whether boxes and labels of things are drawn.
-        segments: the classes of all pixels.
+        regions: the classes of all pixels.
     """
 
     width: int
@@ -126,7 +126,7 @@ class Said:
     points: bool = True
     arrows: bool = False
     boxes: bool = True
-    segments: Segments | None = None
+    regions: Regions | None = None
 
 
 def compose(said: Said, size: tuple[int, int]) -> tuple[Shape, ...]:
@@ -143,8 +143,8 @@ class _Composer:
 
     def shapes(self) -> Iterator[Shape]:
         said = self._said
-        if said.segments is not None:
-            yield said.segments.colour_map(self._size)
+        if said.regions is not None:
+            yield said.regions.colour_map(self._size)
         for thing in reversed(said.things):  # the best one on top
             yield from self._mask(thing)
         if said.boxes:
@@ -160,9 +160,9 @@ class _Composer:
                 yield from self._keys(query, self._colours(number, layer))
         if said.boxes:
             yield from self._labels()
-        if said.segments is not None:
+        if said.regions is not None:
             small, size = self._is_small, self._font_size
-            names = said.segments.names(self._size, size, shares=not small)
+            names = said.regions.names(self._size, size, shares=not small)
             yield from place([*names], self._size, size)
 
     def _colours(self, number: int, layer: Layer) -> list[Colour]:

@@ -29,7 +29,7 @@ from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.compose import Thing
-from service.pictures.segments import Segments
+from service.pictures.regions import Regions
 from service.priority import Priority
 from service.settings import Limits
 from service.tasks.attention import AttendedLayer, AttentionOptions
@@ -190,7 +190,7 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         """The objects of an answer, for its picture."""
         return ()
 
-    def segments(self, answer: TaskAnswer, drawing: Drawing) -> Segments | None:  # noqa: ARG002
+    def regions(self, answer: TaskAnswer, drawing: Drawing) -> Regions | None:  # noqa: ARG002
         """What the pixels of an answer are, for its picture."""
         return None
 
@@ -340,8 +340,8 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         answer, start, limits = outcome, perf_counter(), self._limits
 
         def work() -> Drawn:
-            segments = self.segments(answer, drawing)
-            return draw(upload, limits, drawing, answer, self.things(answer), segments)
+            regions = self.regions(answer, drawing)
+            return draw(upload, limits, drawing, answer, self.things(answer), regions)
 
         try:
             async with asyncio.timeout_at(request.deadline):

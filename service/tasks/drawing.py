@@ -12,7 +12,7 @@ from service.images.decode import decode_at
 from service.pictures import raster, vector
 from service.pictures.compose import Layer as DrawnLayer
 from service.pictures.compose import Query, Said, Thing, compose
-from service.pictures.segments import Segments
+from service.pictures.regions import Regions
 from service.pictures.shapes import Scene
 from service.settings import Limits
 from service.tasks.attention import AttendedLayer, Layer
@@ -130,7 +130,7 @@ def draw(  # noqa: PLR0917
     drawing: Drawing,
     answer: Answered,
     things: Sequence[Thing],
-    segments: Segments | None = None,
+    regions: Regions | None = None,
 ) -> Drawn:
     """Draw a picture; takes a decoder's thread.
 
@@ -140,21 +140,21 @@ def draw(  # noqa: PLR0917
         drawing: what is wanted.
         answer: what the model said of the image.
         things: that were found in it.
-        segments: that it has.
+        regions: that it has.
 
     Raises:
         InvalidOption: the picture would be too large, or have too many points.
     """
     size = width, height = drawing.photo_size(answer.width, answer.height)
     gap = max(2, round(max(size) / _SIDE_OF_GAP)) if drawing.layout == "beside" else None
-    opacity = drawing.opacity if segments is None else 1.0
+    opacity = drawing.opacity if regions is None else 1.0
     scene = Scene(width, height, (), opacity, gap)
     if scene.full_width * height > limits.max_picture_pixels:
         raise InvalidOption(
             f"the picture would have {scene.full_width}x{height} pixels; the limit is "
             f"{limits.max_picture_pixels} pixels in all, so ask for a smaller size"
         )
-    said = _said(drawing, answer, things, segments)
+    said = _said(drawing, answer, things, regions)
     count = sum(layer.count for layer in said.layers)
     if count > _MOST_POINTS:
         raise InvalidOption(
@@ -172,7 +172,7 @@ def draw(  # noqa: PLR0917
 
 
 def _said(
-    drawing: Drawing, answer: Answered, things: Sequence[Thing], segments: Segments | None
+    drawing: Drawing, answer: Answered, things: Sequence[Thing], regions: Regions | None
 ) -> Said:
     attended = {(layer.stage, layer.block): layer for layer in answer.attention or ()}
     return Said(
@@ -187,7 +187,7 @@ def _said(
         points="points" in drawing.show or "attention" in drawing.show,
         arrows="arrows" in drawing.show,
         boxes="boxes" in drawing.show,
-        segments=segments,
+        regions=regions,
     )
 
 

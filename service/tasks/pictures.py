@@ -28,7 +28,7 @@ class PictureOptions(Options):
         show: what is drawn over the image; none means what suits the model.
         groups: offset groups that are drawn, from 0; none means all.
         opacity: of all that is drawn, from 0 to 1; where segments are shown, of their colours.
-            `None` means 1, and `SEGMENTS_OPACITY` of those.
+            `None` means 1, and `REGIONS_OPACITY` of those.
         size: the larger side of the image in the picture, pixels; `None` means as in the upload,
             within a limit.
         form: of the file.
@@ -51,7 +51,7 @@ class PictureOptions(Options):
 
 
 PICTURED_SCORE = 0.3
-SEGMENTS_OPACITY = 0.5
+REGIONS_OPACITY = 0.5
 
 
 class PicturedCore(Core[TaskOptions, TaskAnswer]):
@@ -174,7 +174,7 @@ def _groups(config: DatConfig, stage: int, block: int) -> int:
 def _opacity(asked: PictureOptions, show: frozenset[Shown]) -> float:
     if asked.opacity is not None:
         return asked.opacity
-    return SEGMENTS_OPACITY if "segments" in show else 1.0
+    return REGIONS_OPACITY if "segments" in show else 1.0
 
 
 def _check(asked: PictureOptions, show: frozenset[Shown]) -> None:

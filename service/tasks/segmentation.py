@@ -20,7 +20,7 @@ from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.colours import Colour
 from service.pictures.indexed import MOST_COLOURS, indexed_png
-from service.pictures.segments import NamedSegment, Segments
+from service.pictures.regions import NamedRegion, Regions
 from service.settings import Limits
 from service.tasks import attention, explanation, segments
 from service.tasks.attention import Seen
@@ -167,13 +167,13 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
         return SegmentOptions(**every_task, classes=asked.classes)
 
     @override
-    def segments(self, answer: SegmentedImage, drawing: Drawing) -> Segments | None:
+    def regions(self, answer: SegmentedImage, drawing: Drawing) -> Regions | None:
         if "segments" not in drawing.show:
             return None
-        return Segments(
+        return Regions(
             answer.labels.astype(np.uint8, copy=False),
             self._palette,
-            tuple(NamedSegment(one.label, one.index, one.share) for one in answer.segments),
+            tuple(NamedRegion(one.label, one.index, one.share) for one in answer.segments),
             drawing.opacity,
         )
 

@@ -123,7 +123,7 @@ def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
         ("DAT_BATCHING__BUCKETS", "[1, 2", "a list is written as in [1, 2]"),
         ("DAT_BATCHING__BUCKETS", "[" * 10_000, "a list is written as in [1, 2]"),
         ("DAT_BATCHING__SIZES", "224", "valid tuple"),
-        ("DAT_BATCHING__SIZES", "[[224, 225]]", "multiple of 32"),
+        ("DAT_BATCHING__SIZES", "[[224, 32]]", "equal to 33"),  # one cell
         ("DAT_MODEL__IMAGE_SIZE", "100000", "equal to 4096"),
         ("DAT_MODEL__IMAGE_SIZE", "[64, 100000]", "equal to 4096; it is 100000"),
         ("DAT_MODEL__NAME", "a\n\x1b[31m", r"it is 'a\n\x1b[31m'"),

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from service.settings import ResizeMode
 from service.tasks.drawing import LEAST_SIZE, MOST_SIZE, FileFormat, Layout, Shown
-from service.tasks.pictures import PICTURED_SCORE, SEGMENTS_OPACITY, PictureOptions
+from service.tasks.pictures import PICTURED_SCORE, REGIONS_OPACITY, PictureOptions
 from service.transport.http.schema import CommonOptionsBody, ImagesBody
 from service.transport.http.task import RED_SQUARE
 from service.transport.http.uploads import Form
@@ -51,7 +51,7 @@ class PictureOptionsBody(CommonOptionsBody):
     opacity: float | None = Field(
         None,
         description="Of all that is drawn, absent: 1; where segments are shown, of their colours, "
-        f"absent: {SEGMENTS_OPACITY}.",
+        f"absent: {REGIONS_OPACITY}.",
         json_schema_extra={"minimum": 0, "maximum": 1},
     )
     size: int | None = Field(

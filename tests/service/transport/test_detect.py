@@ -322,7 +322,7 @@ async def test_the_letterbox_is_made_ready_where_it_is_the_mode_of_the_model():
 @pytest.mark.parametrize("size", [(96, 100), (97, 96), (96, 48)])
 def test_sizes_of_a_detector_are_those_of_padded_images(size):
     entry, device = ModelEntry(name="mask_rcnn_dat_nano", sizes=(size,)), Device("cpu", threads=1)
-    with pytest.raises(ModelFileError, match="sizes has .* multiples of 32, from 64 on"):
+    with pytest.raises(ModelFileError, match=r"sizes has .* multiples of 32, from 64 on"):
         open_model(entry, Shared(Settings(), [device], Metrics(CollectorRegistry())))
     device.close()
 
