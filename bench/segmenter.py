@@ -1,8 +1,8 @@
 """Measure segmenters: what an image takes, stage by stage, beside the rate of a matrix product.
 
-An upload of 768x1024 pixels becomes an input of 512x683, and its labels are at its own size
-again. A large matrix product is timed in the same rounds: at its rate the multiply-adds of the
-model take the *floor*. Memory is that of a process of its own.
+An upload of 768x1024 pixels becomes an input of 512x683 (of the published models), and its labels
+are at its own size again. A large matrix product is timed in the same rounds: at its rate the
+multiply-adds of the model take the *floor*. Memory is that of a process of its own.
 """
 
 import io
@@ -31,7 +31,7 @@ from model.segmentation.transforms import to_model_pixels
 from service.memory import keep_freed
 from tests.model.segmentation.conftest import segmenter_state
 
-UPLOAD, SIZE = (768, 1024), (512, 683)  # `(H, W)` of an image, and of the input that it becomes
+UPLOAD = (768, 1024)  # `(H, W)`, pixels
 STAGES = ("pre-processing", "backbone", "head", "labels")
 
 
@@ -101,13 +101,14 @@ def measure(name: str, chosen: Namespace) -> Row:
     }
     taken = alternate(sides, chosen.rounds, unmeasured=1)
     seconds = [sum(stages.values()) for stages in taken["stages"]]
-    work = flops(segmenter.config, SIZE) / PRODUCT_SIDE**3
-    floors = [work * one["product"] for one in taken["product"]]
+    size = segmenter.config.resizing(UPLOAD).resized
+    work = flops(segmenter.config, size)
+    floors = [work / PRODUCT_SIDE**3 * one["product"] for one in taken["product"]]
     return {
         "name": name,
         "upload": UPLOAD,
-        "size": SIZE,
-        "flops": flops(segmenter.config, SIZE),
+        "size": size,
+        "flops": work,
         "seconds": median(seconds),
         "floor_s": median(floors),
         **ratio(floors, seconds),
@@ -123,7 +124,7 @@ def tables(result: Row) -> str:
     columns = {
         "model": "{name}",
         "input": "{size:x}",
-        "GFLOPs": "{flops:/1e9 .0f}",
+        "GFLOPs": "{flops:/1e9 .1f}",
         "seconds": "{seconds:.2f}",
         "floor, seconds": "{floor_s:.2f}",
         "floor / time (range)": "**{ratio:.0%}** ({ratio_range[0]:.0%}-{ratio_range[1]:.0%})",

@@ -9,7 +9,7 @@ import torch
 
 from bench import stages
 from bench.harness import RESULTS
-from bench.segmenter import SIZE, STAGES, UPLOAD, make_picture, tables, time_stages
+from bench.segmenter import STAGES, UPLOAD, make_picture, tables, time_stages
 from model.segmentation import SEGMENTERS, segment
 from model.segmentation.config import Kind
 from tests.model.segmentation.conftest import KINDS, small_segmenter
@@ -22,7 +22,7 @@ def test_the_picture_becomes_the_input() -> None:
     assert picture.shape == (*UPLOAD, 3)
     assert picture.std() > 10
     published = [config for name, config in SEGMENTERS.items() if "dat_pp" in name]
-    assert {config.resizing(UPLOAD).resized for config in published} == {SIZE}
+    assert {config.resizing(UPLOAD).resized for config in published} == {(512, 683)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
