@@ -15,15 +15,12 @@ from demo.detection import scenes
 from demo.detection.scenes import CLASSES, Scene
 
 SEED = 1
-# Fewer and larger objects than the detector's: those of the classifier, whose backbone this is.
-MOST_OBJECTS = 4
-RADII = (0.14, 0.26)
 NAMES = ("background", *CLASSES)
 
 
 def upload(seed: int, index: int) -> tuple[Scene, bytes]:
     """Return scene `index` of the series `seed` at a random size, and as a JPEG file."""
-    return scenes.upload(seed, index, most=MOST_OBJECTS, radii=RADII)
+    return scenes.upload(seed, index, kind=scenes.LARGE)
 
 
 def labels(rendered: Scene) -> NDArray[np.uint8]:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from demo.canvas import jpeg
 from demo.detection.samples import QUALITY, SEED
-from demo.detection.scenes import scene
-from demo.segmentation.maps import MOST_OBJECTS, RADII
+from demo.detection.scenes import LARGE, scene
 
 FOLDER = Path(__file__).parent / "samples"
 
@@ -20,7 +19,7 @@ def main() -> None:
     """Write the pictures."""
     FOLDER.mkdir(exist_ok=True)
     for name, (index, height, width) in PICTURES.items():
-        rendered = scene(SEED, index, height, width, most=MOST_OBJECTS, radii=RADII)
+        rendered = scene(SEED, index, height, width, LARGE)
         (FOLDER / f"{name}.jpg").write_bytes(jpeg(rendered.pixels, QUALITY))
 
 

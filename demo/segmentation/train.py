@@ -213,8 +213,8 @@ def mean_iou(segmenter: Segmenter, uploads: Iterable[tuple[Scene, bytes]]) -> fl
 def main() -> None:
     """Render, train, save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3_000)
-    parser.add_argument("--scenes", type=int, default=6_000)
+    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--scenes", type=int, default=5_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--state", type=Path, default=Path("semantic_fpn_dat_nano.state"))
     parser.add_argument("--resume", action="store_true", help="go on from the state")
