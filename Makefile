@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults convert evaluate test-gpu check format proto bench settings attention-page demo demo-detector screenshots image-test
+.PHONY: help run test test-slow test-faults convert evaluate test-gpu check format proto bench settings attention-page demo demo-detector demo-segmenter screenshots image-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -66,11 +66,12 @@ settings: $(VENV)/.dev ## regenerate the table of settings in docs/settings.md
 attention-page: $(VENV)/.dev ## regenerate the page that servers have of docs/attention.md
 	$(BIN)/python -m deploy.attention_page
 
-bench: $(VENV)/.dev ## measure the engine, the server and detectors, results in bench/results
+bench: $(VENV)/.dev ## measure the engine, the server, detectors and segmenters, results in bench/results
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.growth
 	$(BIN)/python -m bench.server
 	$(BIN)/python -m bench.detector
+	$(BIN)/python -m bench.segmenter
 
 demo: $(VENV)/.dev ## train the demo classifier anew and measure it
 	$(BIN)/python -m demo.train
@@ -79,6 +80,9 @@ demo: $(VENV)/.dev ## train the demo classifier anew and measure it
 demo-detector: $(VENV)/.dev ## train the demo detector anew, from the demo classifier, and measure it
 	$(BIN)/python -m demo.detection.train
 	$(BIN)/python -m demo.detection.evaluate
+
+demo-segmenter: $(VENV)/.dev ## train the demo segmenter anew, from the demo detector
+	$(BIN)/python -m demo.segmentation.train
 
 screenshots: $(VENV)/.dev ## take the pictures of the playground in the README anew
 	$(BIN)/python -m tests.browser.screenshots

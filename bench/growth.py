@@ -11,7 +11,6 @@ from functools import partial
 from itertools import cycle
 from math import prod
 from statistics import median
-from typing import Any
 
 from bench.harness import (
     RATIO,
@@ -23,7 +22,15 @@ from bench.harness import (
     table,
     time_calls,
 )
-from bench.memory import IN_USE_ALONE, in_own_process, peak, reset_peak, resident
+from bench.memory import (
+    IN_USE_ALONE,
+    in_own_process,
+    in_use,
+    most_taken,
+    peak,
+    reset_peak,
+    resident,
+)
 from bench.open_engine import OpenEngine
 from bench.running_server import running_server
 from bench.weights import recipe_checkpoint, recipe_state
@@ -33,7 +40,7 @@ from model.cost import flops
 from service import process
 from service.engine.device import Device
 from service.engine.items import ClassificationInput
-from service.memory import give_back, keep_freed
+from service.memory import keep_freed
 from tests import recipe
 
 SIZES = (224, 288, 384, 448)  # pixels a side
@@ -131,28 +138,13 @@ def grow_models(name: str, chosen: Namespace) -> list[Row]:
     ]
 
 
-def in_use() -> int:
-    """Bytes of this process after all that is free was given back."""
-    give_back()
-    return resident()
-
-
 def memory_of_work(name: str, threads: int, shapes: Sequence[tuple[int, int]]) -> list[int]:
     """Most memory that a batch takes beside a loaded engine, for each `(batch, size)`; bytes."""
     device, weights = open_device(threads), recipe_checkpoint(name)
     return [
-        heap_memory(load(weights, device, size, (batch,)), make_batch(batch, size))
+        most_taken(partial(load(weights, device, size, (batch,)).run, make_batch(batch, size)))
         for batch, size in shapes
     ]
-
-
-def heap_memory(engine: Any, batch: list[ClassificationInput]) -> int:
-    """Most memory that a batch takes beside its engine, bytes."""
-    engine.run(batch)
-    before = in_use()
-    reset_peak()
-    engine.run(batch)
-    return peak() - before
 
 
 def return_after_storms(name: str, threads: int) -> list[Row]:

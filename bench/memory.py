@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 from unittest import mock
 
+from service.memory import give_back
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -30,6 +32,21 @@ def reset_peak(pid: int | None = None) -> None:
 def peak(pid: int | None = None) -> int:
     """Most bytes of a process in memory since it began, or since `reset_peak`."""
     return _status("VmHWM", pid)
+
+
+def in_use() -> int:
+    """Bytes of this process after all that is free was given back."""
+    give_back()
+    return resident()
+
+
+def most_taken(call: Callable[[], object]) -> int:
+    """Most memory that a call takes beside what the first one left, bytes."""
+    call()
+    before = in_use()
+    reset_peak()
+    call()
+    return peak() - before
 
 
 def _status(field: str, pid: int | None) -> int:

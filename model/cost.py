@@ -17,7 +17,7 @@ from model.dat import DAT
 from model.official import official_shapes
 from model.swin_config import SwinConfig
 
-_SAMPLED, _NORMED = 4, 5  # FLOPs of an element
+_SAMPLED, NORMED = 4, 5  # FLOPs of an element
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,28 @@ def flops(config: DatConfig | SwinConfig) -> int:
     """FLOPs of one image, from stem to head."""
     if isinstance(config, SwinConfig):
         return _swin_flops(config)
-    total = _stem_flops(config)
     last = len(config.stages) - 1
+    pooled = config.stages[last].dim
+    head = NORMED * prod(config.map_size(last)) * pooled + pooled * config.num_classes
+    return trunk_flops(config) + head
+
+
+def trunk_flops(config: DatConfig) -> int:
+    """FLOPs of the stem and the stages for one image."""
+    total = _stem_flops(config)
     kernel = 2 if config.family == "dat" else 3
     for stage, spec in enumerate(config.stages):
         N, C = prod(config.map_size(stage)), spec.dim
         if stage > 0:
             before = config.stages[stage - 1].dim
-            total += N * C * (kernel**2 * before + _NORMED)
+            total += N * C * (kernel**2 * before + NORMED)
         mlp = 2 * 4 * N * C**2
         if config.family == "dat_pp":
             mlp += 9 * 4 * N * C  # its depthwise convolution
             mlp += 9 * N * C  # the local perception unit
-        total += len(spec.blocks) * (mlp + 2 * _NORMED * N * C)
+        total += len(spec.blocks) * (mlp + 2 * NORMED * N * C)
         total += sum(attention_flops(config, stage, kind) for kind in spec.blocks)
-    pooled = config.stages[last].dim
-    return total + _NORMED * prod(config.map_size(last)) * pooled + pooled * config.num_classes
+    return total
 
 
 def attention_flops(config: DatConfig, stage: int, kind: str) -> int:
@@ -72,7 +78,7 @@ def attention_flops(config: DatConfig, stage: int, kind: str) -> int:
     N, C = H * W, spec.dim
     if kind == "D":
         Ns = ceil(H / spec.offset_stride) * ceil(W / spec.offset_stride)
-        offsets = Ns * C * (spec.offset_kernel**2 + _NORMED + 2)
+        offsets = Ns * C * (spec.offset_kernel**2 + NORMED + 2)
         keys_values = Ns * C * (_SAMPLED + 2 * C)
         bias = _SAMPLED * spec.heads * N * Ns
         return 2 * N * C**2 + offsets + keys_values + bias + 2 * N * Ns * C
@@ -89,9 +95,9 @@ def attention_flops(config: DatConfig, stage: int, kind: str) -> int:
 def _stem_flops(config: DatConfig) -> int:
     N, C = prod(config.map_size(0)), config.stages[0].dim
     if config.family == "dat":
-        return N * C * (4 * 4 * 3 + _NORMED)
+        return N * C * (4 * 4 * 3 + NORMED)
     halved = prod(ceil(side / 2) for side in config.image_size)
-    return halved * (C // 2) * (9 * 3 + _NORMED) + N * C * (9 * (C // 2) + _NORMED)
+    return halved * (C // 2) * (9 * 3 + NORMED) + N * C * (9 * (C // 2) + NORMED)
 
 
 def _swin_flops(config: SwinConfig) -> int:
@@ -100,13 +106,13 @@ def _swin_flops(config: SwinConfig) -> int:
         N, C = prod(config.map_size(stage)), config.channels(stage)
         before = C // 2
         if stage == 0:
-            total += N * C * (config.patch**2 * 3 + _NORMED)
+            total += N * C * (config.patch**2 * 3 + NORMED)
         else:
-            total += N * 4 * before * (C + _NORMED)
+            total += N * 4 * before * (C + NORMED)
         padded = prod(config.windows(stage, 0).padded_size)
         attention = 4 * padded * C**2 + 2 * padded * config.window**2 * C
         mlp = 2 * N * C * int(config.mlp_ratio * C)
-        total += depth * (attention + mlp + 2 * _NORMED * N * C)
+        total += depth * (attention + mlp + 2 * NORMED * N * C)
     last = len(config.depths) - 1
     pooled = config.channels(last)
-    return total + _NORMED * prod(config.map_size(last)) * pooled + pooled * config.num_classes
+    return total + NORMED * prod(config.map_size(last)) * pooled + pooled * config.num_classes

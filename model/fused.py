@@ -122,6 +122,27 @@ def convolve(conv: nn.Module, tokens: Tensor, activation: Activation = "none") -
     return convolved.permute(0, 2, 3, 1)
 
 
+def convolve_add(
+    conv: nn.Conv2d, weight: Tensor, tokens: Tensor, other: Tensor, activation: Activation = "none"
+) -> Tensor:
+    """`activation(conv(tokens) + other)` on the CPU in inference, where `fuses` holds.
+
+    Args:
+        conv: the convolution.
+        weight: in place of its own, such as a part of it.
+        tokens: `(B, H, W, C)`.
+        other: of the shape of the result, `(B, H', W', D)`.
+        activation: of the sum.
+    """
+    maps, addend = tokens.permute(0, 3, 1, 2), other.permute(0, 3, 1, 2)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    shape = conv.padding, conv.stride, conv.dilation, conv.groups
+    convolved = _onednn._convolution_pointwise.binary(
+        maps, addend, weight, conv.bias, *shape, "add", 1.0, activation, [], None
+    )
+    return convolved.permute(0, 2, 3, 1)
+
+
 def convolve_norm(
     conv: nn.Conv2d,
     norm: nn.LayerNorm,

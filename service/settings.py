@@ -85,7 +85,7 @@ class ModelChoice(_Group):
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="Name of the model in requests and metrics; without it, its variant. Without "
-        "any setting of the model the two demo models are served.",
+        "any setting of the model the three demo models are served.",
     )
     variant: str | None = Field(
         None,

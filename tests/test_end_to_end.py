@@ -9,7 +9,9 @@ from pycocotools import mask as coco
 from demo.detection.scenes import CLASSES
 from demo.detection.scenes import upload as upload_of_several
 from demo.views import upload
-from tests import detection_clients
+from demo.segmentation.maps import NAMES, labels
+from demo.segmentation.maps import upload as upload_of_large_ones
+from tests import detection_clients, segmentation_clients
 from tests.clients import over_grpc, over_http, over_json, over_stream
 
 SERIES = 1_000_003  # of no other use in this repository
@@ -73,6 +75,22 @@ async def test_the_demo_detector_finds_the_objects_and_their_pixels(
     assert hits / objects > 0.6
     assert hits / detections > 0.6
     assert np.mean(overlaps) > 0.7
+
+
+@pytest.mark.parametrize("segment", segmentation_clients.CLIENTS)
+async def test_the_demo_segmenter_labels_the_pixels(server, segment):
+    scenes = [upload_of_large_ones(SERIES, index) for index in range(16)]
+    answers = await asyncio.gather(*(segment(server, [file]) for _, file in scenes))
+    right, united = np.zeros(len(NAMES)), np.zeros(len(NAMES))
+    for (scene, _), answer in zip(scenes, answers, strict=True):
+        (image,) = answer.images
+        truth, found = labels(scene), image.labels
+        assert {segment.label for segment in image.segments} == {NAMES[i] for i in np.unique(found)}
+        for index in range(len(NAMES)):
+            right[index] += ((truth == index) & (found == index)).sum()
+            united[index] += ((truth == index) | (found == index)).sum()
+    assert (right.sum() / united.sum()) > 0.8
+    assert (right[1:].sum() / united[1:].sum()) > 0.65
 
 
 def intersection_over_union(a, b):

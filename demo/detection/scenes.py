@@ -14,26 +14,42 @@ from demo.shapes import CLASSES, Polygon, area, outline
 
 __all__ = [
     "CLASSES",
-    "LEAST_VISIBLE",
+    "LARGE",
     "LONGEST",
-    "MOST_OBJECTS",
     "SIDES",
+    "SMALL",
+    "Kind",
     "Scene",
     "scene",
     "upload",
 ]
 
-MOST_OBJECTS = 6
 # Of uploads, pixels: the shorter side, and how many times as long the longer one may be in
 # training.
 SIDES = (224, 480)
 LONGEST = 8 / 5
-LEAST_VISIBLE = 0.6  # of an object's area, inside the picture and before all others
-# Of an object's outline and of the distractors, of the root of the picture's area.
-_RADII = (0.06, 0.24)
-_DISTRACTOR = 0.1
+_DISTRACTOR = 0.1  # the radius of the distractors, of the root of the picture's area
 _CONTRAST = 0.5
 _TRIES = 20  # places for one object
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What may stand in a scene.
+
+    Attributes:
+        most_objects: of the one to so many that there are.
+        radii: of the outlines of the smallest and the largest, of the root of the picture's area.
+        least_visible: of each object's area, inside the picture and before all others.
+    """
+
+    most_objects: int
+    radii: tuple[float, float]
+    least_visible: float
+
+
+SMALL = Kind(6, (0.06, 0.24), 0.6)  # what the detector finds
+LARGE = Kind(4, (0.14, 0.26), 0.85)  # what the segmenter labels
 
 
 @dataclass(frozen=True)
@@ -80,15 +96,20 @@ class _Object:
     shape: Polygon
 
 
-def scene(seed: int, index: int, height: int, width: int) -> Scene:
+def scene(
+    seed: int,
+    index: int,
+    height: int,
+    width: int,
+    kind: Kind = SMALL,
+) -> Scene:
     """Render scene `index` of the series `seed`.
 
-    It has 1 to 6 objects. Some stand before others, some leave the picture; of each at
-    least the share `LEAST_VISIBLE` can be seen.
+    Some objects stand before others, some leave the picture.
     """
     rng = np.random.default_rng((seed, index))
     unit = math.sqrt(height * width)
-    objects, instances = _arranged(rng, height, width)
+    objects, instances = _arranged(rng, height, width, kind)
 
     picture, avoided = canvas.background(rng, height, width)
     canvas.scatter(picture, rng, _DISTRACTOR * unit)
@@ -104,7 +125,12 @@ def scene(seed: int, index: int, height: int, width: int) -> Scene:
     return Scene(canvas.exposed(picture, rng), labels, instances, visible)
 
 
-def upload(seed: int, index: int, longest: float = LONGEST) -> tuple[Scene, bytes]:
+def upload(
+    seed: int,
+    index: int,
+    longest: float = LONGEST,
+    kind: Kind = SMALL,
+) -> tuple[Scene, bytes]:
     """Return scene `index` of the series `seed` at a random size, and as a JPEG file.
 
     The shorter side is as `SIDES` says, the longer one at most `longest` times as long; qualities
@@ -114,23 +140,23 @@ def upload(seed: int, index: int, longest: float = LONGEST) -> tuple[Scene, byte
     shorter = int(rng.integers(SIDES[0], SIDES[1] + 1))
     longer = int(rng.uniform(1, longest) * shorter)
     height, width = (longer, shorter) if rng.random() < 0.5 else (shorter, longer)
-    rendered = scene(seed, index, height, width)
+    rendered = scene(seed, index, height, width, kind)
     return rendered, canvas.jpeg(rendered.pixels, int(rng.integers(55, 96)))
 
 
 def _arranged(
-    rng: np.random.Generator, height: int, width: int
+    rng: np.random.Generator, height: int, width: int, kind: Kind
 ) -> tuple[list[_Object], NDArray[np.uint8]]:
     """Place objects, the hindmost first, and draw which of them is seen where, `(H, W)`."""
     objects: list[_Object] = []
     instances = np.zeros((height, width), np.uint8)
-    for _ in range(rng.integers(1, MOST_OBJECTS + 1)):
+    for _ in range(rng.integers(1, kind.most_objects + 1)):
         for _ in range(_TRIES):
-            tried = _candidate(rng, objects, height, width)
+            tried = _candidate(rng, objects, height, width, kind.radii)
             part, share = canvas.coverage(tried.shape, height, width)
             seen = instances.copy()
             seen[part][share >= 128] = len(objects) + 1
-            if (_visible([*objects, tried], seen) >= LEAST_VISIBLE).all():
+            if (_visible([*objects, tried], seen) >= kind.least_visible).all():
                 objects.append(tried)
                 instances = seen
                 break
@@ -145,10 +171,14 @@ def _visible(objects: list[_Object], instances: NDArray[np.uint8]) -> NDArray[np
 
 
 def _candidate(
-    rng: np.random.Generator, objects: list[_Object], height: int, width: int
+    rng: np.random.Generator,
+    objects: list[_Object],
+    height: int,
+    width: int,
+    radii: tuple[float, float],
 ) -> _Object:
     label = int(rng.integers(len(CLASSES)))
-    radius = math.exp(rng.uniform(*np.log(_RADII))) * math.sqrt(height * width)
+    radius = math.exp(rng.uniform(*np.log(radii))) * math.sqrt(height * width)
     centre = rng.uniform(0, 1, 2) * (width, height)
     if objects and rng.random() < 0.5:
         # Before another object: places drawn evenly would seldom overlap.

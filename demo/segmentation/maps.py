@@ -11,10 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from demo.detection.scenes import CLASSES, Scene, upload
+from demo.detection import scenes
+from demo.detection.scenes import CLASSES, Scene
 
 SEED = 1
 NAMES = ("background", *CLASSES)
+
+
+def upload(seed: int, index: int) -> tuple[Scene, bytes]:
+    """Return scene `index` of the series `seed` at a random size, and as a JPEG file."""
+    return scenes.upload(seed, index, kind=scenes.LARGE)
 
 
 def labels(rendered: Scene) -> NDArray[np.uint8]:
@@ -23,11 +29,11 @@ def labels(rendered: Scene) -> NDArray[np.uint8]:
     return of_instance[rendered.instances]
 
 
-def write(folder: Path, scenes: int, seed: int) -> None:
+def write(folder: Path, count: int, seed: int) -> None:
     """Write the first scenes of a series."""
     for name in ("images", "maps"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for index in range(scenes):
+    for index in range(count):
         rendered, file = upload(seed, index)
         (folder / "images" / f"{index:05}.jpg").write_bytes(file)
         Image.fromarray(labels(rendered)).save(folder / "maps" / f"{index:05}.png")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.fused import convolve, linear
 from model.segmentation.config import SegmenterConfig
+from model.segmentation.fusion import fused_levels
 from model.segmentation.resize import resized
 
 POOLED_SIDES = (1, 2, 3, 6)  # cells
@@ -46,9 +47,7 @@ class UperNetHead(nn.Module):
             convolve(output, tokens, "relu")
             for output, tokens in zip(self.outputs, merged[:-1], strict=True)
         ]
-        size = levels[0].shape[1:3]
-        together = torch.cat([resized(tokens, size) for tokens in (*levels, merged[-1])], -1)
-        return self.classes(convolve(self.fusion, together, "relu"))
+        return self.classes(fused_levels(self.fusion, (*levels, merged[-1])))
 
 
 class PyramidPooling(nn.Module):

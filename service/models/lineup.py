@@ -88,7 +88,12 @@ class Lineup(BaseModel, frozen=True, extra="forbid"):
 
 
 # What a server serves whose settings choose no model.
-_DEMO = Lineup(models=(ModelEntry(name="dat_nano"), ModelEntry(name="mask_rcnn_dat_nano")))
+_DEMO = Lineup(
+    models=tuple(
+        ModelEntry(name=name)
+        for name in ("dat_nano", "mask_rcnn_dat_nano", "semantic_fpn_dat_nano")
+    )
+)
 
 
 def choose_models(settings: Settings) -> Lineup:

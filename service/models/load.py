@@ -16,6 +16,7 @@ _DEMO = Path(__file__).parent.parent.parent / "demo"
 BUNDLED = {
     "dat_nano": _DEMO / "dat_nano.safetensors",
     "mask_rcnn_dat_nano": _DEMO / "detection" / "mask_rcnn_dat_nano.safetensors",
+    "semantic_fpn_dat_nano": _DEMO / "segmentation" / "semantic_fpn_dat_nano.safetensors",
     "swin_nano": _DEMO / "swin_nano.safetensors",
 }
 _DEFAULT = "dat_nano"

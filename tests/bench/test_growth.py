@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import numpy as np
 import pytest
 
 from bench import growth
-from bench.growth import durations, heap_memory, make_batch, tables
+from bench.growth import durations, tables
 from bench.harness import RESULTS
-from bench.memory import IN_USE_ALONE, in_own_process, peak, reset_peak, resident
-from service.engine.items import ClassificationInput
+from bench.memory import IN_USE_ALONE, in_own_process, most_taken, peak, reset_peak, resident
 
 MIB = 1 << 20
 FILES = sorted(RESULTS.glob("growth-*.json"))
@@ -54,15 +52,11 @@ def test_the_peak_is_seen_after_it_is_over() -> None:
     assert after < 32 * MIB
 
 
-def test_memory_of_a_batch_is_what_it_takes_beside_the_engine() -> None:
-    class Loaded:
-        def __init__(self) -> None:
-            self.weights = np.ones(128 * MIB, np.uint8)
-
-        def run(self, batch: Sequence[ClassificationInput]) -> None:
-            np.ones(len(batch) * 16 * MIB, np.uint8)
-
-    assert 60 * MIB < heap_memory(Loaded(), make_batch(4, 8)) < 96 * MIB
+def test_memory_of_a_call_is_what_it_takes_beside_what_was_there() -> None:
+    weights = np.ones(128 * MIB, np.uint8)
+    taken = most_taken(lambda: np.ones(64 * MIB, np.uint8))
+    assert 60 * MIB < taken < 96 * MIB
+    assert weights.all()
 
 
 def test_a_process_of_its_own_has_its_own_environment() -> None:

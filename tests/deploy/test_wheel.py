@@ -67,6 +67,7 @@ def test_the_wheel_holds_the_packages_and_their_data_alone(wheel: Path):
         "demo/dat_nano.safetensors",
         "demo/swin_nano.safetensors",
         "demo/detection/mask_rcnn_dat_nano.safetensors",
+        "demo/segmentation/semantic_fpn_dat_nano.safetensors",
         "model/segmentation/ade20k.json",
         "service/models/labels/imagenet1k.json",
         "service/models/labels/coco.json",

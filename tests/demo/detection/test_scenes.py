@@ -5,10 +5,9 @@ import pytest
 
 from demo.detection.scenes import (
     CLASSES,
-    LEAST_VISIBLE,
     LONGEST,
-    MOST_OBJECTS,
     SIDES,
+    SMALL,
     Scene,
     enclosing,
     scene,
@@ -37,7 +36,7 @@ def test_a_scene_depends_on_seed_and_index_alone():
 def test_scenes_have_one_to_six_objects_of_every_class(scenes):
     counts = [len(rendered.labels) for rendered in scenes]
     assert min(counts) == 1
-    assert max(counts) == MOST_OBJECTS
+    assert max(counts) == SMALL.most_objects
     assert set(np.concatenate([rendered.labels for rendered in scenes])) == set(range(len(CLASSES)))
 
 
@@ -60,7 +59,7 @@ def test_a_box_of_one_pixel():
 
 def test_objects_hide_one_another_but_never_most_of_one(scenes):
     visible = np.concatenate([rendered.visible for rendered in scenes])
-    assert visible.min() >= LEAST_VISIBLE
+    assert visible.min() >= SMALL.least_visible
     inside = np.concatenate([_clear_of_the_edge(rendered) for rendered in scenes])
     assert (visible[inside] < 0.9).mean() > 0.12
     # Nothing is before the last object.

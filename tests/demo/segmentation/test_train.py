@@ -5,11 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from demo.detection.scenes import CLASSES, scene, upload
-from demo.segmentation.maps import NAMES, labels, write
+from demo.detection.evaluate import CHECKPOINT as DETECTOR
+from demo.detection.scenes import CLASSES, scene
+from demo.segmentation.maps import NAMES, labels, upload, write
 from demo.segmentation.train import CONFIG, CROP, Example, Training, augment, batch
 from demo.segmentation.train import _render_one as rendered
-from demo.train import CHECKPOINT, WARMUP_STEPS
+from demo.train import WARMUP_STEPS
 from model.checkpoint import read
 from service.evaluation.label_maps import LabelMaps
 
@@ -90,8 +91,10 @@ def test_a_run_goes_on_where_it_stopped(examples, tmp_path):
         assert first.advance(*given) == second.advance(*given)
 
 
-def test_the_backbone_begins_as_the_classifier():
+def test_backbone_and_pyramid_begin_as_those_of_the_detector():
     segmenter = Training(steps=1).segmenter
-    classifier = read(CHECKPOINT).state
-    for name, parameter in segmenter.backbone.stages.named_parameters():
-        assert torch.equal(parameter, classifier[f"stages.{name}"]), name
+    detector = read(DETECTOR).state
+    begun = {"backbone.": segmenter.backbone, "fpn.": segmenter.decode_head.pyramid}
+    for prefix, part in begun.items():
+        for name, parameter in part.named_parameters():
+            assert torch.equal(parameter, detector[prefix + name]), name

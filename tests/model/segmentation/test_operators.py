@@ -18,6 +18,7 @@ from model.official import apply
 from model.openmmlab import convolution_norm_rules
 from model.resizing import resize_bilinear
 from model.segmentation.classes import class_colours, overlay
+from model.segmentation.fusion import fused_levels
 from model.segmentation.labelling import Pass, full_logits, label_pixels
 from model.segmentation.official import head_rules
 from model.segmentation.resize import resized
@@ -123,6 +124,23 @@ def test_logits_of_pixels_are_resized_twice(drawing, input_size, image_size):
     expected = resized_by_loops(resized_by_loops(cells, input_size), image_size)
     ours = full_logits(Pass(cells[0], input_size), image_size)
     torch.testing.assert_close(ours, expected[0], rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(sides, sides), min_size=2, max_size=4), st.integers(1, 2), st.integers())
+def test_levels_are_convolved_as_if_they_were_resized_before(sizes, images, seed):
+    generator = torch.Generator().manual_seed(seed % 2**32)
+    channels = range(2, 2 + len(sizes))
+    levels = [
+        torch.randn(images, *size, count, generator=generator)
+        for size, count in zip(sizes, channels, strict=True)
+    ]
+    conv = torch.nn.Conv2d(sum(channels), 4, 3, padding=1)
+    together = torch.cat([resized(tokens, sizes[0]) for tokens in levels], -1)
+    expected = conv(together.permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused_levels(conv, levels), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused_levels(conv, levels), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nearest_upsampling(operators):
