@@ -28,6 +28,7 @@ from model.attention_weights import (
 )
 from model.config import DatConfig
 from model.fused import Stream, convolve, linear, linear_add
+from model.head_attention import attend
 from model.kernels import HALF, usable
 
 # Above so many logits of one image, attention goes through the queries in bands of rows, each of
@@ -338,8 +339,8 @@ class DeformableAttention(nn.Module):
             attending = self._attend_in_bands(tokens, rows)
         else:
             queries, keys, values, bias, locations = self.project(tokens)
-            heads = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
-            attended = heads.transpose(1, 2).reshape(tokens.shape)
+            heads = attend(*(part.transpose(1, 2) for part in (queries, keys, values)), bias)
+            attended = heads.reshape(tokens.shape)
             attending = Attending(attended, queries, keys, locations)
         weights = None if asked is None else self._weights(attending, asked)
         attended, locations = attending.attended, attending.sampling_locations
