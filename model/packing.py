@@ -4,14 +4,16 @@ For inference on a CPU: the layouts are oneDNN's own, so a packed network can no
 cast, trained, saved, loaded or exported.
 """
 
+from math import prod
+
 import torch
 from torch import nn
 
 from model.attention import DeformableAttention
 from model.dat import Trunk
-from model.fused import fuses
+from model.fused import fuses, is_small
 
-# Linear layers of fewer features are done before oneDNN has begun.
+# Linear layers of fewer features are small whatever they multiply.
 NARROW = 8
 
 
@@ -46,7 +48,7 @@ def _pack_layers(module: nn.Module, size: tuple[int, int]) -> None:
     """Pack what works on maps of `(H, W)` cells; on maps of another size it is only slower."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            if layer.out_features < NARROW:
+            if layer.out_features < NARROW or is_small(layer, prod(size)):
                 continue
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
         elif isinstance(layer, nn.Conv2d):
