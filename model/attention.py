@@ -339,8 +339,8 @@ class DeformableAttention(nn.Module):
             attending = self._attend_in_bands(tokens, rows)
         else:
             queries, keys, values, bias, locations = self.project(tokens)
-            heads = attend(*(part.transpose(1, 2) for part in (queries, keys, values)), bias)
-            attended = heads.reshape(tokens.shape)
+            q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
+            attended = attend(q, k, v, bias).reshape(tokens.shape)
             attending = Attending(attended, queries, keys, locations)
         weights = None if asked is None else self._weights(attending, asked)
         attended, locations = attending.attended, attending.sampling_locations

@@ -29,20 +29,21 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     Returns:
         `(B, N, heads, head_dim)`, in memory as it comes.
     """
-    if by_products(queries):
+    if _by_products(queries):
         return _attend_by_products(queries, keys, values, bias)
     if 1 < len(bias) < len(queries):
         if queries.is_cpu:
             # A call for each image is cheaper than a copy of the bias for each.
             parts = (part.split(len(bias)) for part in (queries, keys, values))
-            return torch.cat([attend(*part, bias) for part in zip(*parts, strict=True)])
+            images = zip(*parts, strict=True)
+            return torch.cat([attend(of_q, of_k, of_v, bias) for of_q, of_k, of_v in images])
         bias = bias.repeat(len(queries) // len(bias), 1, 1, 1)
     q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
     heads = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=1.0)
     return heads.transpose(1, 2)
 
 
-def by_products(queries: Tensor) -> bool:
+def _by_products(queries: Tensor) -> bool:
     """Whether `attend` stores the logits of such queries, in their type."""
     return queries.dtype == torch.bfloat16 and fuses(queries)
 

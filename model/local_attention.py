@@ -84,14 +84,11 @@ class LocalAttention(nn.Module):
     def attend_with(self, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`attend` with a given bias, one of all tiles or one for each."""
         B, tiles, _, C = queries.shape
-        attended = attend(
-            *(
-                part.reshape(B * tiles, -1, self.heads, C // self.heads)
-                for part in (queries, keys, values)
-            ),
-            bias,
+        q, k, v = (
+            part.reshape(B * tiles, -1, self.heads, C // self.heads)
+            for part in (queries, keys, values)
         )
-        return attended.reshape(B, -1, C)
+        return attend(q, k, v, bias).reshape(B, -1, C)
 
     def attend_by_index(self, qkv: Tensor, query_index: Tensor, key_index: Tensor) -> Tensor:
         """Attend inside tiles by the fused kernel, straight from the map and back to it.

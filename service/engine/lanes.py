@@ -106,15 +106,16 @@ class Lanes:
 
     Args:
         threads: of all of them together.
+        begin: what each thread does first.
 
     Raises:
         RuntimeError: the system gives no more threads.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, begin: Callable[[], None] = reach_heap) -> None:
         self._threads = threads
         self._crowd = Crowd()
-        self._pool = open_pool(threads, "lane", reach_heap)
+        self._pool = open_pool(threads, "lane", begin)
 
     def share_sizes(self, images: int, *, team: bool) -> set[int]:
         """Numbers of rows that `map` may give at a time."""
