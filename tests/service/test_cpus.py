@@ -117,7 +117,7 @@ async def test_the_threads_of_a_device_run_where_it_is_told():
     device = Device("cpu", 2, cpus=cpu)
     try:
         assert await device.run(lambda: os.sched_getaffinity(0)) == cpu
-        in_lanes = device.lanes.map(lambda _: os.sched_getaffinity(0), 2, team=False)
+        in_lanes = device.lanes.map(lambda _: os.sched_getaffinity(0), 2, team=1)
         assert in_lanes == [cpu, cpu]
         assert os.sched_getaffinity(0) == allowed
     finally:
