@@ -9,6 +9,7 @@ or exported, these are the plain operations.
 """
 
 from collections.abc import Callable
+from functools import cache
 from math import prod
 from typing import Literal, NamedTuple, Self
 
@@ -185,10 +186,16 @@ def fuses(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and x.is_cpu
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_bfloat16()))
         and not torch.is_grad_enabled()
         and torch.backends.mkldnn.is_available()
     )
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this CPU, with instructions for it or without."""
+    return torch.backends.mkldnn.is_available() and bool(_onednn._is_mkldnn_bf16_supported())
 
 
 def is_small(layer: nn.Linear, cells: int) -> bool:

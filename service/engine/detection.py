@@ -9,9 +9,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from model.attention_weights import AttentionWeights
+from model.cost import flops
 from model.detection.detector import Detector, ExplainedFound
 from model.detection.normalise import Normalise
-from service.engine import gpu
+from service.engine import bfloat16, gpu
 from service.engine.asked import Layers, attention_of, by_layer, cells_of, flat
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device
@@ -84,6 +85,8 @@ class DetectionEngine(Engine):
         detector.cast(self.dtype).to(device).eval()
         built = perf_counter()
         self._metrics.load_seconds["build"].set(built - began)
+        if device.type == "cpu":
+            bfloat16.advise(self.dtype, flops(detector.config.backbone))
         capture = self._capture
         if capture is None and kernels == "on":
             capture = CudaCapture(device)

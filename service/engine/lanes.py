@@ -57,10 +57,7 @@ def plan(images: int, threads: int, *, team: int, dealt: bool) -> list[list[Shar
             sizes = [each + 1] * over + [each] * (lanes - over)
         ends = accumulate(sizes, initial=start)
         rounds.append(
-            [
-                Share(slice(begin, end), min(team, threads // lanes))
-                for begin, end in pairwise(ends)
-            ]
+            [Share(slice(begin, end), min(team, threads // lanes)) for begin, end in pairwise(ends)]
         )
         start += count
     return rounds
