@@ -24,12 +24,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
         queries: `(B, N, heads, head_dim)`, scaled.
         keys: `(B, M, heads, head_dim)`.
         values: likewise.
-        bias: `(B or a divisor of it, heads, N, M)`; that of a divisor is repeated.
+        bias: `(B or a divisor of it, heads, N, M)`; that of a divisor is repeated. Where logits are
+            stored, N may be several dimensions.
 
     Returns:
         `(B, N, heads, head_dim)`, in memory as it comes.
     """
-    if _by_products(queries):
+    if stores_logits(queries):
         return _attend_by_products(queries, keys, values, bias)
     if 1 < len(bias) < len(queries):
         if queries.is_cpu:
@@ -43,7 +44,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
     return heads.transpose(1, 2)
 
 
-def _by_products(queries: Tensor) -> bool:
+def stores_logits(queries: Tensor) -> bool:
     """Whether `attend` stores the logits of such queries, in their type."""
     return queries.dtype == torch.bfloat16 and fuses(queries)
 
