@@ -151,9 +151,9 @@ class Engine(_Group):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cuda|cpu(,cpu){0,63}|cuda:[0-9]{1,2}(,cuda:[0-9]{1,2}){0,63})$",
-        description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one, else a CPU device on "
-        "each NUMA node. Several, as in "
-        "`cuda:0,cuda:1`, each run every model; a batch goes to the least loaded.",
+        description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one, else a CPU device "
+        "on each NUMA node. Several, as in `cuda:0,cuda:1`, each run every model; a batch goes to "
+        "the least loaded.",
     )
     dtype: Dtype = Field(
         "auto",
