@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.cpus import Seat, nodes, seats
@@ -91,6 +91,7 @@ def test_newer_kernels_have_another_name_for_it(tmp_path):
     assert share(tmp_path, 4, 1) == [Seat(2)]
 
 
+@settings(deadline=None)  # it writes files
 @given(
     st.tuples(st.integers(1, 4), st.integers(1, 8), st.integers(1, 2)),
     st.integers(1, 12),
