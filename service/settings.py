@@ -165,13 +165,14 @@ class Engine(_Group):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cuda|cpu(,cpu){0,63}|cuda:[0-9]{1,2}(,cuda:[0-9]{1,2}){0,63})$",
-        description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one. Several, as in "
-        "`cuda:0,cuda:1`, each run every model; a batch goes to the least loaded.",
+        description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one, else a CPU device "
+        "on each NUMA node. Several, as in `cuda:0,cuda:1`, each run every model; a batch goes to "
+        "the least loaded.",
     )
     dtype: Dtype = Field(
         "auto",
-        description="Precision of the features; `auto`: float32 on CPU, on CUDA bfloat16, or "
-        "float16 where the GPU only emulates bfloat16.",
+        description="Precision of the features; `auto`: float32 on CPU (the log says whether "
+        "bfloat16 is faster), on CUDA bfloat16, or float16 where the GPU only emulates bfloat16.",
     )
     backend: Backend = Field(
         "torch",
@@ -197,8 +198,8 @@ class Engine(_Group):
         0,
         ge=0,
         le=_MOST_THREADS,
-        description="CPU threads of one forward pass; 0: one for each core, shared by several "
-        "CPU devices.",
+        description="CPU threads of one forward pass; 0: one for each core (not for each "
+        "hyper-thread), shared by several CPU devices.",
     )
     hang_timeout_s: float = Field(
         0.0,

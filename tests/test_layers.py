@@ -12,7 +12,8 @@ from tests.server import ROOT
 
 # Anybody may know them; they know each other alone.
 LEAVES = {
-    "service.errors", "service.settings", "service.metrics", "service.machine", "service.logs",
+    "service.errors", "service.settings", "service.metrics", "service.machine", "service.cpus",
+    "service.logs",
     "service.threads", "service.text_file", "service.byte_budget", "service.lifecycle",
     "service.ports", "service.command_errors", "service.priority",
 }  # fmt: skip

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from typing_extensions import override
 
+from model.cost import flops
 from model.dat import DAT
 from model.swin import Swin
-from service.engine import gpu
+from service.engine import bfloat16, gpu
 from service.engine.asked import Layers, attention_of
 from service.engine.classify import Classify, Ranked
 from service.engine.computing import Computing, memory_of
@@ -142,6 +143,8 @@ class ClassificationEngine(Engine):
         capture = self._capture
         if capture is None and device.type == "cuda":
             capture = CudaCapture(device)
+        if device.type == "cpu":
+            bfloat16.advise(self.dtype, flops(self._model.config))
         if capture is None:
             self._runs = OnCpu(
                 classify,

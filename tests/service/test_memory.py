@@ -91,7 +91,7 @@ keep_freed()
 together.started = Barrier(2)
 for use in (
     lambda: asyncio.run(device.run(work)),
-    lambda: device.lanes.map(together, 2, team=True),
+    lambda: device.lanes.map(together, 2, team=2),
     lambda: list(workers.map(together, range(2))),
 ):
     before = resident()
