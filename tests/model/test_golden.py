@@ -82,7 +82,8 @@ def half(case: Case) -> torch.Tensor:
         case.meta["input_seed"], case.meta["image_indices"], *network.config.image_size
     )
     with torch.inference_mode():
-        return network(torch.from_numpy(images).to(torch.bfloat16))
+        logits: torch.Tensor = network(torch.from_numpy(images).to(torch.bfloat16))
+    return logits
 
 
 def run(
