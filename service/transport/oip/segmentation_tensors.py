@@ -8,6 +8,7 @@ import numpy as np
 from service.errors import InvalidOption, quoted
 from service.tasks.core import AnyCore
 from service.tasks.segmentation import SegmentedImage, SegmentOptions, TestTime
+from service.transport.oip.batches import stacked
 from service.transport.oip.task import Asked, OipTask, TensorFacts
 from service.transport.oip.tensors import Values
 
@@ -45,22 +46,16 @@ def _options(asked: Asked, every_task: dict[str, Any]) -> SegmentOptions:
 
 
 def _values(core: AnyCore, answers: Sequence[SegmentedImage], asked: Asked) -> Mapping[str, Values]:
-    sizes = {answer.labels.shape for answer in answers}
-    if len(sizes) > 1 and not asked.outputs.isdisjoint(("label_map", "confidence")):
-        first, second, *_ = (f"{width} x {height}" for height, width in sorted(sizes))
-        raise InvalidOption(
-            f"the label maps of one request are one tensor, and these images have several sizes "
-            f"({first} and {second} pixels): send images of one size, or one in each request"
-        )
     shares = np.zeros((len(answers), core.card.classes), np.float32)
     for row, answer in zip(shares, answers, strict=True):
         row[[one.index for one in answer.segments]] = [one.share for one in answer.segments]
     given: dict[str, Values] = {"shares": shares}
     if "label_map" in asked.outputs:
-        given["label_map"] = np.stack([answer.labels for answer in answers]).astype(np.uint16)
+        labels = [answer.labels.astype(np.uint16) for answer in answers]
+        given["label_map"] = stacked("label_map", labels)
     if "confidence" in asked.outputs:
         margins = [answer.margins for answer in answers if answer.margins is not None]
-        given["confidence"] = np.stack(margins)
+        given["confidence"] = stacked("confidence", margins)
     return given
 
 

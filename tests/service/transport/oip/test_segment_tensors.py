@@ -85,7 +85,7 @@ def test_images_of_several_sizes_have_no_one_label_map(server):
     for answer in every_way(server, several):
         assert answer.status in (400, "INVALID_ARGUMENT")
         assert answer.error is not None
-        assert "one size" in answer.error
+        assert "different sizes" in answer.error
     only_shares = over_rest(server, [several], path=PATH, outputs=[{"name": "shares"}])
     assert only_shares.outputs["shares"].shape == (2, CLASSES)
 
