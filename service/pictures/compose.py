@@ -133,8 +133,8 @@ class Said:
         width: of the image, pixels.
         height: of the image, pixels.
         layers: in the order of the network.
-        windows: of each layer of windows, those of its queries.
         things: best first.
+        windows: of each layer of windows, those of its queries.
         points: whether the points of the layers are drawn.
         arrows: whether the way from the reference points to them is drawn.
         boxes: whether boxes and labels of things are drawn.
@@ -144,8 +144,8 @@ class Said:
     width: int
     height: int
     layers: tuple[Layer, ...] = ()
-    windows: tuple[tuple[Window, ...], ...] = ()
     things: tuple[Thing, ...] = field(default=())
+    windows: tuple[tuple[Window, ...], ...] = ()
     points: bool = True
     arrows: bool = False
     boxes: bool = True

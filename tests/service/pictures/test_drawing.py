@@ -1,5 +1,6 @@
 """What is drawn lies where its coordinates say, as pixels and as SVG."""
 
+from dataclasses import replace
 from io import BytesIO
 from math import pi
 from xml.etree import ElementTree as ET
@@ -12,7 +13,7 @@ from PIL import Image
 
 from service.pictures import raster, vector
 from service.pictures.colours import BLACK, PALETTE, WHITE, contrast
-from service.pictures.compose import Layer, Query, Said, Thing, compose
+from service.pictures.compose import Layer, Query, Said, Thing, Window, compose
 from service.pictures.shapes import Area, Circle, Frame, Label, Line, Outline, Scene
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -277,6 +278,33 @@ def test_strokes_grow_with_the_picture_and_are_never_too_thin(size):
     assert label.size >= max(9, max(size) / 70)
 
 
+WINDOW = Window(
+    (20.2, 20.7, 60.2, 60.7),
+    (30.2, 30.7),
+    np.array([[30.2, 30.7], [50.2, 50.7]], np.float32),
+    np.array([0.9, 0.1], np.float32),
+    (20.0, 20.0),
+)
+
+
+def test_tiles_of_a_window_have_the_area_of_their_weights():
+    (outer, inner) = (
+        np.ptp(area.rings[0], 0)
+        for area in compose(Said(100, 100, windows=((WINDOW,),)), (300, 300))
+        if isinstance(area, Area)
+    )
+    assert outer.prod() / inner.prod() == pytest.approx(9, rel=1e-4)
+    assert (outer < 3 * 20).all()
+    # What of a window lies beyond the picture is not seen, but its outline is.
+    beyond = replace(WINDOW, box=(60.0, -10.0, 180.0, 40.0))
+    frames = [
+        shape.box
+        for shape in compose(Said(100, 100, windows=((beyond,),)), (300, 300))
+        if isinstance(shape, Frame)
+    ]
+    assert all(y1 > 0 and x2 < 300 for _, y1, x2, _ in frames)
+
+
 @QUICK
 @given(st.tuples(*[st.integers(0, 255)] * 3), st.sampled_from([200, 480]), st.integers(0, 7))
 def test_points_boxes_and_arrows_stand_out_from_any_photo(background, side, group):
@@ -286,6 +314,7 @@ def test_points_boxes_and_arrows_stand_out_from_any_photo(background, side, grou
         Said(100, 100, (only,)),
         Said(100, 100, (only,), points=False, arrows=True),
         Said(100, 100, things=(Thing("a", 1.0, group, (20.2, 20.7, 70.1, 80.9)),)),
+        Said(100, 100, windows=((WINDOW,),)),
     ):
         shapes = [one for one in compose(shown, (side, side)) if not isinstance(one, Label)]
         pixels = drawn((side, side), shapes, background).astype(np.int64)
