@@ -69,9 +69,13 @@ class EngineChoice:
     settings: EngineSettings
 
     @property
-    def dtype(self) -> str:
-        """Precision of the features, or `auto`."""
-        return self.entry.dtype or self.settings.dtype
+    def of_every_engine(self) -> dict[str, Any]:
+        """What they say about the engine of any task."""
+        return {
+            "dtype": self.entry.dtype or self.settings.dtype,
+            "max_batch": self.batching.max_batch,
+            "buckets": self.batching.buckets,
+        }
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,7 @@ def _classification_engine(
         network,
         device,
         metrics,
-        dtype=choice.dtype,
-        max_batch=choice.batching.max_batch,
-        buckets=choice.batching.buckets,
+        **choice.of_every_engine,
         backend=choice.settings.backend if ours else "torch",
         cache=choice.settings.cache,
         compiled=choice.settings.compile and ours,
@@ -124,9 +126,7 @@ def _detection_engine(
         network,
         device,
         metrics,
-        dtype=choice.dtype,
-        max_batch=choice.batching.max_batch,
-        buckets=choice.batching.buckets,
+        **choice.of_every_engine,
         sizes=_ready_sizes(model, choice.batching.sizes),
     )
 
@@ -142,9 +142,7 @@ def _segmentation_engine(
         network,
         device,
         metrics,
-        dtype=choice.dtype,
-        max_batch=choice.batching.max_batch,
-        buckets=choice.batching.buckets,
+        **choice.of_every_engine,
         sizes=choice.batching.sizes,
     )
 

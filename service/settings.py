@@ -271,7 +271,8 @@ class Limits(_Group):
         0,
         ge=0,
         description="Most pixels of images that wait to be decoded, of all requests together; "
-        "beyond it 429. 0: four times those of one request.",
+        "beyond it 429. Those that are segmented count once more until they are answered. 0: four "
+        "times those of one request.",
     )
     max_picture_pixels: int = Field(
         20_000_000,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # Values of a strip, four bytes each. A few tensors of that size exist at a time.
 STRIP = 1 << 21
-_MORE_ON_CUDA = 32  # times; every strip is some twenty launches
+_MORE_ON_CUDA = 8  # times; every strip is some twenty launches
 # Of the largest logit: by how much rounding can move a value that is interpolated.
 ROUNDING = 1e-5
 # By how much a logit is below another one where its probability is a millionth of a hundredth.

@@ -193,7 +193,7 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
             raise InvalidOption("explain=objects is for detectors")
         if len(self.labels) > MOST_COLOURS and options.format == "png":
             raise InvalidOption(
-                f"{name} has {len(self.labels)} classes, and an indexed PNG at most "
+                f"{name} has {len(self.labels)} classes, and an indexed PNG or a picture at most "
                 f"{MOST_COLOURS}; ask for format rle, polygon or summary"
             )
         asked, backbone = options.explain == "attention", self._config.backbone

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prometheus_client import CollectorRegistry
 from pycocotools import mask as coco
 
 from model.attention_weights import AttentionWeights
@@ -21,11 +22,16 @@ from model.segmentation import load_segmenter
 from model.segmentation.classes import overlay
 from model.segmentation.config import SEGMENTERS
 from model.segmentation.transforms import to_model_pixels
+from service.engine.device import Device
 from service.errors import InvalidOption
+from service.metrics import Metrics
 from service.models import convert, load
+from service.models.lineup import ModelEntry
 from service.models.segmentation import SEGMENTATION
+from service.open_core import open_core, open_decoders
+from service.open_model import Shared, open_model
 from service.pb import dat_pb2, dat_pb2_grpc
-from service.settings import ModelChoice
+from service.settings import ModelChoice, Settings
 from service.tasks import segmentation
 from service.tasks.segments import parts
 from tests.clients import JPEG, channel, encoded
@@ -398,6 +404,24 @@ async def test_requests_are_counted_by_task(server):
         assert change(f"dat_requests_total,{labels}") == 1
     assert change("dat_images_total,model=segments,task=segment") == 2
     assert change("dat_explain_requests_total,kind=points,model=segments") == 1
+
+
+async def test_what_an_answer_holds_counts_until_it_is_there(folder):
+    """Of an image that is decoded, and waits for a device that takes none."""
+    shared = Shared(Settings(), [Device("cpu", threads=1)], Metrics(CollectorRegistry()))
+    opened = open_model(ModelEntry(checkpoint=folder / "segments.pth"), shared)
+    opened.batcher.open()
+    limits, held = Settings().limits, shared.metrics.pixels_in_flight._value
+    with open_decoders(limits, shared.metrics) as decoders:
+        core = open_core(opened.facts, opened.batcher, decoders, limits, opened.metrics)
+        asking = asyncio.create_task(core.answer([JPEG], segmentation.SegmentOptions()))
+        while held.get() != 320 * 240:  # twice as many until it is decoded
+            assert not asking.done()
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert held.get() == 0
+    shared.devices[0].close()
 
 
 async def visualized(server, **options):
