@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-faults convert evaluate test-gpu check format proto bench settings demo demo-detector demo-segmenter screenshots image-test
+.PHONY: help run test test-slow test-faults convert evaluate test-gpu check format proto bench settings attention-page demo demo-detector demo-segmenter screenshots image-test
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
@@ -48,8 +48,8 @@ check: $(VENV)/.dev ## lint, types, generated files up to date
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(MAKE) --no-print-directory proto settings
-	git diff --exit-code -- service/pb docs/settings.md
+	$(MAKE) --no-print-directory proto settings attention-page
+	git diff --exit-code -- service/pb docs/settings.md service/playground/page/docs/attention.html
 	shellcheck .ci/run bench/*.sh deploy/*.sh
 
 format: $(VENV)/.dev ## format and fix the code
@@ -57,11 +57,14 @@ format: $(VENV)/.dev ## format and fix the code
 	$(BIN)/ruff format
 
 proto: $(VENV)/.dev ## regenerate the gRPC stubs
-	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto/dat/v1 \
-		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/dat.proto
+	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto/dat/v1 -Iservice/pb=proto/inference \
+		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/dat.proto service/pb/inference.proto
 
 settings: $(VENV)/.dev ## regenerate the table of settings in docs/settings.md
 	$(BIN)/python -m service.settings docs/settings.md
+
+attention-page: $(VENV)/.dev ## regenerate the page that servers have of docs/attention.md
+	$(BIN)/python -m deploy.attention_page
 
 bench: $(VENV)/.dev ## measure the engine, the server, detectors and segmenters, results in bench/results
 	$(BIN)/python -m bench.engine

@@ -63,14 +63,14 @@ def open_baseline(name: str, threads: int) -> Run:
     return run
 
 
-def open_product(threads: int) -> Run:
+def open_product(threads: int, dtype: str = "float32") -> Run:
     """A product of two square matrices in place of a classifier."""
     torch.set_num_threads(threads)
-    left, right = torch.rand(2, PRODUCT_SIDE, PRODUCT_SIDE)
+    left, right = torch.rand(2, PRODUCT_SIDE, PRODUCT_SIDE).to(getattr(torch, dtype))
 
     def run(_: Pixels) -> NDArray[np.float32]:
         with torch.inference_mode():
-            corner: NDArray[np.float32] = (left @ right)[:1, :1].numpy()
+            corner: NDArray[np.float32] = (left @ right)[:1, :1].float().numpy()
         return corner
 
     return run

@@ -14,10 +14,10 @@ import random
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import grpc
 import numpy as np
@@ -100,10 +100,16 @@ class HttpClient:
             return Reply("left" if isinstance(failure, TimeoutError) else "disconnected")
         finally:
             self._in_flight -= 1
-        if status != "200" or not jpeg:
-            return Reply(status)
+        return Reply(status) if status != "200" or not jpeg else self.reply(body)
+
+    def reply(self, body: bytes) -> Reply:
+        """What an answer with the status 200 says of the image."""
         timing = json.loads(body)["results"][0].get("timing", {})
-        return Reply(status, timing.get("batch_size", 0), timing.get("compute_s", 0.0))
+        return Reply("200", timing.get("batch_size", 0), timing.get("compute_s", 0.0))
+
+    def content(self, jpeg: bytes) -> tuple[dict[str, object], bytes]:
+        """The headers of a request beside its length, and its body."""
+        return {"Content-Type": "image/jpeg"}, jpeg
 
     def close(self) -> None:
         """Close what is idle."""
@@ -133,11 +139,14 @@ class HttpClient:
 
     def _request(self, jpeg: bytes) -> bytes:
         if jpeg not in self._requests:
-            head = (
-                f"{'POST' if jpeg else 'GET'} {self._path} HTTP/1.1\r\nHost: localhost\r\n"
-                f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-            )
-            self._requests[jpeg] = head.encode() + jpeg
+            headers, body = self.content(jpeg) if jpeg else ({}, b"")
+            lines = [
+                f"{'POST' if jpeg else 'GET'} {self._path} HTTP/1.1",
+                *(f"{name}: {value}" for name, value in headers.items()),
+                "Host: localhost",
+                f"Content-Length: {len(body)}\r\n\r\n",
+            ]
+            self._requests[jpeg] = "\r\n".join(lines).encode() + body
         return self._requests[jpeg]
 
 
@@ -177,7 +186,17 @@ class GrpcClient:
         return Reply("OK", timing.batch_size, timing.compute_s)
 
 
-CLIENTS: dict[str, type[HttpClient] | type[GrpcClient]] = {"http": HttpClient, "grpc": GrpcClient}
+class Client(Protocol):
+    """What sends requests."""
+
+    async def send(self, jpeg: bytes) -> Reply:
+        """Send one image, and say what became of it."""
+        ...
+
+
+# Of a port, a path, seconds of patience and channels.
+Clients = Mapping[str, Callable[[int, str, float, int], Client]]
+CLIENTS: Clients = {"http": HttpClient, "grpc": GrpcClient}
 
 
 @dataclass(frozen=True)
@@ -317,10 +336,10 @@ def percentiles(latencies: list[float]) -> dict[str, float]:
     return {f"p{rank}": float(np.percentile(latencies, rank)) for rank in (50, 90, 99)}
 
 
-async def run(chosen: Namespace) -> Row:
+async def run(chosen: Namespace, clients: Clients) -> Row:
     """Send the load that the options describe and return its figures."""
     jpegs = [make_jpeg(chosen.height, chosen.width, seed=seed) for seed in range(PICTURES)]
-    client = CLIENTS[chosen.protocol](chosen.port, chosen.path, chosen.leave_after, chosen.channels)
+    client = clients[chosen.protocol](chosen.port, chosen.path, chosen.leave_after, chosen.channels)
     load = Load(client.send, jpegs, chosen.ask_again)
     start = time.perf_counter() + chosen.warmup
     end = start + chosen.seconds
@@ -353,7 +372,7 @@ async def run(chosen: Namespace) -> Row:
     return figures
 
 
-def main() -> None:
+def main(module: str = "bench.load", clients: Clients = CLIENTS) -> None:
     """Print the figures of one run as JSON.
 
     With a `rate` of arrivals a second the loop is open, else `concurrency` requests are in flight.
@@ -361,9 +380,9 @@ def main() -> None:
     `core` of 0 or more is the only one used.
     """
     chosen = options(
-        "bench.load",
+        module,
         f"{__doc__}\n{main.__doc__}",
-        {"protocol": CLIENTS},
+        {"protocol": clients},
         protocol="http",
         path="/v1/classify",
         port=0,
@@ -384,7 +403,7 @@ def main() -> None:
         os.sched_setaffinity(0, {chosen.core})
     # gRPC has a loop of its own kind.
     begin = uvloop.run if chosen.protocol == "http" else asyncio.run
-    print(json.dumps(begin(run(chosen))))
+    print(json.dumps(begin(run(chosen, clients))))
 
 
 if __name__ == "__main__":

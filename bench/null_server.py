@@ -21,7 +21,9 @@ def _launch(
     assert self._model is not None
     classes = self._model.config.num_classes
     nothing = ClassificationOutput(
-        np.full(classes, 1 / classes, np.float32), np.arange(classes, dtype=np.int32)
+        np.full(classes, 1 / classes, np.float32),
+        np.arange(classes, dtype=np.int32),
+        logits=np.zeros(classes, np.float32),
     )
     return lambda: [nothing] * len(batch)
 

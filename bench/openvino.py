@@ -17,19 +17,25 @@ from bench.baseline import CONFIGS
 from bench.engine import largest_difference, open_engine
 from bench.harness import RATIO, Row, alternate, options, publish, ratio, table
 from bench.rival import Pixels, Rival, Run
-from bench.weights import recipe_state
-from model import create_model
+from bench.weights import recipe_checkpoint
+from model import load_model
 from service.engine.classify import Classify
 from service.engine.openvino import OpenVinoClassify
 
 
-def open_openvino(name: str, threads: int, max_batch: int, cache: Path) -> Run:
+def open_openvino(
+    name: str, threads: int, max_batch: int, cache: Path, dtype: str = "float32"
+) -> Run:
     """Load the model into OpenVINO."""
-    network = create_model(name)
-    network.load_state_dict(recipe_state(name))
+    network = load_model(recipe_checkpoint(name), name)
     classify = Classify(network, torch.float32).eval()
     compiled = OpenVinoClassify(
-        classify, network.config.image_size, range(1, max_batch + 1), threads, cache
+        classify,
+        network.config.image_size,
+        range(1, max_batch + 1),
+        threads,
+        cache,
+        dtype=getattr(torch, dtype),
     )
 
     def run(pixels: Pixels) -> NDArray[np.float32]:

@@ -22,9 +22,9 @@ class RunningServer:
     pid: int
     ports: dict[str, int]
 
-    def load(self, protocol: str, /, **options: object) -> Any:
-        """Run the load generator (`bench.load` has its options) and return its figures."""
-        command = [sys.executable, "-m", "bench.load"]
+    def load(self, protocol: str, module: str = "bench.load", /, **options: object) -> Any:
+        """Run a load generator (`bench.load` has its options) and return its figures."""
+        command = [sys.executable, "-m", module]
         own = {"protocol": protocol, "port": self.ports[protocol], "server-pid": self.pid}
         for name, value in (own | options).items():
             command += [f"--{name.replace('_', '-')}", str(value)]

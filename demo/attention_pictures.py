@@ -28,7 +28,8 @@ from model.normalise import Normalise
 from model.swin import load_swin
 from model.transforms import Preprocessing
 
-FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
+# Servers ship them with the page.
+FOLDER = Path(__file__).parent.parent / "service/playground/page/docs/pictures"
 SWIN = Path(__file__).parent / "swin_nano.safetensors"
 SEED, SCENE = 4, 10  # a star
 LAYER, LAST = 4, 6  # 2.2 and 3.1, among the deformable layers

@@ -28,6 +28,7 @@ from model.attention_weights import (
 )
 from model.config import DatConfig
 from model.fused import Stream, convolve, linear, linear_add
+from model.head_attention import attend, stores_logits
 from model.kernels import HALF, usable
 
 # Above so many logits of one image, attention goes through the queries in bands of rows, each of
@@ -338,8 +339,8 @@ class DeformableAttention(nn.Module):
             attending = self._attend_in_bands(tokens, rows)
         else:
             queries, keys, values, bias, locations = self.project(tokens)
-            heads = F.scaled_dot_product_attention(queries, keys, values, bias, scale=1.0)
-            attended = heads.transpose(1, 2).reshape(tokens.shape)
+            q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
+            attended = attend(q, k, v, bias).reshape(tokens.shape)
             attending = Attending(attended, queries, keys, locations)
         weights = None if asked is None else self._weights(attending, asked)
         attended, locations = attending.attended, attending.sampling_locations
@@ -426,12 +427,19 @@ class DeformableAttention(nn.Module):
             self.relative_position_bias_table, self.query_rows, self.query_columns, locations, rows
         )
         attended = []
-        by_row = queries.unflatten(2, self.size).transpose(1, 2)  # (B, H, heads, W, head_dim)
-        for band, bias in zip(by_row.split(rows, 1), biases, strict=True):
-            k, v = (_of_each_row(tensor, band.shape[1]) for tensor in (keys, values))
-            mask = bias.flatten(0, 1).to(tokens.dtype)
-            part = F.scaled_dot_product_attention(band.flatten(0, 1), k, v, mask, scale=1.0)
-            attended.append(part.transpose(1, 2).reshape(len(tokens), -1, tokens.shape[-1]))
+        if stores_logits(tokens):
+            k, v = (part.contiguous().transpose(1, 2) for part in (keys, values))
+            by_row = queries.unflatten(2, self.size).permute(0, 2, 3, 1, 4)
+            for band, bias in zip(by_row.split(rows, 1), biases, strict=True):
+                part = attend(band.flatten(1, 2), k, v, bias.transpose(1, 2))
+                attended.append(part.reshape(len(tokens), -1, tokens.shape[-1]))
+        else:
+            by_row = queries.unflatten(2, self.size).transpose(1, 2)  # (B, H, heads, W, head_dim)
+            for band, bias in zip(by_row.split(rows, 1), biases, strict=True):
+                k, v = (_of_each_row(tensor, band.shape[1]) for tensor in (keys, values))
+                mask = bias.flatten(0, 1).to(tokens.dtype)
+                part = F.scaled_dot_product_attention(band.flatten(0, 1), k, v, mask, scale=1.0)
+                attended.append(part.transpose(1, 2).reshape(len(tokens), -1, tokens.shape[-1]))
         return Attending(torch.cat(attended, 1).view(tokens.shape), queries, keys, locations)
 
     def _weights(self, attending: Attending, asked: Asked) -> AttentionWeights:

@@ -9,6 +9,8 @@ or exported, these are the plain operations.
 """
 
 from collections.abc import Callable
+from functools import cache
+from math import prod
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -27,6 +29,9 @@ _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 _onednn = torch.ops.mkldnn
 # Channels. Of a wider product the library saves more than a pass for the GELU takes.
 WIDEST = 512
+# Multiply-adds of a float32 product for one image, up to which it is done before oneDNN has begun:
+# that takes 10 us to look its own product up, which torch does not.
+FEWEST = 1 << 21
 
 
 class Stream(NamedTuple):
@@ -73,7 +78,7 @@ def linear(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tens
 
         assert isinstance(layer, nn.Linear)
         return linear_gelu(x, layer.weight, layer.bias)
-    if not fuses(x):
+    if not _by_onednn(layer, x):
         return _PLAIN[activation](layer(x))
     return _onednn._linear_pointwise(x, layer.weight, layer.bias, activation, [], "none")
 
@@ -82,7 +87,7 @@ def linear_add(layer: nn.Module, x: Tensor, residual: Tensor) -> Stream:
     """The residual `(..., D)` with `layer(x)` of `(..., C)` added, or to be added."""
     if usable(x):
         return Stream(residual, layer(x))
-    if not fuses(x):
+    if not _by_onednn(layer, x):
         return Stream(residual + layer(x))
     return Stream(_onednn._linear_pointwise.binary(x, residual, layer.weight, layer.bias, "add"))
 
@@ -202,7 +207,27 @@ def fuses(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and x.is_cpu
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and has_bfloat16()))
         and not torch.is_grad_enabled()
         and torch.backends.mkldnn.is_available()
     )
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this CPU, with instructions for it or without."""
+    return torch.backends.mkldnn.is_available() and bool(_onednn._is_mkldnn_bf16_supported())
+
+
+def is_small(layer: nn.Linear, cells: int) -> bool:
+    """Whether a linear layer over so many cells of an image is too small for oneDNN."""
+    work = cells * layer.in_features * layer.out_features
+    return layer.weight.dtype == torch.float32 and work <= FEWEST
+
+
+def _by_onednn(layer: nn.Module, x: Tensor) -> bool:
+    """Whether oneDNN multiplies the tokens `(B, ..., C)`: always by weights that are packed."""
+    if not fuses(x):
+        return False
+    assert isinstance(layer, nn.Linear)
+    return layer.weight.is_mkldnn or not is_small(layer, prod(x.shape[1:-1]))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from model.attention import Attended
 from model.config import DatConfig
 from model.fused import linear, linear_add
+from model.head_attention import attend
 from model.kernels import usable
 
 OUTSIDE_WINDOW = -100.0  # the checkpoints' own mask between regions of a shifted window
@@ -83,19 +84,11 @@ class LocalAttention(nn.Module):
     def attend_with(self, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`attend` with a given bias, one of all tiles or one for each."""
         B, tiles, _, C = queries.shape
-        if len(bias) > 1 and B > 1:
-            if queries.is_cpu:
-                # A call for each image is cheaper than a copy of the bias for each.
-                of_images = (part.split(1) for part in (queries, keys, values))
-                images = [self.attend_with(bias, *image) for image in zip(*of_images, strict=True)]
-                return torch.cat(images)
-            bias = bias.expand(B, *bias.shape).flatten(0, 1)
         q, k, v = (
-            part.reshape(B * tiles, -1, self.heads, C // self.heads).transpose(1, 2)
+            part.reshape(B * tiles, -1, self.heads, C // self.heads)
             for part in (queries, keys, values)
         )
-        attended = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=1.0)
-        return attended.transpose(1, 2).reshape(B, -1, C)
+        return attend(q, k, v, bias).reshape(B, -1, C)
 
     def attend_by_index(self, qkv: Tensor, query_index: Tensor, key_index: Tensor) -> Tensor:
         """Attend inside tiles by the fused kernel, straight from the map and back to it.

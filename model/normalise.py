@@ -4,9 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from model.kernels import BYTES, usable
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from model.transforms import MEAN, STD
 
 
 class Normalise(nn.Module):

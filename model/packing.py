@@ -4,14 +4,16 @@ For inference on a CPU: the layouts are oneDNN's own, so a packed network can no
 cast, trained, saved, loaded or exported.
 """
 
+from math import prod
+
 import torch
 from torch import nn
 
 from model.attention import DeformableAttention
 from model.dat import Trunk
-from model.fused import fuses
+from model.fused import fuses, is_small
 
-# Linear layers of fewer features are done before oneDNN has begun.
+# Linear layers of fewer features are small whatever they multiply.
 NARROW = 8
 
 
@@ -23,15 +25,12 @@ def pack(network: Trunk) -> None:
     with torch.no_grad():
         if not fuses(next(network.parameters())):
             return
-        for layer in network.deformable_layers:
-            if isinstance(layer.attention, DeformableAttention):
-                _repeat_kernels(layer.attention.offset_conv, layer.attention.offset_groups)
         sizes = [network.config.map_size(index) for index in range(len(network.stages))]
-        _pack_layers(network.stem, network.config.image_size)
+        pack_layers(network.stem, network.config.image_size)
         for stage, size in zip(network.stages, sizes, strict=True):
-            _pack_layers(stage, size)
+            pack_layers(stage, size)
         for downsample, size in zip(network.downsamples, sizes[:-1], strict=True):
-            _pack_layers(downsample, size)
+            pack_layers(downsample, size)
 
 
 def _repeat_kernels(shared: nn.Conv2d, groups: int) -> None:
@@ -42,11 +41,14 @@ def _repeat_kernels(shared: nn.Conv2d, groups: int) -> None:
     shared.in_channels = shared.out_channels = shared.groups = len(shared.weight)
 
 
-def _pack_layers(module: nn.Module, size: tuple[int, int]) -> None:
+def pack_layers(module: nn.Module, size: tuple[int, int]) -> None:
     """Pack what works on maps of `(H, W)` cells; on maps of another size it is only slower."""
     for layer in module.modules():
+        if isinstance(layer, DeformableAttention):
+            _repeat_kernels(layer.offset_conv, layer.offset_groups)
+    for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            if layer.out_features < NARROW:
+            if layer.out_features < NARROW or is_small(layer, prod(size)):
                 continue
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight)
         elif isinstance(layer, nn.Conv2d):

@@ -14,6 +14,10 @@ from PIL import Image
 from model.config import DatConfig
 from model.swin_config import SwinConfig
 
+# Of ImageNet, for each of the channels R, G and B from 0 to 1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class PixelMap:

@@ -33,10 +33,12 @@ class Engine(Runner, Protocol):
 
     Attributes:
         max_batch: most images in one batch.
+        buckets: sizes of batches that the device runs, ascending, up to that.
         dtype: of the features.
     """
 
     max_batch: int
+    buckets: tuple[int, ...]
     dtype: torch.dtype
 
     async def load(self) -> Computing:

@@ -6,6 +6,8 @@ ServiceError
 │   ├── NoImages              a request without an image
 │   └── TooManyImages         more images than one request may hold
 ├── UnknownModel          this server has no model of that name
+├── ModelControlOff       clients of this server may not load and unload models
+├── ModelNotLoaded        a model cannot be loaded; what served before goes on
 ├── UnsupportedMediaType  this server does not read bodies of this media type (HTTP)
 │   └── UnsupportedCoding     this server does not read bodies compressed in this way (HTTP)
 ├── InvalidImage          the bytes are not a usable image
@@ -119,6 +121,22 @@ class UnknownModel(ServiceError):
     grpc_code = StatusCode.NOT_FOUND
 
 
+class ModelControlOff(ServiceError):
+    """Clients of this server may not load and unload models; a setting allows it."""
+
+    code = "model_control_off"
+    http_status = HTTPStatus.FORBIDDEN
+    grpc_code = StatusCode.PERMISSION_DENIED
+
+
+class ModelNotLoaded(ServiceError):
+    """The model cannot be loaded; the version that served before goes on, if there is one."""
+
+    code = "model_not_loaded"
+    http_status = HTTPStatus.BAD_REQUEST
+    grpc_code = StatusCode.FAILED_PRECONDITION
+
+
 class UnsupportedMediaType(ServiceError):
     """This server does not read bodies of this media type (HTTP only)."""
 
@@ -213,6 +231,10 @@ class Overloaded(ServiceError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    @override
+    def __reduce__(self) -> tuple[type["Overloaded"], tuple[str, float | None]]:
+        return Overloaded, (str(self), self.retry_after_s)  # how another process makes it again
 
 
 class DeadlineExceeded(ServiceError):

@@ -1,7 +1,7 @@
 """The models of one process: from their files to the queue, and the versions that come and go."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,12 @@ from service.batching.batcher import Batcher
 from service.command_errors import CommandError
 from service.memory import give_back
 from service.models.card import ModelCard
-from service.models.lineup import Lineup, require_files_of
+from service.models.lineup import Lineup, ModelEntry, require_files_of
 from service.open_model import OpenModel, Shared, open_model
 from service.reloading import LEAVE_S, Became, Change, Outcome, Stamp, compare
 from service.tasks.catalogue import Catalogue, Held
 from service.tasks.core import AnyCore
+from service.tasks.repository import Listed
 
 log = structlog.get_logger(__name__)
 
@@ -57,9 +58,6 @@ class LocalModels:
         open_core: what answers for a model.
         catalogue: from which requests have their models.
         changed: is called when a model begins or ceases to fail, and when others serve.
-
-    Attributes:
-        loading: whether a version is being loaded beside those that serve.
     """
 
     def __init__(
@@ -77,7 +75,12 @@ class LocalModels:
         self._leaving: dict[_Version, asyncio.Task[None]] = {}
         self._default: str | None = None
         self._group: asyncio.TaskGroup | None = None
-        self.loading = False
+        self._loading: ModelEntry | None = None
+
+    @property
+    def loading(self) -> bool:
+        """Whether a version is being loaded beside those that serve."""
+        return self._loading is not None
 
     @property
     def opened(self) -> list[OpenModel]:
@@ -126,17 +129,10 @@ class LocalModels:
         for ending in self._leaving.values():
             ending.cancel()
 
-    async def reload(self, lineup: Lineup) -> Mapping[str, Outcome]:
-        """Serve the models of a lineup, each in the version that its settings and files are now.
-
-        Where a version cannot be loaded the one before goes on, and no model of others is removed.
-        To be called once at a time.
-
-        Returns:
-            What became of each model, by its name.
-        """
+    async def reload(self, lineup: Lineup, only: ModelEntry | None = None) -> Mapping[str, Outcome]:
+        """Serve the models of a lineup; see `Models.reload`."""
         serving = {version.stamp: version for version in self._serving}
-        changes = compare(serving, lineup)
+        changes = compare(serving, lineup, only)
         outcomes = {one.card.name: Outcome("unchanged", one.card.version) for one in changes.same}
         for change in changes.changed:
             name, outcomes[name] = await self._change(change)
@@ -148,16 +144,44 @@ class LocalModels:
                 self._replace(version, None)
         order = {entry.name: index for index, entry in enumerate(lineup.models)}
         self._serving.sort(key=lambda one: order.get(one.stamp.entry.name, len(order)))
-        self._default = lineup.default
+        if only is None:
+            self._default = lineup.default
         self._fill()
         return outcomes
+
+    async def unload(self, name: str) -> Outcome | None:
+        """Take a model out of service; see `Models.unload`."""
+        version = next((one for one in self._serving if one.card.name == name), None)
+        if version is None:
+            return None
+        self._replace(version, None)
+        await self._until_left()
+        return Outcome("removed", version.card.version)
+
+    def listed(self) -> Sequence[Listed]:
+        """The versions in memory; see `Models.listed`."""
+        works = self._shared.dispatch.available
+        serving = [
+            Listed.serving(one.card.name, one.card.version, works and one.opened.batcher.trusted)
+            for one in self._serving
+        ]
+        loading = [] if self._loading is None else [self._loading]
+        return [
+            *serving,
+            *(Listed(one.name or "", one.version, "LOADING") for one in loading),
+            *(Listed(one.card.name, one.card.version, "UNLOADING") for one in self._leaving),
+        ]
+
+    async def _until_left(self) -> None:
+        """Wait a while for the versions whose last requests are under way."""
+        if self._leaving:
+            await asyncio.wait(self._leaving.values(), timeout=LEAVE_S)
 
     async def _change(self, change: Change[_Version]) -> tuple[str, Outcome]:
         """Let a new version take over, and say what became of the model of which name."""
         before = change.before
-        if self._leaving:
-            await asyncio.wait(self._leaving.values(), timeout=LEAVE_S)
-        self.loading = True
+        await self._until_left()
+        self._loading = change.stamp.entry
         try:
             opened = await self._open(change.stamp)
         except Exception as error:
@@ -167,7 +191,7 @@ class LocalModels:
             served = "" if before is None else before.card.version
             return name, Outcome("failed", served, str(error))
         finally:
-            self.loading = False
+            self._loading = None
         version = _Version(change.stamp, opened)
         self._replace(before, version)
         return version.card.name, Outcome(

@@ -2,7 +2,7 @@
 
 import asyncio
 import ctypes
-from threading import Event
+from threading import Event, Lock
 from time import process_time
 
 _PERIOD_S = 5.0
@@ -25,6 +25,8 @@ _FOOTHOLD = 2048
 _LARGE_FREE = 1 << 17
 
 _footholds: list[int] = []
+# Two threads that move the same foothold at once would free it twice.
+_giving_back = Lock()
 _keeping = Event()
 
 
@@ -73,12 +75,16 @@ async def give_back_when_quiet() -> None:
 
 
 def give_back() -> None:
-    """Give free memory back, from all over the heaps; takes milliseconds."""
+    """Give free memory back, from all over the heaps; takes milliseconds.
+
+    Several threads may call it at once.
+    """
     if _glibc is None:
         return
-    if _keeping.is_set():
-        _give_back_ends()
-    _glibc.malloc_trim(0)
+    with _giving_back:
+        if _keeping.is_set():
+            _give_back_ends()
+        _glibc.malloc_trim(0)
 
 
 def _give_back_ends() -> None:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import product
-from time import perf_counter
+from time import perf_counter, time
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -94,8 +94,23 @@ class Metrics:
             buckets=_REQUEST_SECONDS,
             registry=registry,
         )
+        self._seconds_vector = Counter(
+            "dat_request_seconds",
+            "Time from the heads of requests to their answers, by how they ended.",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self._last_vector = Gauge(
+            "dat_model_last_request_timestamp_seconds",
+            "When a request for the model was answered last; 0 where none was.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._requests: dict[tuple[str, str, Protocol, Outcome], Counter] = {}
         self._duration: dict[tuple[str, Protocol], Histogram] = {}
+        self._seconds: dict[tuple[str, Outcome], Counter] = {}
+        self._last: dict[str, Gauge] = {}
         self._images_vector = Counter(
             "dat_image_outcomes",
             "Images of requests by what became of each, with the code that its caller saw.",
@@ -278,6 +293,9 @@ class Metrics:
                 self._requests[model, task, protocol, outcome] = self._requests_vector.labels(
                     model, model_version, task, protocol, outcome
                 )
+        for outcome in get_args(Outcome):
+            self._seconds[model, outcome] = self._seconds_vector.labels(model, outcome)
+        self._last[model] = self._last_vector.labels(model)
 
     def turned_away(
         self, task: str, model: str | None, reason: Rejection, error: ServiceError
@@ -326,7 +344,10 @@ class Metrics:
                 self._images[counted.model, task, failure.code].inc(counted.images)
             outcome: Outcome = _OK if failure is None else failure.outcome
             self._requests[counted.model, task, protocol, outcome].inc()
-            self._duration[counted.model, protocol].observe(perf_counter() - start)
+            took_s = perf_counter() - start
+            self._duration[counted.model, protocol].observe(took_s)
+            self._seconds[counted.model, outcome].inc(took_s)
+            self._last[counted.model].set(time())
 
 
 @dataclass
@@ -388,6 +409,12 @@ class _ModelVectors:
             "Images in a batch, without padding.",
             ["model"],
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=registry,
+        )
+        self.batch_seconds = Summary(
+            "dat_batch_duration_seconds",
+            "Time in which the device computed batches of so many images.",
+            ["model", "size"],
             registry=registry,
         )
         self.batch_images = Counter(
@@ -530,6 +557,8 @@ class ModelMetrics:
         }
         self.failing = vectors.failing.labels(name)
         self.batch_size = vectors.batch_size.labels(name)
+        self._batch_seconds = vectors.batch_seconds
+        self._of_size = {1: vectors.batch_seconds.labels(name, "1")}
         self.real_rows = vectors.batch_images.labels(name, "real")
         self.padding_rows = vectors.batch_images.labels(name, "padding")
         self.replays = {mode: vectors.replays.labels(name, mode) for mode in ("graph", "eager")}
@@ -591,6 +620,14 @@ class ModelMetrics:
         self.hide()
         for gauge in self.load_seconds.values():
             gauge.set(0)
+
+    def batch_took(self, size: int, seconds: float) -> None:
+        """Count a batch of so many images that the device computed, and its time."""
+        if size not in self._of_size:
+            self._of_size[size] = self._batch_seconds.labels(self.model, str(size))
+        self._of_size[size].observe(seconds)
+        self.batch_size.observe(size)
+        self.stage["compute"].observe(seconds)
 
     def memory(self, device: str, part: Part) -> Gauge:
         """Bytes of one of the devices that a part of the model takes."""

@@ -28,6 +28,7 @@ from service.metrics import Metrics, ModelMetrics
 from service.models.card import ModelCard, ModelFacts
 from service.models.lineup import ModelEntry
 from service.models.load import LoadedModel, load
+from service.served_tasks import ServedTask
 from service.settings import Settings
 from service.threads import open_pool
 
@@ -85,6 +86,11 @@ class Shared:
     def reader(self) -> ThreadPoolExecutor:
         """The thread that reads new versions: always the same, whose free memory is given back."""
         return open_pool(1, "reader", reach_heap)
+
+    @property
+    def served(self) -> list[ServedTask]:
+        """What the tasks ask and answer."""
+        return [task.served for task in self.tasks]
 
     @property
     def device_names(self) -> list[str]:
@@ -148,6 +154,7 @@ def open_model(
         device=",".join(str(device.torch_device) for device in devices),
         dtype=str(engines[0].dtype).removeprefix("torch."),
         max_batch=max_batch,
+        buckets=tuple(engines[0].buckets),
     )
     facts = ModelFacts(loaded.config, card, loaded.labels, batching.queue_limit)
     _log(card, loaded.source)

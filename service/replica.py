@@ -86,7 +86,6 @@ async def serve(  # noqa: PLR0917
     decoders = open_decoders(settings.limits, metrics)
     need_spare(sum(device.threads for device in devices))
     shared = Shared(settings, devices, metrics, tasks)
-    served = [task.served for task in tasks]
     catalogue = Catalogue()
     lifecycle = Lifecycle(
         lambda: all(device.healthy for device in devices),
@@ -95,14 +94,17 @@ async def serve(  # noqa: PLR0917
 
     def answering(model: OpenModel) -> AnyCore:
         limits = settings.limits
-        return open_core(model.facts, model.batcher, decoders, limits, model.metrics, served)
+        return open_core(model.facts, model.batcher, decoders, limits, model.metrics, shared.served)
 
     models = LocalModels(shared, answering, catalogue, lifecycle.changed)
+    reloads = Reloads(settings, models, metrics, reload, metrics.registry.collect)
     async with AsyncExitStack() as serving:
         serving.enter_context(serve_metrics(metrics_port, settings.server, metrics))
         security = await serving.enter_async_context(open_security(settings.security, metrics))
         servers = await serving.enter_async_context(
-            open_servers(served, settings, ports, catalogue, lifecycle, metrics, security)
+            open_servers(
+                shared.served, settings, ports, catalogue, lifecycle, metrics, security, reloads
+            )
         )
         async with _watched(devices):
             loaded = await _unless(leave, models.load(lineup, decoders.pool))
@@ -117,7 +119,7 @@ async def serve(  # noqa: PLR0917
                 process.loaded()
                 models.start(group)
                 await lifecycle.start()
-                reloads = group.create_task(Reloads(settings, models.reload, metrics, reload).run())
+                reloading = group.create_task(reloads.run())
                 log.info(
                     "ready",
                     **servers.ports,
@@ -127,7 +129,7 @@ async def serve(  # noqa: PLR0917
                     seconds=round(perf_counter() - start, 2),
                 )
                 await leave.wait()
-                reloads.cancel()
+                reloading.cancel()
                 log.info("draining")
                 metrics.draining.set(1)
                 await lifecycle.drain()

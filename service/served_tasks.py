@@ -16,6 +16,10 @@ from service.transport.http.classification_schema import HTTP_CLASSIFY
 from service.transport.http.detection_schema import HTTP_DETECT
 from service.transport.http.segmentation_schema import HTTP_SEGMENT
 from service.transport.http.task import HttpTask
+from service.transport.oip.classification_tensors import OIP_CLASSIFY
+from service.transport.oip.detection_tensors import OIP_DETECT
+from service.transport.oip.segmentation_tensors import OIP_SEGMENT
+from service.transport.oip.task import OipTask
 from service.transport.rpc.classification_messages import RPC_CLASSIFY
 from service.transport.rpc.detection_messages import RPC_DETECT
 from service.transport.rpc.segmentation_messages import RPC_SEGMENT
@@ -31,6 +35,8 @@ class ServedTask:
         core: what answers its requests.
         http: how it looks over HTTP.
         rpc: how it looks over gRPC.
+        oip: how it looks as tensors, in the Open Inference Protocol; `None` means that its models
+            are not served there.
         output_bytes: of an output of the device, for each pixel of the image, where outputs grow
             with the image.
     """
@@ -39,11 +45,14 @@ class ServedTask:
     core: Callable[..., AnyCore]
     http: HttpTask[Any]
     rpc: RpcTask[Any, Any]
+    oip: OipTask[Any, Any] | None = None
     output_bytes: int = 0
 
 
-DETECT = ServedTask("detect", DetectionCore, HTTP_DETECT, RPC_DETECT)
-SEGMENT = ServedTask("segment", SegmentationCore, HTTP_SEGMENT, RPC_SEGMENT, output_bytes=2)
-CLASSIFY = ServedTask("classify", ClassificationCore, HTTP_CLASSIFY, RPC_CLASSIFY)
+DETECT = ServedTask("detect", DetectionCore, HTTP_DETECT, RPC_DETECT, OIP_DETECT)
+SEGMENT = ServedTask(
+    "segment", SegmentationCore, HTTP_SEGMENT, RPC_SEGMENT, OIP_SEGMENT, output_bytes=2
+)
+CLASSIFY = ServedTask("classify", ClassificationCore, HTTP_CLASSIFY, RPC_CLASSIFY, OIP_CLASSIFY)
 
 TASKS: tuple[ServedTask, ...] = (DETECT, SEGMENT, CLASSIFY)

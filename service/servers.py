@@ -20,13 +20,17 @@ from service.security.security import Security, Tls
 from service.served_tasks import ServedTask
 from service.settings import Settings
 from service.tasks.catalogue import Catalogue
+from service.tasks.repository import GuardedRepository, Repository
 from service.transport.http.app import create_app
 from service.transport.http.connections import Connection, Connections
 from service.transport.http.gate import Gate
 from service.transport.http.pages import Pages
 from service.transport.http.secure_connections import over_tls
+from service.transport.oip.control import Control
+from service.transport.oip.inference import Inference
 from service.transport.rpc.credentials import server_credentials
 from service.transport.rpc.last_calls import LastCalls
+from service.transport.rpc.oip import OPEN_INFERENCE_SERVICE
 from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.server import create_server
 from service.transport.rpc.v1 import MODEL_SERVICE
@@ -94,6 +98,7 @@ async def open_servers(  # noqa: PLR0917
     lifecycle: Lifecycle,
     metrics: Metrics,
     security: Security,
+    repository: Repository,
 ) -> AsyncIterator[Servers]:
     """Serve HTTP and gRPC; not ready until `health` and `lifecycle` say so.
 
@@ -105,6 +110,17 @@ async def open_servers(  # noqa: PLR0917
     for name in names:
         metrics.add_task(name)
     services = [*(task.rpc.service for task in tasks), RPC_VISUALIZE.service, MODEL_SERVICE]
+    inference: Inference | None = None
+    control: Control | None = None
+    if server.open_inference:
+        as_tensors = [task.oip for task in tasks if task.oip is not None]
+        inference = Inference(as_tensors, catalogue, lifecycle, settings.limits)
+        guarded = GuardedRepository(repository, control=server.model_control)
+        control = Control(inference, guarded, settings.limits)
+        inference.extensions = (*inference.extensions, *control.extensions)
+        if inference.memory.enabled:
+            inference.extensions = (*inference.extensions, "system_shared_memory")
+        services.append(OPEN_INFERENCE_SERVICE)
     health = Health(services)
     await health.show(serving=False)
     budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
@@ -116,6 +132,8 @@ async def open_servers(  # noqa: PLR0917
             lifecycle,
             settings.limits,
             metrics,
+            inference=inference,
+            control=control,
             budget=budget,
             access=security.access,
             version=version("dat-serve"),
@@ -147,10 +165,13 @@ async def open_servers(  # noqa: PLR0917
         health,
         metrics,
         budget,
+        inference=inference,
+        control=control,
         last_calls=last_calls,
         access=security.access,
         limits=settings.limits,
         server=server,
+        version=version("dat-serve"),
         shared=ports.shared,
     )
     rpc_port = _add_port(rpc_server, server.host, ports, security.tls)
@@ -169,6 +190,8 @@ async def open_servers(  # noqa: PLR0917
         yield servers
     finally:
         await servers.stop(0)
+        if inference is not None:
+            inference.memory.close()
 
 
 def _add_port(rpc_server: grpc.aio.Server, host: str, ports: Ports, tls: Tls | None) -> int:

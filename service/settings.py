@@ -140,9 +140,20 @@ class Model(ModelChoice):
         "given beside it.",
     )
 
+    folder: Path | None = Field(
+        None,
+        description="Folder in which the models are found: its `models.toml`, or else its one "
+        "checkpoint, with `labels.txt` or `labels.json` beside it. The name of the model counts "
+        "where it has none of its own, other settings of the model for a checkpoint.",
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
         beside = self.model_fields_set - {"file"}
+        if self.folder is not None:
+            for other in ("file", "checkpoint"):
+                if getattr(self, other) is not None:
+                    raise ValueError(f"folder and {other} both say where the model is; leave one")
         if self.file is not None and beside:
             raise ValueError(f"a model file is given, so {', '.join(sorted(beside))} belongs there")
         return self
@@ -154,13 +165,14 @@ class Engine(_Group):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cuda|cpu(,cpu){0,63}|cuda:[0-9]{1,2}(,cuda:[0-9]{1,2}){0,63})$",
-        description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one. Several, as in "
-        "`cuda:0,cuda:1`, each run every model; a batch goes to the least loaded.",
+        description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one, else a CPU device "
+        "on each NUMA node. Several, as in `cuda:0,cuda:1`, each run every model; a batch goes to "
+        "the least loaded.",
     )
     dtype: Dtype = Field(
         "auto",
-        description="Precision of the features; `auto`: float32 on CPU, on CUDA bfloat16, or "
-        "float16 where the GPU only emulates bfloat16.",
+        description="Precision of the features; `auto`: float32 on CPU (the log says whether "
+        "bfloat16 is faster), on CUDA bfloat16, or float16 where the GPU only emulates bfloat16.",
     )
     backend: Backend = Field(
         "torch",
@@ -186,8 +198,8 @@ class Engine(_Group):
         0,
         ge=0,
         le=_MOST_THREADS,
-        description="CPU threads of one forward pass; 0: one for each core, shared by several "
-        "CPU devices.",
+        description="CPU threads of one forward pass; 0: one for each core (not for each "
+        "hyper-thread), shared by several CPU devices.",
     )
     hang_timeout_s: float = Field(
         0.0,
@@ -289,6 +301,13 @@ class Limits(_Group):
         "beyond it RESOURCE_EXHAUSTED. Each may be sending a message, whose bytes count when it is "
         "there.",
     )
+    max_shared_memory_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most bytes of POSIX shared memory that clients on the same machine may "
+        "register for tensors of the Open Inference Protocol; each client may register any object "
+        "in `/dev/shm` that the server may open. 0: none. Needs `DAT_SERVER__FRONT_ENDS=0`.",
+    )
     decode_threads: int = Field(
         0,
         ge=0,
@@ -367,11 +386,21 @@ class Server(_Group):
         description="The pages for browsers: the playground at `/`, and Swagger UI at `/docs`; "
         "`false`: neither is there.",
     )
+    open_inference: bool = Field(
+        True,
+        description="The Open Inference Protocol, version 2, over HTTP under `/v2` and over gRPC; "
+        "`false`: it is not there.",
+    )
     front_ends: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
         0,
         description="Processes that receive requests, decode and answer, beside one for each "
         "device, so that the end of one does not take the others along; 0: one process for all; "
         "`auto`: one for each core that no device has, and none for a single such core.",
+    )
+    model_control: bool = Field(
+        False,
+        description="Whether every caller who may ask may also load and unload the models of the "
+        "settings (Open Inference Protocol, `/v2/repository`); [reload.md](reload.md).",
     )
     header_timeout_s: float = Field(
         10.0,
@@ -423,6 +452,12 @@ class Server(_Group):
         # Half of the files that neither engines nor loops keep open are for gRPC and metrics.
         spare = (open_files() - _FILES_AT_REST) // 2
         return self.max_connections or max(_FEWEST_CONNECTIONS, min(spare, _MOST_CONNECTIONS))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Server":
+        if self.model_control and not self.open_inference:
+            raise ValueError("model_control needs open_inference, whose calls it allows")
+        return self
 
 
 class Security(_Group):
@@ -538,6 +573,16 @@ class Settings(BaseSettings):
         if self.limits.max_pixels > self.limits.max_request_pixels:
             raise ValueError(
                 "DAT_LIMITS__MAX_PIXELS must not exceed DAT_LIMITS__MAX_REQUEST_PIXELS"
+            )
+        if self.limits.max_shared_memory_bytes and not self.server.open_inference:
+            raise ValueError(
+                "DAT_LIMITS__MAX_SHARED_MEMORY_BYTES is for the Open Inference Protocol and needs "
+                "DAT_SERVER__OPEN_INFERENCE=true"
+            )
+        if self.limits.max_shared_memory_bytes and self.front_ends:
+            raise ValueError(
+                "DAT_LIMITS__MAX_SHARED_MEMORY_BYTES needs DAT_SERVER__FRONT_ENDS=0: a region is "
+                "registered with one process, and another one may get the request that names it"
             )
         if self.limits.bytes_in_flight < self.limits.max_body_bytes:
             raise ValueError(

@@ -63,7 +63,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         folder = metafunc.config.getoption("--golden-dir")
         files = sorted(f for f in folder.glob("*.npz") if f.stem != "preprocess")
         assert files, f"no golden cases in {folder}"
-        long = {f for f in files if "exact" in metafunc.fixturenames and "tiny" not in f.stem}
+        twice = not {"exact", "half"}.isdisjoint(metafunc.fixturenames)
+        long = {f for f in files if twice and "tiny" not in f.stem}
         cases = [pytest.param(f, marks=[pytest.mark.slow] if f in long else []) for f in files]
         metafunc.parametrize("golden_file", cases, ids=[f.stem for f in files], scope="module")
     if "detector_golden_file" in metafunc.fixturenames:

@@ -8,9 +8,9 @@ from pycocotools import mask as coco
 
 from demo.detection.scenes import CLASSES
 from demo.detection.scenes import upload as upload_of_several
-from demo.views import upload
 from demo.segmentation.maps import NAMES, labels
 from demo.segmentation.maps import upload as upload_of_large_ones
+from demo.views import upload
 from tests import detection_clients, segmentation_clients
 from tests.clients import over_grpc, over_http, over_json, over_stream
 

@@ -12,7 +12,8 @@ from tests.server import ROOT
 
 # Anybody may know them; they know each other alone.
 LEAVES = {
-    "service.errors", "service.settings", "service.metrics", "service.machine", "service.logs",
+    "service.errors", "service.settings", "service.metrics", "service.machine", "service.cpus",
+    "service.logs",
     "service.threads", "service.text_file", "service.byte_budget", "service.lifecycle",
     "service.ports", "service.command_errors", "service.priority",
 }  # fmt: skip
@@ -22,16 +23,26 @@ TORCH_FREE = {
     "model.detection.config", "model.detection.masks", "model.detection.transforms",
     "model.segmentation.config", "model.segmentation.transforms",
 }  # fmt: skip
+# What both wires say in the same words.
+WORDS = {
+    "service.transport.request_id", "service.transport.priority", "service.transport.base64_text",
+    "service.transport.attention_text",
+}  # fmt: skip
 # What each room may know beside itself and the leaves, from the top of the house down.
 ROOMS = {
     "service.transport.request_id": set(), "service.transport.priority": set(),
-    "service.transport.http": {
-        "service.transport.request_id", "service.transport.priority", "service.tasks",
-        "service.models.card", "service.security", "service.playground",
+    "service.transport.base64_text": set(),
+    "service.transport.attention_text": {"service.tasks"},
+    "service.transport.oip": WORDS | {
+        "service.tasks", "service.models.card", "service.images.raw",
     },
-    "service.transport.rpc": {
-        "service.transport.request_id", "service.transport.priority", "service.tasks",
-        "service.models.card", "service.pb", "service.security",
+    "service.transport.http": WORDS | {
+        "service.transport.oip", "service.tasks", "service.models.card", "service.security",
+        "service.playground",
+    },
+    "service.transport.rpc": WORDS | {
+        "service.transport.oip", "service.tasks", "service.models.card", "service.pb",
+        "service.security",
     },
     "service.tasks": TORCH_FREE | {
         "service.batching", "service.images", "service.engine.items", "service.models.card",
@@ -63,6 +74,7 @@ WITHOUT_TORCH = (
     "service.tasks.detection", "service.tasks.segmentation", "service.images.decode",
     "service.batching.batcher",
     "service.models.card", "service.open_core", "service.servers",
+    "service.transport.oip.inference",
 )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.environments import python_of
 from bench.peers import processes
-from bench.peers.environments import python_of
 from bench.peers.load import HOST, jpegs
 from bench.peers.sides import Predictions, Side
 from service.process import ENVIRONMENT

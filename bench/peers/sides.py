@@ -24,7 +24,7 @@ class Side:
         name: in the table.
         arguments: of its Python interpreter.
         settings: from words to variables of its environment.
-        environment: whose packages it needs, see `bench.peers.environments`; `None` means ours.
+        environment: whose packages it needs, see `bench.environments`; `None` means ours.
         path: of a request.
         header: that a request has beside the usual ones.
         variables: of its environment in any setting; `{port}` is that of HTTP, `{folder}` one for

@@ -51,7 +51,7 @@ def detect(detector: Detector, pixels: NDArray[np.uint8]) -> ExplainedDetections
     resize = detector.config.resizing(pixels.shape[:2])
     sizes = torch.tensor([resize.resized])
     padded = torch.from_numpy(to_model_pixels(pixels, resize)[None])
-    images = Normalise()(padded, sizes)
+    images = Normalise(next(detector.parameters()).dtype)(padded, sizes)
     return detector.forward_explained(images, sizes, torch.tensor([resize.scale_xy]))
 
 
@@ -130,10 +130,11 @@ def main() -> None:
     """Evaluate the bundled detector and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments = parser.parse_args()
     uploads = (upload(SEED, index) for index in range(arguments.scenes))
-    figures = evaluate(bundled_detector(), uploads)
-    print(json.dumps({"scenes": arguments.scenes, "seed": SEED} | figures))
+    figures = evaluate(bundled_detector().cast(getattr(torch, arguments.dtype)), uploads)
+    print(json.dumps(vars(arguments) | {"seed": SEED} | figures))
 
 
 if __name__ == "__main__":

@@ -629,8 +629,7 @@ class Batcher(Generic[Item, Result]):
                 entry.future.set_result(Served(result, queue_s, compute_s, size))
 
     def _account(self, size: int, device: int, compute_s: float, asked: float) -> None:
-        self._metrics.batch_size.observe(size)
-        self._metrics.stage["compute"].observe(compute_s)
+        self._metrics.batch_took(size, compute_s)
         self._metrics.busy_seconds[device].inc(compute_s)
         # Under load the time between the ends of two batches, on whichever devices they were,
         # and with the time in which other models had those, or images were still to be decoded.

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from typing_extensions import override
 
+from model.cost import flops
 from model.dat import DAT
 from model.swin import Swin
-from service.engine import gpu
+from service.engine import bfloat16, gpu
 from service.engine.asked import Layers, attention_of
 from service.engine.classify import Classify, Ranked
 from service.engine.computing import Computing, memory_of
@@ -142,6 +143,8 @@ class ClassificationEngine(Engine):
         capture = self._capture
         if capture is None and device.type == "cuda":
             capture = CudaCapture(device)
+        if device.type == "cpu":
+            bfloat16.advise(self.dtype, flops(self._model.config))
         if capture is None:
             self._runs = OnCpu(
                 classify,
@@ -214,7 +217,7 @@ def _split(
     """The output of each item; the parts have at least as many rows, in their order."""
     outputs: list[ClassificationOutput] = []
     for part in parts:
-        scores, classes = part.scores.numpy(), part.classes.numpy()
+        scores, classes, logits = (one.numpy() for one in (part.scores, part.classes, part.logits))
         items = batch[len(outputs) : len(outputs) + len(scores)]
         explained = any(item.wanted.points for item in items)
         locations = [layer.numpy() for layer in part.sampling_locations] if explained else []
@@ -224,6 +227,7 @@ def _split(
                 classes[row],
                 tuple(layer[row] for layer in locations) if item.wanted.points else (),
                 attention_of(item, layers, part.attention, row),
+                logits[row] if item.wanted.logits else None,
             )
             for row, item in enumerate(items)
         ]

@@ -20,12 +20,14 @@ class Ranked(NamedTuple):
         scores: softmax probabilities `(B, num_classes)`, float32, best first.
         classes: `(B, num_classes)`, int32, the class of each score; of equal scores the lower
             one first.
+        logits: `(B, num_classes)`, float32, of each class in turn.
         sampling_locations: for each deformable layer `(B, G, Hk, Wk, 2)`, (y, x); of a Swin none.
         attention: for each layer that was asked about.
     """
 
     scores: Tensor
     classes: Tensor
+    logits: Tensor
     sampling_locations: tuple[Tensor, ...]
     attention: tuple[AttentionWeights, ...] = ()
 
@@ -54,7 +56,7 @@ class Classify(nn.Module):
         logits, locations, attention = self.model.forward_explained(
             self.normalise(pixels), layers, cells
         )
-        return Ranked(*_rank(logits), locations, attention)
+        return Ranked(*_rank(logits), logits.float(), locations, attention)
 
 
 def _rank(logits: Tensor) -> tuple[Tensor, Tensor]:

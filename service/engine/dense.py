@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from model.attention_weights import AttentionWeights
 from model.backbone import DenseNetwork
-from service.engine import gpu
+from model.cost import flops
+from service.engine import bfloat16, gpu
 from service.engine.asked import Layers, attention_of, by_layer, flat
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device
@@ -105,6 +106,8 @@ class DenseEngine(Engine, Generic[Network, Outputs]):
         work = self._work(network, device)
         built = perf_counter()
         self._metrics.load_seconds["build"].set(built - began)
+        if device.type == "cpu":
+            bfloat16.advise(self.dtype, flops(network.backbone.config))
         capture = self._capture
         if capture is None and kernels == "on":
             capture = CudaCapture(device)

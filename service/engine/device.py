@@ -1,6 +1,7 @@
 """One device, and the threads that give it work."""
 
 import asyncio
+import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -12,12 +13,13 @@ import structlog
 import torch
 
 from service.command_errors import StartupError
+from service.cpus import seats
 from service.engine import gpu
 from service.engine.lanes import Lanes
 from service.engine.pace import HANG_FLOOR_S, Pace
 from service.engine.worker import T, Worker, WorkerDied
 from service.errors import BatchFailure, EngineUnavailable, OutOfMemory
-from service.machine import cores, is_out_of_memory
+from service.machine import is_out_of_memory
 from service.memory import reach_heap
 
 log = structlog.get_logger(__name__)
@@ -43,6 +45,7 @@ class Device:
         threads: of one forward pass on a CPU; 0 means one for each core.
         index: of several CPU devices.
         hang_timeout_s: after which a batch counts as hung, seconds; 0 goes by the time of others.
+        cpus: that its threads may run on; `None` leaves it to the system.
 
     Attributes:
         torch_device: what torch calls it.
@@ -60,7 +63,12 @@ class Device:
     """
 
     def __init__(
-        self, name: str = "auto", threads: int = 0, index: int = 0, hang_timeout_s: float = 0
+        self,
+        name: str = "auto",
+        threads: int = 0,
+        index: int = 0,
+        hang_timeout_s: float = 0,
+        cpus: frozenset[int] | None = None,
     ) -> None:
         if name == "auto":
             name = _choose()
@@ -70,8 +78,9 @@ class Device:
             _check_gpu(self.torch_device)
         self.name = str(self.torch_device) if on_cuda else f"cpu:{index}"
         self.depth = 2
-        self.threads = threads or cores()
-        self.lanes = Lanes(1 if on_cuda else self.threads)
+        self._cpus = cpus
+        self.threads = threads or seats(1)[0].threads
+        self.lanes = Lanes(1 if on_cuda else self.threads, self._begin)
         self.captures = asyncio.Lock()
         self._hang_timeout_s = hang_timeout_s
         self._lost = Event()
@@ -271,12 +280,18 @@ class Device:
             return True
         return False
 
-    def _enter_loader(self) -> None:
+    def _begin(self) -> None:
+        """What every thread of a device on a CPU does first; teams of it run where it runs."""
         reach_heap()
+        if self._cpus is not None:
+            os.sched_setaffinity(0, self._cpus)  # of the calling thread
+
+    def _enter_loader(self) -> None:
+        self._begin()
         torch.set_num_threads(1)  # the other cores are for those who compute
 
     def _enter(self) -> None:
-        reach_heap()
+        self._begin()
         # All are settings of the calling thread.
         if self.torch_device.type == "cpu":
             torch.set_num_threads(self.threads)
@@ -295,7 +310,8 @@ def open_devices(names: str, threads: int = 0, hang_timeout_s: float = 0) -> lis
     """The devices of a replica.
 
     Args:
-        names: as torch calls them, with commas between; `auto` is a GPU if there is one.
+        names: as torch calls them, with commas between; `auto` is a GPU if there is one, and else
+            a CPU device on each NUMA node.
         threads: of one forward pass on a CPU; 0 shares the cores among the devices.
         hang_timeout_s: after which a batch counts as hung, seconds; 0 goes by the time of others.
 
@@ -304,11 +320,16 @@ def open_devices(names: str, threads: int = 0, hang_timeout_s: float = 0) -> lis
         RuntimeError: the system gives no more threads.
     """
     split = names.split(",")
-    share = threads or max(1, cores() // len(split))
+    if names == "auto":
+        chosen = _choose()
+        of_devices = seats(None if chosen == "cpu" else 1)
+        split = [chosen] * len(of_devices)
+    else:
+        of_devices = seats(len(split))
     seen = Counter[str]()
     devices = []
-    for name in split:
-        devices.append(Device(name, share, seen[name], hang_timeout_s))
+    for name, seat in zip(split, of_devices, strict=True):
+        devices.append(Device(name, threads or seat.threads, seen[name], hang_timeout_s, seat.cpus))
         seen[name] += 1
     return devices
 

@@ -84,7 +84,7 @@ class InGraphs:
         results = self._pipeline.launch(
             [_row(item, layers) for item in batch], partial(_select, wanted=wanted), layers
         )
-        return lambda: [_ranked(results(), layers)]
+        return lambda: [_ranked(results(), wanted)]
 
     def warm_up(self, batch: Sequence[ClassificationInput], wanted: Wanted) -> None:
         """Run a batch that counts nowhere, without attention."""
@@ -98,10 +98,12 @@ def _row(item: ClassificationInput, layers: Layers) -> Row:
 
 def _select(ranked: Ranked, *, wanted: Wanted) -> list[Tensor]:
     locations = ranked.sampling_locations if wanted.points else ()
-    return [ranked.scores, ranked.classes, *flat(ranked.attention), *locations]
+    logits = (ranked.logits,) if wanted.logits else ()
+    return [ranked.scores, ranked.classes, *logits, *flat(ranked.attention), *locations]
 
 
-def _ranked(selected: Sequence[Tensor], layers: Layers) -> Ranked:
+def _ranked(selected: Sequence[Tensor], wanted: Wanted) -> Ranked:
     scores, classes, *others = selected
-    end = len(AttentionWeights._fields) * len(layers)
-    return Ranked(scores, classes, tuple(others[end:]), by_layer(others[:end]))
+    logits = others.pop(0) if wanted.logits else scores[:, :0]
+    end = len(AttentionWeights._fields) * len(wanted.attention)
+    return Ranked(scores, classes, logits, tuple(others[end:]), by_layer(others[:end]))

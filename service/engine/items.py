@@ -19,17 +19,23 @@ class Wanted:
 
     Attributes:
         points: the sampling locations of every deformable layer.
+        logits: of a classifier.
         attention: of which deformable layers, by their index, ascending.
     """
 
     points: bool = False
+    logits: bool = False
     attention: tuple[int, ...] = ()
 
 
 def wanted_of(batch: "Sequence[Item]") -> Wanted:
     """What any image of a batch wants."""
     layers = {layer for item in batch for layer in item.wanted.attention}
-    return Wanted(points=any(item.wanted.points for item in batch), attention=tuple(sorted(layers)))
+    return Wanted(
+        points=any(item.wanted.points for item in batch),
+        logits=any(item.wanted.logits for item in batch),
+        attention=tuple(sorted(layers)),
+    )
 
 
 # For each layer whose attention is wanted, the cells of `MOST_QUERIES` queries, along the rows of
@@ -101,12 +107,14 @@ class ClassificationOutput:
         sampling_locations: for each deformable layer `(G, Hk, Wk, 2)`, (y, x), normalised as in
             `model.attention`; empty unless wanted.
         attention: for each layer of which it is wanted.
+        logits: `(num_classes,)`, of each class in turn; `None` unless wanted.
     """
 
     scores: NDArray[np.float32]
     classes: NDArray[np.int32]
     sampling_locations: tuple[NDArray[np.float32], ...] = ()
     attention: tuple[LayerAttention, ...] = ()
+    logits: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

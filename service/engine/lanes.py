@@ -31,14 +31,14 @@ class Share:
     threads: int
 
 
-def plan(images: int, threads: int, *, team: bool, dealt: bool) -> list[list[Share]]:
+def plan(images: int, threads: int, *, team: int, dealt: bool) -> list[list[Share]]:
     """Rounds of shares that lanes take one after the other, each when it is done with the last.
 
     Args:
         images: of the batch.
         threads: of all lanes.
-        team: whether several threads compute an image faster than one. Those left over when every
-            lane has as many are then a round of their own, with more threads for each.
+        team: how many threads compute an image faster than fewer do. If that is several, the images
+            left over when every lane has as many are a round of their own, with more threads each.
         dealt: whether half of a round is single images, so that a lane whose core has another
             process on it as well takes fewer of them. That is worth while for images that take
             long. A pass of a small model takes as long for one image as for two: its lanes have
@@ -48,7 +48,7 @@ def plan(images: int, threads: int, *, team: bool, dealt: bool) -> list[list[Sha
     while start < images:
         lanes = min(images - start, threads)
         each = (images - start) // lanes
-        count = lanes * each if team else images - start
+        count = lanes * each if team > 1 else images - start
         over = count - lanes * each
         if dealt:
             large = each // 2 if each > _FEW else each
@@ -57,10 +57,7 @@ def plan(images: int, threads: int, *, team: bool, dealt: bool) -> list[list[Sha
             sizes = [each + 1] * over + [each] * (lanes - over)
         ends = accumulate(sizes, initial=start)
         rounds.append(
-            [
-                Share(slice(begin, end), threads // lanes if team else 1)
-                for begin, end in pairwise(ends)
-            ]
+            [Share(slice(begin, end), min(team, threads // lanes)) for begin, end in pairwise(ends)]
         )
         start += count
     return rounds
@@ -106,23 +103,24 @@ class Lanes:
 
     Args:
         threads: of all of them together.
+        begin: what each thread does first.
 
     Raises:
         RuntimeError: the system gives no more threads.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, begin: Callable[[], None] = reach_heap) -> None:
         self._threads = threads
         self._crowd = Crowd()
-        self._pool = open_pool(threads, "lane", reach_heap)
+        self._pool = open_pool(threads, "lane", begin)
 
-    def share_sizes(self, images: int, *, team: bool) -> set[int]:
+    def share_sizes(self, images: int, *, team: int) -> set[int]:
         """Numbers of rows that `map` may give at a time."""
         plans = [self._plan(images, team=team, quiet=quiet) for quiet in (True, False)]
         shares = chain.from_iterable(chain.from_iterable(plans))
         return {share.rows.stop - share.rows.start for share in shares}
 
-    def map(self, work: Callable[[slice], T], images: int, *, team: bool) -> list[T]:
+    def map(self, work: Callable[[slice], T], images: int, *, team: int) -> list[T]:
         """Call `work` with the rows of every share, in inference mode; results in order of rows.
 
         A single share is computed in the calling thread.
@@ -130,7 +128,7 @@ class Lanes:
         Args:
             work: on rows of the batch.
             images: of the batch.
-            team: whether several threads compute an image faster than one, in quiet.
+            team: how many threads compute an image faster than fewer do, in quiet.
         """
         quiet = self._crowd.quiet
 
@@ -140,7 +138,7 @@ class Lanes:
             began, computed = perf_counter(), thread_time()
             with torch.inference_mode():
                 result = work(share.rows)
-            if quiet and (share.threads > 1 or not team):
+            if quiet and (share.threads > 1 or team == 1):
                 self._crowd.computed(thread_time() - computed, perf_counter() - began)
             return result
 
@@ -152,11 +150,11 @@ class Lanes:
                 results += self._pool.map(compute, shares)
         return results
 
-    def _plan(self, images: int, *, team: bool, quiet: bool) -> list[list[Share]]:
-        if team:
-            return plan(images, self._threads, team=quiet, dealt=True)
+    def _plan(self, images: int, *, team: int, quiet: bool) -> list[list[Share]]:
+        if team > 1:
+            return plan(images, self._threads, team=team if quiet else 1, dealt=True)
         lanes = self._threads if quiet else max(1, self._threads // 2)
-        return plan(images, lanes, team=False, dealt=False)
+        return plan(images, lanes, team=1, dealt=False)
 
     def shutdown(self, *, wait: bool = True) -> None:
         """End the threads.

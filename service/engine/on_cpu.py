@@ -24,9 +24,10 @@ from service.engine.openvino import OpenVinoClassify
 from service.metrics import ModelMetrics
 from service.settings import Backend
 
-# From how many FLOPs of an image on several threads of a CPU compute it faster than one. Below,
-# they wait for each other longer than they compute.
-TEAM_FLOPS = 500_000_000
+# Multiply-adds of an image for each of the threads of a CPU that compute it together: with fewer
+# they wait for each other longer than they compute. Measured with two; beyond that it is the time
+# between two operations, of which there are hundreds, that stays the same.
+WORTH_A_THREAD = 250_000_000
 # Sets of layers for whose attention a pass stays traced; each holds some megabytes of geometry.
 ATTENTION_KEPT = 4
 
@@ -141,6 +142,7 @@ def _part(ranked: Ranked, rows: slice) -> Ranked:
     return Ranked(
         ranked.scores[rows],
         ranked.classes[rows],
+        ranked.logits[rows],
         tuple(layer[rows] for layer in ranked.sampling_locations),
         tuple(AttentionWeights(*(part[rows] for part in layer)) for layer in ranked.attention),
     )
@@ -153,7 +155,7 @@ class _InLanes:
         self._classify = classify
         self._lanes = device.lanes
         self._example = example
-        self._team = flops(classify.model.config) >= TEAM_FLOPS
+        self._team = max(1, flops(classify.model.config) // WORTH_A_THREAD)
         self._plain: dict[int, Callable[..., Ranked]] = {}
         self._explaining = OrderedDict[Layers, dict[int, Callable[..., Ranked]]]()
 

@@ -118,8 +118,8 @@ class OpenVinoClassify:
                 results.append(
                     [torch.from_numpy(output.data.copy()) for output in request.output_tensors]
                 )
-        scores, classes, *locations = map(torch.cat, zip(*results, strict=True))
-        return Ranked(scores, classes, tuple(locations))
+        scores, classes, logits, *locations = map(torch.cat, zip(*results, strict=True))
+        return Ranked(scores, classes, logits, tuple(locations))
 
     def _compare(self, classify: Classify, image_size: tuple[int, int], tolerance: float) -> None:
         """Run each compilation once, against torch: a runtime has been wrong without a word."""

@@ -18,6 +18,7 @@ from PIL import Image, WebPImagePlugin  # noqa: F401
 from model.transforms import PixelMap, Preprocessing, to_model_pixels
 from service.errors import ImageTooLarge, InvalidImage
 from service.images.containers import Container, read_container
+from service.images.raw import NormalisedPixels, RawImage, RawPixels
 from service.settings import Limits
 
 # The largest side of a JPEG. Resizing takes about 32 bytes for each pixel of a side: a PNG of
@@ -27,6 +28,8 @@ _MAX_SIDE = 65_535
 
 # An array for pixels of a shape.
 Empty = Callable[[tuple[int, ...]], NDArray[np.uint8]]
+# An image as it came: the bytes of a file, or an array.
+Source = bytes | RawImage
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class PreparedImage:
     pixel_map: PixelMap
 
 
-def decode(data: bytes, limits: Limits) -> Image.Image:
+def decode(source: Source, limits: Limits) -> Image.Image:
     """Decode a JPEG, PNG or WebP image to RGB, upright.
 
     Equal to Pillow's `convert("RGB")` (alpha is dropped, an animation is its first frame),
@@ -55,10 +58,24 @@ def decode(data: bytes, limits: Limits) -> Image.Image:
 
     Raises:
         ImageTooLarge: more bytes or pixels than the limits allow; nothing was decoded.
-        InvalidImage: the bytes are not a usable image.
+        InvalidImage: the bytes are not a usable image, or the values not those of one.
     """
-    container = _read_container(data, limits)
+    if not isinstance(source, bytes):
+        return Image.fromarray(_pixels_of(source, limits))
+    container = _read_container(source, limits)
     return _upright(_decode_pixels(container), container.orientation)
+
+
+def decode_pixels(source: Source, limits: Limits) -> NDArray[np.uint8]:
+    """Decode an image as `decode` does, to its pixels `(H, W, 3)`; those of an array are its own.
+
+    Raises:
+        ImageTooLarge: as `decode`.
+        InvalidImage: as `decode`.
+    """
+    if not isinstance(source, bytes):
+        return _pixels_of(source, limits)
+    return np.asarray(decode(source, limits))
 
 
 def decode_at(data: bytes, limits: Limits, size: tuple[int, int]) -> Image.Image:
@@ -81,12 +98,14 @@ def decode_at(data: bytes, limits: Limits, size: tuple[int, int]) -> Image.Image
 
 
 def prepare(
-    data: bytes, limits: Limits, preprocessing: Preprocessing, empty: Empty | None = None
+    source: Source, limits: Limits, preprocessing: Preprocessing, empty: Empty | None = None
 ) -> PreparedImage:
     """Decode an image and make it the input of a model; what the decode threads run.
 
+    Normalised values are the input of the model already.
+
     Args:
-        data: of the upload.
+        source: the upload.
         limits: of the server.
         preprocessing: of the model.
         empty: where the pixels go, by their shape; without it into an array of their own.
@@ -95,7 +114,9 @@ def prepare(
         ImageTooLarge: as `decode`.
         InvalidImage: as `decode`.
     """
-    container = _read_container(data, limits)
+    if not isinstance(source, bytes):
+        return _prepare_raw(source, limits, preprocessing, empty)
+    container = _read_container(source, limits)
     orientation = container.orientation
     fast = limits.decode == "fast"
     least_size = _turned(preprocessing.resize_to[::-1], orientation) if fast else None
@@ -111,6 +132,49 @@ def prepare(
     )
 
 
+def _prepare_raw(
+    image: RawImage, limits: Limits, preprocessing: Preprocessing, empty: Empty | None
+) -> PreparedImage:
+    height, width = _size_of(image, limits)
+    model_size = preprocessing.image_size
+    is_input = isinstance(image, NormalisedPixels)
+    if is_input and image.size != model_size:
+        raise InvalidImage(
+            "unsupported",
+            f"the normalised image has {width}x{height} pixels; expected the size of the model's "
+            f"input, {model_size[1]}x{model_size[0]}",
+        )
+    out = empty and empty((*model_size, 3))
+    pixels = np.empty((*model_size, 3), np.uint8) if out is None else out
+    if isinstance(image, NormalisedPixels):
+        image.fill(pixels)
+    elif image.size == preprocessing.resize_to:
+        top, left = preprocessing.crop_offset
+        rows, columns = model_size
+        pixels[...] = image.pixels[top : top + rows, left : left + columns]
+    else:
+        to_model_pixels(Image.fromarray(image.pixels), preprocessing, out=pixels)
+    pixel_map = PixelMap((0, 0), (1, 1)) if is_input else preprocessing.pixel_map(width, height)
+    return PreparedImage(pixels, width, height, pixel_map)
+
+
+def _pixels_of(image: RawImage, limits: Limits) -> NDArray[np.uint8]:
+    height, width = _size_of(image, limits)
+    if isinstance(image, RawPixels):
+        return image.pixels
+    pixels = np.empty((height, width, 3), np.uint8)
+    image.fill(pixels)
+    return pixels
+
+
+def _size_of(image: RawImage, limits: Limits) -> tuple[int, int]:
+    height, width = image.size
+    if not width * height:
+        raise InvalidImage("empty", f"the image has {width}x{height} pixels")
+    _check_size(width, height, limits)
+    return height, width
+
+
 def _read_container(data: bytes, limits: Limits) -> Container:
     if len(data) > limits.max_image_bytes:
         raise ImageTooLarge(
@@ -118,7 +182,11 @@ def _read_container(data: bytes, limits: Limits) -> Container:
             f"the image has {len(data)} bytes; the limit is {limits.max_image_bytes}",
         )
     container = read_container(data)
-    width, height = container.width, container.height
+    _check_size(container.width, container.height, limits)
+    return container
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
         raise ImageTooLarge(
             "too_many_pixels",
@@ -129,7 +197,6 @@ def _read_container(data: bytes, limits: Limits) -> Container:
             "too_many_pixels",
             f"the image has {width}x{height} pixels; a side may have {_MAX_SIDE}",
         )
-    return container
 
 
 def _decode_pixels(container: Container, least_size: tuple[int, int] | None = None) -> Image.Image:

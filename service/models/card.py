@@ -39,6 +39,7 @@ class ModelCard:
         device: that runs it.
         dtype: of its features.
         max_batch: most images in one batch.
+        buckets: sizes of batches that the device runs, ascending; others are padded to the next.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelCard:
     device: str
     dtype: str
     max_batch: int
+    buckets: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from service.command_errors import StartupError
+from service.models.folder import look_into
 from service.settings import PREFIX, Batching, Dtype, ModelChoice, Settings
 from service.text_file import read_text
 
@@ -100,14 +101,30 @@ def choose_models(settings: Settings) -> Lineup:
 
     Raises:
         ModelFileError: the model file is missing, malformed, or contradicts the settings.
+        FolderError: the folder of the models holds none, or several without a model file.
     """
-    path = settings.model.file
-    if not settings.model.model_fields_set:
+    model = settings.model
+    if not model.model_fields_set:
         return _DEMO
-    if path is None:
-        choice = settings.model.model_dump(exclude={"file"})
-        return Lineup(models=(ModelEntry(**choice),))
-    require_file(path, f"{PREFIX}MODEL__FILE: ")
+    if model.file is not None:
+        require_file(model.file, f"{PREFIX}MODEL__FILE: ")
+        return _read_file(model.file, settings)
+    choice = model.model_dump(exclude={"file", "folder"})
+    if model.folder is not None:
+        found = look_into(model.folder)
+        if found.model_file is not None:
+            return _read_file(found.model_file, settings)
+        choice["checkpoint"] = found.checkpoint
+        choice["labels"] = choice["labels"] or found.labels
+    return Lineup(models=(ModelEntry(**choice),))
+
+
+def _read_file(path: Path, settings: Settings) -> Lineup:
+    """The models of a model file.
+
+    Raises:
+        ModelFileError: it is malformed, or contradicts the settings.
+    """
     try:
         lineup = Lineup.model_validate(tomllib.loads(read_text(path)))
         for entry in lineup.models:
@@ -120,9 +137,15 @@ def choose_models(settings: Settings) -> Lineup:
         raise ModelFileError(f"{path}: {_first(faults)}") from faults
     except (OSError, ValueError) as fault:
         raise ModelFileError(f"{path}: {fault}") from fault
-    return lineup.model_copy(
-        update={"models": tuple(_beside(path, entry) for entry in lineup.models)}
-    )
+    beside = settings.model.model_fields_set - {"file", "folder", "name"}
+    if beside:
+        raise ModelFileError(
+            f"{path}: names the models, so {', '.join(sorted(beside))} belongs there"
+        )
+    models = tuple(_beside(path, entry) for entry in lineup.models)
+    if settings.model.name is not None and models[0].name is None:  # the only one
+        models = (models[0].model_copy(update={"name": settings.model.name}),)
+    return lineup.model_copy(update={"models": models})
 
 
 def require_files(settings: Settings, lineup: Lineup) -> None:
@@ -141,11 +164,15 @@ def require_files_of(entry: ModelEntry, settings: Settings) -> None:
     Raises:
         ModelFileError: as there.
     """
+    chosen = settings.model
     for field, path in entry.files:
-        if settings.model.file is None:
-            require_file(path, f"{PREFIX}MODEL__{field.upper()}: ")
+        if chosen.file is not None:
+            named = f"{chosen.file}: {entry.name}: {field}: "
+        elif getattr(chosen, field) is None:  # it was found
+            named = f"{PREFIX}MODEL__FOLDER: {field}: "
         else:
-            require_file(path, f"{settings.model.file}: {entry.name}: {field}: ")
+            named = f"{PREFIX}MODEL__{field.upper()}: "
+        require_file(path, named)
 
 
 def require_file(path: Path, named: str) -> None:

@@ -54,7 +54,9 @@ class LoadedModel:
     resize_mode: ResizeMode | None = None
     letterbox_size: int | None = None
 
-    def card(self, *, device: str, dtype: str, max_batch: int) -> ModelCard:
+    def card(
+        self, *, device: str, dtype: str, max_batch: int, buckets: tuple[int, ...]
+    ) -> ModelCard:
         """What a caller may know of the model on its device."""
         return ModelCard(
             name=self.name,
@@ -70,6 +72,7 @@ class LoadedModel:
             device=device,
             dtype=dtype,
             max_batch=max_batch,
+            buckets=buckets,
         )
 
 

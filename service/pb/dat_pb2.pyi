@@ -659,7 +659,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., labels: _Optional[_Iterable[_Union[Label, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "default", "task", "variant", "width", "height", "classes", "parameters", "flops", "device", "dtype", "max_batch", "resize_mode", "letterbox_size")
+    __slots__ = ("name", "version", "default", "task", "variant", "width", "height", "classes", "parameters", "flops", "device", "dtype", "max_batch", "resize_mode", "letterbox_size", "explained_layers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -675,6 +675,7 @@ class Model(_message.Message):
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     RESIZE_MODE_FIELD_NUMBER: _ClassVar[int]
     LETTERBOX_SIZE_FIELD_NUMBER: _ClassVar[int]
+    EXPLAINED_LAYERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     default: bool
@@ -690,7 +691,8 @@ class Model(_message.Message):
     max_batch: int
     resize_mode: ResizeMode
     letterbox_size: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., default: _Optional[bool] = ..., task: _Optional[str] = ..., variant: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., classes: _Optional[int] = ..., parameters: _Optional[int] = ..., flops: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., max_batch: _Optional[int] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., letterbox_size: _Optional[int] = ...) -> None: ...
+    explained_layers: _containers.RepeatedCompositeFieldContainer[LayerName]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., default: _Optional[bool] = ..., task: _Optional[str] = ..., variant: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., classes: _Optional[int] = ..., parameters: _Optional[int] = ..., flops: _Optional[int] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., max_batch: _Optional[int] = ..., resize_mode: _Optional[_Union[ResizeMode, str]] = ..., letterbox_size: _Optional[int] = ..., explained_layers: _Optional[_Iterable[_Union[LayerName, _Mapping]]] = ...) -> None: ...
 
 class Label(_message.Message):
     __slots__ = ("name", "wnid", "colour")

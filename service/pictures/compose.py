@@ -41,6 +41,8 @@ _MASK_OPACITY = 0.4
 # The size of a point that gets no attention, and of the one that gets the most.
 _SMALLEST, _LARGEST = 0.4, 2.0
 _THINNEST, _THICKEST = 0.5, 3.0  # lines of keys, of a common line
+_TILE, _TILE_OPACITY = 0.86, 0.5  # side of that of the heaviest cell, of a cell
+_CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
 # By which the outline of a mask may be smoothed: in pixels of the picture, and of the image, whose
 # corners are steps where it is enlarged.
 _RING_ERROR, _STEP = 0.6, 0.8
@@ -86,6 +88,25 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Window:
+    """What one query attends to in a window of cells, in pixels of the image.
+
+    Attributes:
+        box: `(x1, y1, x2, y2)` around all that it sees.
+        centre: of its cell.
+        cells: `(n, 2)`, the centres of those that are drawn.
+        weights: `(n,)`, of those.
+        cell_size: `(w, h)`.
+    """
+
+    box: Box
+    centre: Point
+    cells: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    cell_size: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Thing:
     """An object that was found, in pixels of the image.
 
@@ -112,6 +133,7 @@ class Said:
         width: of the image, pixels.
         height: of the image, pixels.
         layers: in the order of the network.
+        windows: of each layer of windows, those of its queries.
         things: best first.
         points: whether the points of the layers are drawn.
         arrows: whether the way from the reference points to them is drawn.
@@ -122,6 +144,7 @@ class Said:
     width: int
     height: int
     layers: tuple[Layer, ...] = ()
+    windows: tuple[tuple[Window, ...], ...] = ()
     things: tuple[Thing, ...] = field(default=())
     points: bool = True
     arrows: bool = False
@@ -158,6 +181,9 @@ class _Composer:
         for number, layer in enumerate(said.layers):
             for query in layer.queries:
                 yield from self._keys(query, self._colours(number, layer))
+        for number, windows in enumerate(said.windows):
+            for window in windows:
+                yield from self._window(window, colour_of(number))
         if said.boxes:
             yield from self._labels()
         if said.regions is not None:
@@ -289,9 +315,36 @@ class _Composer:
             for line in reversed(lines):
                 yield Line(line.start, line.end, line.width + extra * unit, colour or line.colour)
         yield from self._haloed(sorted(discs, key=lambda disc: -disc.radius))
-        # A target, which no key looks like.
-        for radius, colour in ((2.0, WHITE), (1.75, BLACK), (1.3, WHITE), (0.6, BLACK)):
-            yield Circle((x, y), radius * common, colour)
+        yield from _target((x, y), common)
+
+    def _window(self, window: Window, colour: Colour) -> Iterator[Shape]:
+        """The outline of a window, and tiles in its cells whose area is their weight."""
+        unit, common = self._unit, _DISC * self._unit
+        x1, y1, x2, y2 = self._placed(np.array(window.box, np.float32).reshape(2, 2)).ravel()
+        width, height = self._size
+        # What lies beyond the picture, such as padding, is not seen, and its edge is to be.
+        inset = (0.6 * _STROKE + _EDGE + _HALO) * unit
+        box = max(x1, inset), max(y1, inset), min(x2, width - inset), min(y2, height - inset)
+        for extra, ink in ((2 * (_EDGE + _HALO), WHITE), (2 * _EDGE, BLACK), (0.0, colour)):
+            yield Frame(box, (1.2 * _STROKE + extra) * unit, ink)
+        half = np.multiply(window.cell_size, self._scale) / 2 * _TILE
+        shares = window.weights.astype(np.float64) / max(
+            float(window.weights.max(initial=0)), 1e-12
+        )
+        for (x, y), share in zip(self._placed(window.cells).tolist(), shares.tolist(), strict=True):
+            tile = (_CORNERS * half * sqrt(share) + (x, y),)
+            edge, halo = self._rims(float(half.min()) * sqrt(share))
+            yield Area(tile, colour, _TILE_OPACITY)
+            yield Outline(tile, 2 * (edge + halo), WHITE)
+            yield Outline(tile, edge, BLACK)
+        x, y = self._placed(np.array(window.centre, np.float32)).tolist()
+        yield from _target((x, y), min(common, max(_LEAST_RADIUS, 0.4 * float(half.min()))))
+
+
+def _target(centre: Point, size: float) -> Iterator[Shape]:
+    """What no key looks like."""
+    for radius, colour in ((2.0, WHITE), (1.75, BLACK), (1.3, WHITE), (0.6, BLACK)):
+        yield Circle(centre, radius * size, colour)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The files of the pages, by the paths at which they are served.
 
-The pages are plain HTML, CSS and ES modules in `page/`, which no build step touches. Swagger UI
-comes with the package `fastapi-offline`, pictures to try with the demo.
+The pages are plain HTML, CSS and ES modules in `page/`, which no build step touches; but for one
+that `python -m deploy.attention_page` makes of `docs/attention.md`. Swagger UI comes with the
+package `fastapi-offline`, pictures to try with the demo.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ _MEDIA_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
     ".jpg": "image/jpeg",
+    ".png": "image/png",
     ".json": "application/json",
 }
 # Nothing from another host, nothing inline, and in no frame.
@@ -36,12 +38,12 @@ class Sample:
 
     Attributes:
         name: what it shows.
-        task: of the models that know such pictures.
+        tasks: of the models that know such pictures.
         file: from which it is read.
     """
 
     name: str
-    task: str
+    tasks: tuple[str, ...]
     file: Path
 
     @property
@@ -52,11 +54,11 @@ class Sample:
 
 SAMPLES = (
     *(
-        Sample(name, "classify", _DEMO / "samples" / f"{name}.jpg")
+        Sample(name, ("classify",), _DEMO / "samples" / f"{name}.jpg")
         for name in ("star", "heart", "flower")
     ),
     *(
-        Sample(name, "detect", _DEMO / "detection" / "samples" / f"{file}.jpg")
+        Sample(name, ("detect", "segment"), _DEMO / "detection" / "samples" / f"{file}.jpg")
         for name, file in (("many shapes", "many"), ("few shapes", "few"))
     ),
 )
@@ -113,7 +115,11 @@ def _contents() -> Iterator[tuple[str, bytes]]:
 
 def _served_at(path: Path) -> str:
     """The path of a file of `page/`; the pages themselves have short ones."""
-    pages = {"index.html": "/", "docs/index.html": "/docs"}
+    pages = {
+        "index.html": "/",
+        "docs/index.html": "/docs",
+        "docs/attention.html": "/docs/attention",
+    }
     written = path.as_posix()
     return pages.get(written) or (
         f"/{written}" if written.startswith("docs/") else f"/playground/{written}"

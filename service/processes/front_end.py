@@ -37,8 +37,10 @@ from service.processes.messages import (
     NewWorker,
     Opened,
     Serving,
+    Told,
 )
 from service.processes.remote_queue import RemoteQueue, Workers
+from service.processes.remote_repository import RemoteRepository
 from service.security.security import open_security
 from service.served_tasks import TASKS
 from service.servers import Servers, open_servers
@@ -92,6 +94,7 @@ async def answer(birth: Birth, settings: Settings, lines: LineWriter) -> None:
                 front_end.lifecycle,
                 metrics,
                 security,
+                front_end.repository,
             )
         )
         group = await serving.enter_async_context(asyncio.TaskGroup())
@@ -180,6 +183,7 @@ class _FrontEnd:
         self._take_connection: Callable[[int], None] = os.close
         self._come = asyncio.Queue[tuple[int, int]]()  # workers with the sockets to them
         self._line = Line(birth.open_line(), self._receive, lambda: os._exit(0))
+        self.repository = RemoteRepository(self._line)
 
     def listen(self, servers: Servers, group: asyncio.TaskGroup) -> None:
         """Take connections from now on."""
@@ -328,6 +332,8 @@ class _FrontEnd:
             self._come.put_nowait((message.worker, descriptors[0]))
         elif isinstance(message, Models):
             self._follow(message, from_memory(descriptors[0]))
+        elif isinstance(message, Told):
+            self.repository.take(message, descriptors[0])
         elif isinstance(message, Leave):
             self._leave.set()
 

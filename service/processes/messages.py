@@ -1,7 +1,7 @@
 """What front ends and workers tell each other, and what the supervisor tells them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from service.errors import ServiceError
 from service.models.lineup import ModelEntry
@@ -158,6 +158,26 @@ class Follows(NamedTuple):
 
     generation: int
     places: tuple[int, ...]
+
+
+class Ask(NamedTuple):
+    """From a front end: what it asks of the `Repository` of the server.
+
+    Attributes:
+        id: of the question, among those of the front end.
+        method: of the repository.
+        model: that is to be loaded or unloaded.
+    """
+
+    id: int
+    method: Literal["index", "statistics", "load", "unload"]
+    model: str = ""
+
+
+class Told(NamedTuple):
+    """To a front end: the answer to a question, or a `ServiceError`, in memory."""
+
+    id: int
 
 
 class Listening(NamedTuple):

@@ -46,11 +46,14 @@ from service.processes.messages import (
 )
 from service.reloading import LEAVE_S, Became, Change, Outcome, Stamp, compare
 from service.settings import Settings
+from service.tasks.repository import Listed
 
 log = structlog.get_logger(__name__)
 
 # For models that are added, and for one version more than there are models.
 _ROOM = 16
+# Until all front ends follow what serves: one that stands still is replaced before, seconds.
+_FOLLOW_S = 15.0
 
 
 def places(lineup: Lineup) -> int:
@@ -251,15 +254,11 @@ class Rollout:
 
     # Reloading
 
-    async def reload(self, lineup: Lineup) -> Mapping[str, Outcome]:
-        """Serve the models of a lineup; see `LocalModels.reload`.
-
-        Returns:
-            What became of each model, by its name.
-        """
+    async def reload(self, lineup: Lineup, only: ModelEntry | None = None) -> Mapping[str, Outcome]:
+        """Serve the models of a lineup; see `Models.reload`."""
         await self._until(lambda: self._all_known)
         serving = {version.stamp: version for version in self._serving}
-        changes = compare(serving, lineup)
+        changes = compare(serving, lineup, only)
         outcomes = {one.name: Outcome("unchanged", one.version) for one in changes.same}
         for change in changes.changed:
             name, outcomes[name] = await self._change(change)
@@ -271,17 +270,43 @@ class Rollout:
         told = list(self._serving), self._default
         order = {entry.name: index for index, entry in enumerate(lineup.models)}
         self._serving.sort(key=lambda one: order.get(one.stamp.entry.name, len(order)))
-        self._default = lineup.default
+        if only is None:
+            self._default = lineup.default
         if moved or told != (self._serving, self._default):
             self._replace(moved, [])
+        await self._until_followed()
         return outcomes
+
+    async def unload(self, name: str) -> Outcome | None:
+        """Take a model out of service; see `Models.unload`."""
+        version = next((one for one in self._serving if one.name == name), None)
+        if version is None:
+            return None
+        self._replace([version], [])
+        await self._until_followed()
+        await self._until_left()
+        return Outcome("removed", version.version)
+
+    def listed(self) -> Sequence[Listed]:
+        """The versions in memory; see `Models.listed`."""
+        working = self._board.serving
+        return [
+            *(
+                Listed.serving(one.name, one.version, bool(working[:, one.place].any()))
+                for one in self._serving
+            ),
+            *(Listed(one.stamp.entry.name or "", one.version, "LOADING") for one in self._loading),
+            *(
+                Listed(one.name, one.version, "UNLOADING")
+                for one in self._leaving
+                if one.failed is None
+            ),
+        ]
 
     async def _change(self, change: Change[_Version]) -> tuple[str, Outcome]:
         """Let a new version take over, and say what became of the model of which name."""
         before = change.before
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_S):
-                await self._until(lambda: not self._leaving)
+        await self._until_left()
         everybody = set(range(len(self._workers)))
         await self._until(lambda: all(one.workers == everybody for one in self._serving))
         try:
@@ -356,6 +381,22 @@ class Rollout:
             one.generation < version.left or version.place in one.places
             for one in self._follows.values()
         )
+
+    async def _until_left(self) -> None:
+        """Wait a while for the versions whose last requests are under way."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await self._until(lambda: not self._leaving)
+
+    async def _until_followed(self) -> None:
+        """Wait a while until every front end answers by what serves now."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FOLLOW_S):
+                await self._until(
+                    lambda: all(
+                        one.generation >= self._generation for one in self._follows.values()
+                    )
+                )
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -29,6 +29,7 @@ from service.processes.child import Child
 from service.processes.heart import Pulse
 from service.processes.merged_metrics import MergedMetrics, registry_of
 from service.processes.messages import (
+    Ask,
     Follows,
     Leave,
     Listening,
@@ -36,6 +37,7 @@ from service.processes.messages import (
     NewWorker,
     Serving,
 )
+from service.processes.remote_repository import answer_for
 from service.processes.rollout import Rollout, places
 from service.reloading import Reloads
 from service.settings import Settings
@@ -146,6 +148,7 @@ class Supervisor:
         self._listening: set[Child] = set()
         self._serving: set[Child] = set()
         self._handed = [0] * front_ends
+        self._answering: set[asyncio.Task[None]] = set()  # to what front ends ask
         self._leaving = False
         self._ready = asyncio.Event()
         self._restarts: dict[tuple[str, str], int] = {}
@@ -169,6 +172,9 @@ class Supervisor:
         """
         start = monotonic()
         self._acceptor = Acceptor(self._http, self._doors)
+        self._reloads = Reloads(
+            self._settings, self._rollout, metrics, reload, self.metrics.collect
+        )
         tending = [
             *(asyncio.create_task(self._tend_worker(index)) for index in range(len(self._workers))),
             *(asyncio.create_task(self._tend(index)) for index in range(len(self._front_ends))),
@@ -176,8 +182,7 @@ class Supervisor:
         ]
         leaving = asyncio.create_task(leave.wait())
         ready = asyncio.create_task(self._ready.wait())
-        reloads = Reloads(self._settings, self._rollout.reload, metrics, reload)
-        reloading = asyncio.create_task(self._reload_when_ready(reloads))
+        reloading = asyncio.create_task(self._reload_when_ready())
         waited_for = {*tending, reloading, leaving, ready}
         while not leaving.done():
             done, waited_for = await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
@@ -197,9 +202,9 @@ class Supervisor:
             child.kill("leaving")
         self._rollout.close()
 
-    async def _reload_when_ready(self, reloads: Reloads) -> None:
+    async def _reload_when_ready(self) -> None:
         await self._ready.wait()
-        await reloads.run()
+        await self._reloads.run()
 
     def _say_ready(self, metrics_port: int, seconds: float) -> None:
         log.info(
@@ -296,6 +301,10 @@ class Supervisor:
             self._listening.add(child)
         elif isinstance(message, Follows):
             self._rollout.of_front_end(index, message)
+        elif isinstance(message, Ask):
+            answering = asyncio.create_task(answer_for(self._reloads, message, child))
+            self._answering.add(answering)
+            answering.add_done_callback(self._answering.discard)
         elif isinstance(message, Serving):
             child.is_useful()
             self._serving.add(child)

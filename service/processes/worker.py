@@ -13,9 +13,9 @@ from service import process
 from service.batching.batcher import Batcher
 from service.command_errors import CommandError
 from service.computed_tasks import TASKS
+from service.cpus import seats
 from service.engine.device import Device
 from service.event_loop import open_loop_pool
-from service.machine import cores
 from service.memory import give_back, give_back_when_quiet
 from service.metrics import Metrics
 from service.models.lineup import ModelEntry
@@ -75,11 +75,13 @@ class _Worker:
         disable_created_metrics()
         names = settings.engine.device.split(",")
         name = names[self._index]
+        seat = seats(len(names))[self._index]
         self._device = Device(
             name,
-            settings.engine.threads or max(1, cores() // len(names)),
+            settings.engine.threads or seat.threads,
             names[: self._index].count(name),
             settings.engine.hang_timeout_s,
+            seat.cpus,
         )
         process.compute_alone()
         self._metrics = Metrics(CollectorRegistry())

@@ -61,6 +61,7 @@ class AttendedQuery:
         weights: `(n,)`, of those keys.
         points: `(n, G, 2)`, the points of each.
         window: of a Swin, `(x1, y1, x2, y2)` around the cells that it sees.
+        cell_size: of a Swin, `(w, h)` of one of these.
     """
 
     cell: tuple[int, int]
@@ -72,6 +73,7 @@ class AttendedQuery:
     weights: NDArray[np.float32]
     points: NDArray[np.float32]
     window: Box | None = None
+    cell_size: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ def check(options: AttentionOptions, config: Config, *, asked: bool, model: str)
     """
     if not asked:
         if options != AttentionOptions():
-            raise InvalidOption("queries, layers and top_n are for explain=attention")
+            raise InvalidOption(
+                "queries, layers and top_n are for explain=attention, and for objects of detectors"
+            )
         return
     known = explained_layers(config)
     if not known:
@@ -275,9 +279,11 @@ def _query(
 ) -> AttendedQuery:
     """What one query attends to, from the weights `(G, Ns)` and the points `(G, Ns, 2)`."""
     keys = np.arange(weights.shape[1], dtype=np.int64)
+    window = cell_size = None
     if isinstance(layer, WindowLayer):
         keys = layer.keys_seen(cell)
         weights, keys_xy = weights[:, keys], keys_xy[:, keys]
+        window, cell_size = layer.window(cell, seen.pixel_map), layer.cell_size(seen.pixel_map)
     count = min(options.top_n or DEFAULT_KEYS, len(keys))
     of_groups = _best(weights, count)
     of_all = weights.sum(0)
@@ -291,7 +297,8 @@ def _query(
         keys[best],
         of_all[best],
         keys_xy[:, best].swapaxes(0, 1),
-        layer.window(cell, seen.pixel_map) if isinstance(layer, WindowLayer) else None,
+        window,
+        cell_size,
     )
 
 

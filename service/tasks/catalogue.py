@@ -32,7 +32,7 @@ class Catalogue:
     """
 
     def __init__(self) -> None:
-        self._cores: tuple[AnyCore, ...] = ()
+        self._cores: tuple[AnyCore, ...] | None = None
         self._default: str | None = None
         # Kept because every request asks for it.
         self._by_task: dict[str, Sequence[AnyCore]] = {}
@@ -50,12 +50,12 @@ class Catalogue:
 
     @property
     def cores(self) -> tuple[AnyCore, ...]:
-        """In the order of the settings.
+        """In the order of the settings; none where all models were unloaded.
 
         Raises:
             NotReady: the models are still being read.
         """
-        if not self._cores:
+        if self._cores is None:
             raise NotReady("the models are still being read")
         return self._cores
 
@@ -160,12 +160,15 @@ class Catalogue:
             UnknownModel: none is served under that name.
             NotReady: the models are still being read.
         """
-        wanted = name or self._default or self.cores[0].card.name
+        names = [core.card.name for core in self.cores]
+        default = self._default if self._default in names else next(iter(names), None)
+        wanted = name or default
         for core in self.cores:
             if core.card.name == wanted:
                 return core
-        served = ", ".join(repr(core.card.name) for core in self.cores)
-        raise UnknownModel(f"no model {quoted(wanted)} is served here; there is {served}")
+        served = ", ".join(map(repr, names)) or "none"
+        called = "" if wanted is None else f" {quoted(wanted)}"
+        raise UnknownModel(f"no model{called} is served here; there is {served}")
 
     def is_default(self, core: AnyCore) -> bool:
         """Whether a core answers the requests of its task that name no model."""

@@ -1,9 +1,10 @@
 """Classification: the classes of an image, best first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from model.config import DatConfig
@@ -31,9 +32,11 @@ class ClassifyOptions(Options):
 
     Attributes:
         top_k: predictions for each image, best first; at most all classes are given.
+        logits: whether they are wanted.
     """
 
     top_k: int = 5
+    logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,15 @@ class Classification(Answer):
 
     Attributes:
         predictions: best first.
+        scores: softmax probabilities `(num_classes,)` of all classes, best first.
+        classes: `(num_classes,)`, the class of each score.
+        logits: `(num_classes,)`, of each class in turn; `None` when not asked for.
     """
 
     predictions: tuple[Prediction, ...]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int32]
+    logits: NDArray[np.float32] | None
 
 
 class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
@@ -114,23 +123,25 @@ class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
                 f"{self.card.name} has no sampling points; explain=attention shows what its "
                 "windows attend to"
             )
-        asked = options.explain == "attention"
-        attention.check(options.attention, self._config, asked=asked, model=self.card.name)
+        name = self.card.name
+        attention.check(options.attention, self._config, asked=options.attends, model=name)
 
     @override
     async def answer_image(self, passage: ImagePassage, options: ClassifyOptions) -> Classification:
         image = await passage.decode(
             lambda data, empty: prepare(data, self._limits, self._preprocessing, empty)
         )
-        wanted = Wanted(points=options.explain != "none")
+        wanted = Wanted(points=options.explain != "none", logits=options.logits)
         cells: Cells = ()
         size = self._config.image_size
         seen = Seen(self._config, size, size, (image.height, image.width), image.pixel_map)
-        if options.explain == "attention":
-            wanted, cells = attention.wanted(options.attention, seen)
+        if options.attends:
+            looks, cells = attention.wanted(options.attention, seen)
+            wanted = replace(looks, logits=options.logits)
         output: ClassificationOutput
         output, timing = await passage.submit(ClassificationInput(image.pixels, wanted, cells))
-        if not np.isfinite(output.scores).all():
+        given = (output.scores,) if output.logits is None else (output.scores, output.logits)
+        if not all(np.isfinite(values).all() for values in given):
             raise EngineFailed("the model gave values that are not numbers for this image")
         best = zip(
             output.classes[: options.top_k].tolist(),
@@ -147,6 +158,9 @@ class ClassificationCore(PicturedCore[ClassifyOptions, Classification]):
             height=image.height,
             timing=timing,
             predictions=tuple(self._prediction(index, score) for index, score in best),
+            scores=output.scores,
+            classes=output.classes,
+            logits=output.logits,
             points=points,
             attention=attended,
         )

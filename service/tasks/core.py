@@ -8,6 +8,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from time import perf_counter
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -25,6 +26,7 @@ from service.errors import (
     TooManyImages,
 )
 from service.images.containers import declared_pixels
+from service.images.decode import Source
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
@@ -32,14 +34,14 @@ from service.pictures.compose import Thing
 from service.pictures.regions import Regions
 from service.priority import Priority
 from service.settings import Limits
-from service.tasks.attention import AttendedLayer, AttentionOptions
+from service.tasks.attention import AttendedLayer, AttentionOptions, Layer
 from service.tasks.drawing import MEDIA_TYPES, Drawing, Drawn, Picture, draw
 from service.tasks.passage import ImagePassage, RequestPassage, Timing
 from service.tasks.points import LayerPoints
 
 Explain = Literal["none", "points", "objects", "attention"]
-# One image of a request: its bytes, or why the transport could not get at them.
-Upload = bytes | InvalidImage
+# One image of a request: its bytes or pixels, or why the transport could not get at them.
+Upload = Source | InvalidImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Options:
         explain: `points` adds the sampling locations; `objects`, of detectors alone, says of
             each object as well which of them lie inside; `attention` adds to the points what
             queries attend to.
-        attention: whose attention, and in which layers.
+        attention: whose attention, and in which layers; with `objects` it asks for attention too.
         timeout_s: time until the answer is of no use, seconds; `None` means the server's default.
         priority: `low` lets the requests of others go first.
         drawing: of the picture of the answer; `None` means that none is drawn.
@@ -63,6 +65,12 @@ class Options:
     timeout_s: float | None = None
     priority: Priority = "high"
     drawing: Drawing | None = None
+
+    @property
+    def attends(self) -> bool:
+        """Whether attention is asked for: alone, or beside the objects by what it may name."""
+        named = self.attention != AttentionOptions()
+        return self.explain == "attention" or (self.explain == "objects" and named)
 
     @property
     def long_answer(self) -> bool:
@@ -159,6 +167,11 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
     def tasks(self) -> tuple[str, ...]:
         """The names of the requests that it answers."""
         return (self.card.task,)
+
+    @property
+    def explained_layers(self) -> tuple[Layer, ...]:
+        """The layers whose attention a request may name."""
+        return ()
 
     @abstractmethod
     def check(self, options: TaskOptions) -> None:
@@ -299,7 +312,8 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         """The pixels that an image says it has, at most the limit: decoding refuses more."""
         if isinstance(upload, InvalidImage):
             return 0
-        declared, limit = declared_pixels(upload), self._limits.max_pixels
+        limit = self._limits.max_pixels
+        declared = declared_pixels(upload) if isinstance(upload, bytes) else prod(upload.size)
         return limit if declared is None else min(declared, limit)
 
     def _check_pixels(self, pixels: int) -> None:

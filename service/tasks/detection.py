@@ -15,7 +15,7 @@ from model.detection.transforms import Resizing, to_model_pixels
 from service.batching.batcher import Queue
 from service.engine.items import DetectionInput, DetectionOutput
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
-from service.images.decode import Empty, decode
+from service.images.decode import Empty, Source, decode_pixels
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
@@ -192,8 +192,8 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
             raise InvalidOption(f"{self.card.name} has no class {quoted(unknown[0])}")
         if options.masks not in (None, "none") and not self.has_masks:
             raise InvalidOption(f"{self.card.name} gives no masks")
-        asked, backbone = options.explain == "attention", self._config.backbone
-        attention.check(options.attention, backbone, asked=asked, model=self.card.name)
+        backbone, name = self._config.backbone, self.card.name
+        attention.check(options.attention, backbone, asked=options.attends, model=name)
 
     @override
     async def answer_image(self, passage: ImagePassage, options: DetectOptions) -> DetectedImage:
@@ -215,10 +215,13 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
             resizing,
         )
 
-    def _prepare(self, upload: bytes, options: DetectOptions, empty: Empty) -> PreparedForDetection:
-        image = decode(upload, self._limits)
+    def _prepare(
+        self, upload: Source, options: DetectOptions, empty: Empty
+    ) -> PreparedForDetection:
+        image = decode_pixels(upload, self._limits)
         resize_mode = options.resize_mode or self._resize_mode
-        image_size = (image.height, image.width)
+        height, width, _ = image.shape
+        image_size = (height, width)
         resizing = (
             Resizing.letterbox(image_size, self._letterbox_size)
             if resize_mode == "letterbox"
@@ -227,11 +230,11 @@ class DetectionCore(PicturedCore[DetectOptions, DetectedImage]):
         if not resizing.fits:
             raise InvalidImage(
                 "unsupported",
-                f"an image of {image.width}x{image.height} pixels is too long and narrow to be "
+                f"an image of {width}x{height} pixels is too long and narrow to be "
                 f"resized to {resizing.resized[1]}x{resizing.resized[0]}",
             )
         out = empty((*resizing.padded, 3))
-        pixels = to_model_pixels(np.asarray(image), resizing, out)
+        pixels = to_model_pixels(image, resizing, out)
         return PreparedForDetection(pixels, resizing, resize_mode)
 
     def _answer(

@@ -1,6 +1,6 @@
 """How a picture of an answer is drawn: what of it, how large, in which form."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -11,11 +11,11 @@ from service.errors import InvalidOption
 from service.images.decode import decode_at
 from service.pictures import raster, vector
 from service.pictures.compose import Layer as DrawnLayer
-from service.pictures.compose import Query, Said, Thing, compose
+from service.pictures.compose import Query, Said, Thing, Window, compose
 from service.pictures.regions import Regions
 from service.pictures.shapes import Scene
 from service.settings import Limits
-from service.tasks.attention import AttendedLayer, Layer
+from service.tasks.attention import AttendedLayer, AttendedQuery, Layer
 from service.tasks.points import LayerPoints
 
 Shown = Literal["points", "attention", "arrows", "keys", "boxes", "masks", "segments"]
@@ -183,12 +183,40 @@ def _said(
             for layer in answer.points or ()
             if (layer.stage, layer.block) in drawing.layers
         ),
+        windows=tuple(
+            tuple(_windows(drawing, layer))
+            for layer in answer.attention or ()
+            if "keys" in drawing.show
+        ),
         things=tuple(things),
         points="points" in drawing.show or "attention" in drawing.show,
         arrows="arrows" in drawing.show,
         boxes="boxes" in drawing.show,
         regions=regions,
     )
+
+
+def _windows(drawing: Drawing, layer: AttendedLayer) -> Iterator[Window]:
+    """What the queries of a layer see, where each sees a window."""
+    for query in layer.queries:
+        if query.window is not None and query.cell_size is not None:
+            cells, weights = _cells(query, drawing.groups)
+            yield Window(query.window, query.centre, cells, weights, query.cell_size)
+
+
+def _cells(
+    query: AttendedQuery, heads: tuple[int, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The cells `(n, 2)` that a query attends to, and the weights `(n,)` of all heads or some."""
+    if not heads:
+        return query.points[:, 0], query.weights
+    chosen = list(heads)
+    keys, first, places = np.unique(
+        query.group_keys[chosen], return_index=True, return_inverse=True
+    )
+    weights = np.zeros(len(keys), np.float32)
+    np.add.at(weights, places.ravel(), query.group_weights[chosen].ravel())
+    return query.group_points[chosen].reshape(-1, 2)[first], weights
 
 
 def _layer(drawing: Drawing, layer: LayerPoints, attended: AttendedLayer | None) -> DrawnLayer:

@@ -38,7 +38,7 @@ def ask(options: Options, seen: Seen) -> tuple[Wanted, Cells]:
     Raises:
         InvalidOption: a query lies outside of the image.
     """
-    if options.explain == "attention":
+    if options.attends:
         return attention.wanted(options.attention, seen)
     return Wanted(points=options.explain != "none"), ()
 
@@ -50,7 +50,7 @@ def tell(options: Options, seen: Seen, output: _Output) -> Explanation:
     assert isinstance(seen.config, DatConfig), "other networks have no points"
     locations = output.sampling_locations
     points = points_of(seen.config, seen.input_size, locations, seen.pixel_map)
-    if options.explain != "attention":
+    if not options.attends:
         return Explanation(points)
     attended = attention.explained(options.attention, seen, output.attention, points)
     return Explanation(points, attended)

@@ -12,7 +12,7 @@ from service.batching.admission import Admission
 from service.batching.batcher import Queue, Turn
 from service.engine.items import Item
 from service.errors import DeadlineExceeded, InvalidImage
-from service.images.decode import Empty
+from service.images.decode import Empty, Source
 from service.images.decoders import DecodingRequest, T
 from service.metrics import ModelMetrics
 
@@ -52,11 +52,11 @@ class RequestPassage:
     deadline: float
     metrics: ModelMetrics
 
-    def image(self, upload: bytes | InvalidImage, pixels: int) -> "ImagePassage":
+    def image(self, upload: Source | InvalidImage, pixels: int) -> "ImagePassage":
         """The way of one image, as a context.
 
         Args:
-            upload: its bytes, or why the transport could not get at them.
+            upload: as it came, or why the transport could not get at it.
             pixels: that it says it has.
         """
         return ImagePassage(self, upload, pixels)
@@ -68,7 +68,7 @@ class ImagePassage:
     Its place in the queue is given back at the end of the context if it was not submitted.
     """
 
-    def __init__(self, request: RequestPassage, upload: bytes | InvalidImage, pixels: int) -> None:
+    def __init__(self, request: RequestPassage, upload: Source | InvalidImage, pixels: int) -> None:
         self._request = request
         self._upload = upload
         self._pixels = pixels
@@ -94,11 +94,11 @@ class ImagePassage:
             seconds = perf_counter() - self._computed_at
             self._request.metrics.stage["postprocess"].observe(seconds)
 
-    async def decode(self, work: Callable[[bytes, Empty], T]) -> T:
+    async def decode(self, work: Callable[[Source, Empty], T]) -> T:
         """Make an upload the input of the model, in a thread, when it is this image's turn.
 
         Args:
-            work: makes the input from the bytes; where the pixels go it asks of its second
+            work: makes the input from the upload; where the pixels go it asks of its second
                 argument, a function of their shape.
 
         Raises:

@@ -8,16 +8,25 @@ from typing import Any
 from typing_extensions import override
 
 from model.config import DatConfig
+from model.swin_config import SwinConfig
 from service.errors import InvalidOption, ServiceError, TooManyImages
 from service.metrics import VISUALIZE
 from service.settings import ResizeMode
-from service.tasks.attention import AttentionOptions, Config, Layer, check_layers, explained_layers
+from service.tasks.attention import (
+    MOST_KEYS,
+    AttentionOptions,
+    Config,
+    Layer,
+    check_layers,
+    explained_layers,
+)
 from service.tasks.core import Core, Explain, Options, TaskAnswer, TaskOptions, Upload
 from service.tasks.drawing import LEAST_SIZE, MOST_SIZE, Drawing, FileFormat, Layout, Shown
 from service.tasks.points import point_layers
 
 _OF_ATTENTION: frozenset[Shown] = frozenset({"attention", "keys"})
-_OF_LAYERS: frozenset[Shown] = _OF_ATTENTION | {"points", "arrows"}
+_OF_POINTS: frozenset[Shown] = frozenset({"points", "attention", "arrows"})
+_OF_LAYERS: frozenset[Shown] = _OF_ATTENTION | _OF_POINTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +35,7 @@ class PictureOptions(Options):
 
     Attributes:
         show: what is drawn over the image; none means what suits the model.
-        groups: offset groups that are drawn, from 0; none means all.
+        groups: offset groups that are drawn, from 0, of a Swin heads; none means all.
         opacity: of all that is drawn, from 0 to 1; where segments are shown, of their colours.
             `None` means 1, and `REGIONS_OPACITY` of those.
         size: the larger side of the image in the picture, pixels; `None` means as in the upload,
@@ -61,6 +70,11 @@ class PicturedCore(Core[TaskOptions, TaskAnswer]):
     @override
     def tasks(self) -> tuple[str, ...]:
         return (*super().tasks, VISUALIZE)
+
+    @property
+    @override
+    def explained_layers(self) -> tuple[Layer, ...]:
+        return tuple(explained_layers(self.network))
 
     @property
     @abstractmethod
@@ -107,10 +121,11 @@ class PicturedCore(Core[TaskOptions, TaskAnswer]):
         return await self.answer(uploads, self._options(asked), request_id)
 
     def _options(self, asked: PictureOptions) -> TaskOptions:
-        show = frozenset(asked.show or self.shown)
+        has_points = isinstance(self.network, DatConfig)
+        show = frozenset(asked.show or (self.shown if has_points else ("keys",)))
         _check(asked, show)
         of_attention = bool(show & _OF_ATTENTION)
-        layers = self._layers(asked, of_attention=of_attention) if show & _OF_LAYERS else ()
+        layers = self._layers(asked, show) if show & _OF_LAYERS else ()
         drawing = Drawing(
             show=tuple(sorted(show)),
             layers=layers,
@@ -122,7 +137,9 @@ class PicturedCore(Core[TaskOptions, TaskAnswer]):
         )
         explain: Explain = "attention" if of_attention else "points" if layers else "none"
         given = asked.attention
-        attention = AttentionOptions(given.queries, layers, given.top_n)
+        # A window is shown with all of its cells, or as many as can be told.
+        top_n = given.top_n if has_points or given.top_n is not None else MOST_KEYS
+        attention = AttentionOptions(given.queries, layers, top_n)
         every_task = {
             "model": asked.model,
             "explain": explain,
@@ -133,25 +150,27 @@ class PicturedCore(Core[TaskOptions, TaskAnswer]):
         }
         return self.pictured(asked, drawing, every_task)
 
-    def _layers(self, asked: PictureOptions, *, of_attention: bool) -> tuple[Layer, ...]:
+    def _layers(self, asked: PictureOptions, show: frozenset[Shown]) -> tuple[Layer, ...]:
         """Those that are drawn: as asked, or the last one.
 
         Raises:
             InvalidOption: a layer, or an offset group of one, is not there.
         """
         name, config = self.card.name, self.network
-        if not isinstance(config, DatConfig):
-            raise InvalidOption(
-                f"{name} has no deformable layers to draw; explain=attention of /v1/classify says "
-                "what its windows attend to"
-            )
-        if of_attention:
-            known = list(explained_layers(config))
+        if isinstance(config, SwinConfig):
+            if without := sorted(show & _OF_POINTS):
+                raise InvalidOption(
+                    f"{name} attends to windows and has no points, which {without[0]} would show; "
+                    "show=keys draws the window of a query"
+                )
+            known = self.explained_layers
+        elif show & _OF_ATTENTION:
+            known = self.explained_layers
             if not known:
                 raise InvalidOption(f"{name} has no deformable attention to explain")
         else:
             every = point_layers(config, config.image_size)
-            known = [(layer.stage, layer.block) for layer in every]
+            known = tuple((layer.stage, layer.block) for layer in every)
             if not known:
                 raise InvalidOption(f"{name} has no deformable layers whose points could be drawn")
         check_layers(asked.attention.layers, known, name)
@@ -159,14 +178,17 @@ class PicturedCore(Core[TaskOptions, TaskAnswer]):
         for stage, block in layers:
             count = _groups(config, stage, block)
             if missing := [group for group in asked.groups if not 0 <= group < count]:
+                groups = "heads" if isinstance(config, SwinConfig) else "offset groups"
                 raise InvalidOption(
-                    f"the layer {stage}.{block} of {name} has {count} offset groups, counted "
+                    f"the layer {stage}.{block} of {name} has {count} {groups}, counted "
                     f"from 0; there is no group {missing[0]}"
                 )
         return layers
 
 
-def _groups(config: DatConfig, stage: int, block: int) -> int:
+def _groups(config: Config, stage: int, block: int) -> int:
+    if isinstance(config, SwinConfig):
+        return config.heads[stage]
     spec = config.stages[stage]
     return spec.offset_groups if spec.blocks[block] == "D" else spec.heads
 

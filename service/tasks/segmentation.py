@@ -14,7 +14,7 @@ from model.segmentation.transforms import Resizing, to_model_pixels
 from service.batching.batcher import Queue
 from service.engine.items import SegmentationInput, SegmentationOutput
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
-from service.images.decode import Empty, decode
+from service.images.decode import Empty, Source, decode_pixels
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
@@ -49,6 +49,8 @@ class SegmentOptions(Options):
         min_share: least share of the pixels of a class that is wanted.
         confidence: whether it is wanted how sure each label is.
         test_time: `official_ms` sees the image at six scales, each mirrored as well.
+        encoded: whether what is one value for each pixel is wanted as PNG, too, and not only as
+            arrays.
     """
 
     format: SegmentFormat = "png"
@@ -56,6 +58,7 @@ class SegmentOptions(Options):
     min_share: float = 0.0
     confidence: bool = False
     test_time: TestTime = "official"
+    encoded: bool = True
 
     @property
     @override
@@ -96,14 +99,16 @@ class SegmentedImage(Answer):
         labels: `(H, W)`, the index of each pixel's class; of a class that is not wanted, the one
             behind the last.
         label_map: the same as an indexed PNG, or `None` when not asked for.
-        confidence: by how much the probability of each label is above the next, as a grey PNG, or
+        margins: `(H, W)`, 255 times by how much the probability of each label is above the next, or
             `None` when not asked for.
+        confidence: the same as a grey PNG, or `None` when not asked for.
         input_size: `(H, W)` that the network saw, pixels; of several scales the official one.
     """
 
     segments: tuple[Segment, ...]
     labels: Labels
     label_map: bytes | None
+    margins: NDArray[np.uint8] | None
     confidence: bytes | None
     input_size: tuple[int, int]
 
@@ -164,7 +169,7 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
             raise InvalidOption(
                 f"score_threshold and resize_mode are for detectors; {name} is a segmenter"
             )
-        return SegmentOptions(**every_task, classes=asked.classes)
+        return SegmentOptions(**every_task, classes=asked.classes, encoded=False)
 
     @override
     def regions(self, answer: SegmentedImage, drawing: Drawing) -> Regions | None:
@@ -191,7 +196,7 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
             raise InvalidOption(f"min_share must be from 0 to 1, not {options.min_share}")
         if options.explain == "objects":
             raise InvalidOption("explain=objects is for detectors")
-        if len(self.labels) > MOST_COLOURS and options.format == "png":
+        if len(self.labels) > MOST_COLOURS and options.format == "png" and options.encoded:
             raise InvalidOption(
                 f"{name} has {len(self.labels)} classes, and an indexed PNG or a picture at most "
                 f"{MOST_COLOURS}; ask for format rle, polygon or summary"
@@ -226,10 +231,11 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
         return Seen(backbone, size, size, resizing.image_size, resizing)
 
     def _prepare(
-        self, upload: bytes, options: SegmentOptions, empty: Empty
+        self, upload: Source, options: SegmentOptions, empty: Empty
     ) -> PreparedForSegmentation:
-        image = decode(upload, self._limits)
-        image_size = (image.height, image.width)
+        pixels = decode_pixels(upload, self._limits)
+        height, width, _ = pixels.shape
+        image_size = (height, width)
         ratios = RATIOS if options.test_time == "official_ms" else (1.0,)
         resizings = [self._config.resizing(image_size, ratio) for ratio in ratios]
         if misfits := [resizing.misfit for resizing in resizings if not resizing.fits]:
@@ -238,7 +244,6 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
         ends = np.cumsum([np.prod(shape) for shape in shapes])
         # Only one array may lie in the memory that the worker shares.
         together = empty((int(ends[-1]),))
-        pixels = np.asarray(image)
         scales = tuple(
             to_model_pixels(pixels, resizing, room.reshape(shape))
             for resizing, room, shape in zip(
@@ -264,10 +269,11 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
         if len(wanted) < len(every):
             kept = [part.index for part in wanted]
             labels = segments.with_others_as_one(labels, kept, len(self.labels))
-        label_map = None
-        # A picture is drawn of the labels.
-        if options.format == "png" and options.drawing is None:
+        label_map = confidence = None
+        if options.encoded and options.format == "png":
             label_map = indexed_png(labels, self._palette)
+        if options.encoded and output.margins is not None:
+            confidence = segments.grey_png(output.margins)
         masks = _masks(labels, wanted, options)
         return SegmentedImage(
             width=width,
@@ -280,7 +286,8 @@ class SegmentationCore(PicturedCore[SegmentOptions, SegmentedImage]):
             ),
             labels=labels,
             label_map=label_map,
-            confidence=None if output.margins is None else segments.grey_png(output.margins),
+            margins=output.margins,
+            confidence=confidence,
             input_size=resizing.resized,
         )
 

@@ -46,6 +46,11 @@ class WindowLayer(CellLayer):
         x1, y1, x2, y2 = pixel_map.to_image(self.first_cell + self.cell_stride * corners_xy).ravel()
         return float(x1), float(y1), float(x2), float(y2)
 
+    def cell_size(self, pixel_map: PixelMap) -> tuple[float, float]:
+        """`(w, h)` of a cell, in the same pixels."""
+        width, height = np.ptp(pixel_map.to_image([(0, 0), (self.cell_stride,) * 2]), axis=0)
+        return float(width), float(height)
+
 
 @lru_cache(maxsize=64)
 def window_layers(config: SwinConfig) -> tuple[WindowLayer, ...]:

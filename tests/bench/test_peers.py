@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import environments
 from bench.peers import __main__ as peers
-from bench.peers import environments, processes, tables
+from bench.peers import processes, tables
 from bench.peers.load import Answer, summarize
 from bench.peers.running import WrongAnswer, check
 from bench.peers.setting import Setting

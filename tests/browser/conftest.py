@@ -31,14 +31,23 @@ def program(name: str, package: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the browser saves files."""
     return tmp_path_factory.mktemp("downloads")
 
 
+@pytest.fixture
+def downloads(saved: Path) -> Path:
+    """The same, without what other tests saved: a second file of a name would get another one."""
+    for file in saved.iterdir():
+        file.unlink()
+    return saved
+
+
 @pytest.fixture(scope="session")
-def browser(downloads: Path) -> Iterator[webdriver.Chrome]:
+def browser(saved: Path) -> Iterator[webdriver.Chrome]:
     chromium = program("chromium", "chromium")
-    with open_browser(chromium, program("chromedriver", "chromium-driver"), downloads) as driver:
+    with open_browser(chromium, program("chromedriver", "chromium-driver"), saved) as driver:
         yield driver
 
 

@@ -125,8 +125,8 @@ class Page:
         code = "return document.getElementById('stage').dataset[arguments[0]]"
         return str(self.script(code, name) or "")
 
-    def wait(self, condition: Callable[[], Any]) -> Any:
-        return WebDriverWait(self.driver, TIMEOUT_S, poll_frequency=0.03).until(
+    def wait(self, condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
+        return WebDriverWait(self.driver, timeout_s, poll_frequency=0.03).until(
             lambda _: condition()
         )
 
@@ -223,11 +223,11 @@ class Page:
         others = [
             url for url in self.requested() if not url.startswith((self.url, "blob:", "data:"))
         ]
-        assert not others
+        assert not others, others
         severe = [
             entry["message"]
             for entry in self.driver.get_log("browser")
             if entry["level"] == "SEVERE"
             and not any(f"status of {status}" in entry["message"] for status in self.allowed)
         ]
-        assert not severe
+        assert not severe, severe

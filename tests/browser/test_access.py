@@ -36,6 +36,21 @@ def test_axe_finds_nothing(page, scheme, size):
     assert not violations(page)
 
 
+@pytest.mark.parametrize(("scheme", "size"), [("light", (1280, 900)), ("dark", PHONE)])
+def test_the_page_that_explains_is_reached_from_the_playground(page, scheme, size):
+    page.emulate(size, scheme)
+    page.find(".top-choices a[href='docs/attention']").click()
+    page.wait(lambda: page.text("h1").startswith("Attention"))
+    pictures = "return [...document.images].map((image) => image.complete && image.naturalWidth)"
+    page.wait(lambda: all(page.script(pictures)))
+    assert len(page.script(pictures)) == 6
+    assert page.all("math")
+    assert page.script("return document.documentElement.scrollWidth") <= size[0]
+    assert not violations(page)
+    page.find("a[href='../']").click()
+    page.wait_ready()
+
+
 def test_a_phone_is_wide_enough(page):
     page.emulate(PHONE, touch=True)
     for sample in ("star", "many"):

@@ -74,6 +74,8 @@ def test_the_wheel_holds_the_packages_and_their_data_alone(wheel: Path):
         "service/pb/dat_pb2.py",
         "service/playground/page/index.html",
         "service/playground/page/docs/docs.js",
+        "service/playground/page/docs/attention.html",
+        "service/playground/page/docs/pictures/swin.png",
         "demo/samples/star.jpg",
         "demo/detection/samples/many.jpg",
     ):
@@ -91,7 +93,13 @@ def test_what_was_installed_serves_outside_of_the_checkout(installed: Path, tmp_
             text=True,
         ).stdout
         assert place.startswith(str(installed))
-        for path in ("/", "/playground/main.js", "/playground/samples/star.jpg", "/docs"):
+        for path in (
+            "/",
+            "/playground/main.js",
+            "/playground/samples/star.jpg",
+            "/docs",
+            "/docs/attention",
+        ):
             assert httpx.get(server.http_url + path).status_code == 200, path
         picture = (samples.FOLDER / "star.jpg").read_bytes()
         (found,) = httpx.post(f"{server.http_url}/v1/classify", content=picture).json()["results"]

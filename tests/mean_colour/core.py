@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from service.engine.items import Wanted
 from service.errors import InvalidOption
-from service.images.decode import Empty, decode
+from service.images.decode import Empty, Source, decode
 from service.tasks.core import Answer, Core, Options
 from service.tasks.passage import ImagePassage
 
@@ -55,7 +55,7 @@ class MeanColourCore(Core[MeanColourOptions, MeanColour]):
 
     @override
     async def answer_image(self, passage: ImagePassage, options: MeanColourOptions) -> MeanColour:
-        def prepare(data: bytes, empty: Empty) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        def prepare(data: Source, empty: Empty) -> tuple[NDArray[np.uint8], tuple[int, int]]:
             image = decode(data, self._limits)
             pixels = empty((SIDE, SIDE, 3))
             pixels[...] = np.asarray(image.resize((SIDE, SIDE)))

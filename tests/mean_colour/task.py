@@ -20,6 +20,7 @@ from service.settings import ModelChoice
 from tests.mean_colour.core import SIDE, MeanColourCore, MeanColourInput
 from tests.mean_colour.messages import RPC_MEAN_COLOUR
 from tests.mean_colour.schema import HTTP_MEAN_COLOUR
+from tests.mean_colour.tensors import OIP_MEAN_COLOUR
 
 VARIANT = "mean_colour"
 
@@ -40,6 +41,7 @@ class MeanColourEngine:
     """Computes colours on a device."""
 
     max_batch = 4
+    buckets: tuple[int, ...] = (1, 2, 3, 4)
     dtype = torch.float32
 
     def __init__(self, network: Gain, device: Device, metrics: ModelMetrics) -> None:
@@ -111,7 +113,7 @@ def _engine(
 
 
 MEAN_COLOUR = ComputedTask(
-    ServedTask("mean-colour", MeanColourCore, HTTP_MEAN_COLOUR, RPC_MEAN_COLOUR),
+    ServedTask("mean-colour", MeanColourCore, HTTP_MEAN_COLOUR, RPC_MEAN_COLOUR, OIP_MEAN_COLOUR),
     Loader(
         "mean-colour",
         (VARIANT,),

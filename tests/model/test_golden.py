@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from model.checkpoint import resize_tables
 from model.geometry import MOST_QUERIES
 from model.normalise import Normalise
 from model.official import official_shapes
+from model.packing import pack
 from model.transforms import Preprocessing, to_model_pixels
 from tests import recipe
 from tests.conftest import default_dtype, recipe_state
@@ -28,6 +30,7 @@ from tests.conftest import default_dtype, recipe_state
 # Recommended by those who measured the official float32 run against float64; ten to fifty times
 # the worst error seen there.
 LOGITS, POSITIONS, REFERENCES, ATTENTION, SCORES = 5e-5, 2e-5, 1e-6, 5e-5, 1e-4
+LOGITS_IN_BFLOAT16 = 0.25
 STAGE_VALUES = 2e-4  # of the standard deviation of the map
 FLOAT64 = 1e-10  # how far two float64 runs may lie apart; a thousand times the worst seen
 MAPS = ("stem", "stage0", "stage1", "stage2", "stage3", "final")
@@ -70,6 +73,19 @@ def exact(case: Case) -> Case:
         return run(case.golden, case.meta, case.model.config, case.state)
 
 
+@pytest.fixture(scope="module")
+def half(case: Case) -> torch.Tensor:
+    """The logits of the same case in bfloat16, as the engine computes them on a CPU."""
+    network = deepcopy(case.model).cast(torch.bfloat16)
+    pack(network)
+    images = recipe.batch(
+        case.meta["input_seed"], case.meta["image_indices"], *network.config.image_size
+    )
+    with torch.inference_mode():
+        logits: torch.Tensor = network(torch.from_numpy(images).to(torch.bfloat16))
+    return logits
+
+
 def run(
     golden: Any, meta: dict[str, Any], config: DatConfig, state: dict[str, torch.Tensor]
 ) -> Case:
@@ -107,6 +123,12 @@ def test_the_recipe_gives_the_weights_of_the_case(case):
 
 def test_logits_match(case):
     assert np.abs(case.outputs.logits.numpy() - case.golden["logits"]).max() < LOGITS
+
+
+def test_logits_in_bfloat16_are_near(case, half):
+    golden = case.golden["logits"]
+    assert np.abs(half.numpy() - golden).max() < LOGITS_IN_BFLOAT16
+    assert (half.numpy().argmax(1) == golden.argmax(1)).all()
 
 
 def test_sampling_locations_and_reference_points_match(case):

@@ -20,6 +20,7 @@ from service.errors import (
 # google.rpc.Code's own HTTP mapping.
 CANONICAL = {
     StatusCode.INVALID_ARGUMENT: 400,
+    StatusCode.FAILED_PRECONDITION: 400,
     StatusCode.NOT_FOUND: 404,
     StatusCode.UNAUTHENTICATED: 401,
     StatusCode.PERMISSION_DENIED: 403,

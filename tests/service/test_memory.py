@@ -91,7 +91,7 @@ keep_freed()
 together.started = Barrier(2)
 for use in (
     lambda: asyncio.run(device.run(work)),
-    lambda: device.lanes.map(together, 2, team=True),
+    lambda: device.lanes.map(together, 2, team=2),
     lambda: list(workers.map(together, range(2))),
 ):
     before = resident()
@@ -110,6 +110,24 @@ def test_what_every_kind_of_thread_kept_goes_back_and_is_kept_again() -> None:
     for held, left in (map(int, line.split()) for line in lines):
         assert held > 50 * MIB
         assert left < 8 * MIB
+
+
+_FROM_MANY_THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+from service.memory import give_back, keep_freed, reach_heap
+
+for _ in range(8):
+    reach_heap()
+keep_freed()
+with ThreadPoolExecutor(4) as pool:
+    given = [pool.submit(give_back) for _ in range(100)]
+print(sum(one.result() is None for one in given))
+"""
+
+
+def test_versions_that_end_at_the_same_time_free_nothing_twice() -> None:
+    command = [sys.executable, "-c", _FROM_MANY_THREADS]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "100\n"
 
 
 @pytest.mark.parametrize(("busy", "expected"), [(False, True), (True, False)])

@@ -161,7 +161,7 @@ async def test_models_come_and_go(served):
 
         def gauges() -> dict[str, float]:
             shown = server.metrics()
-            counted = ("_total", "_count", "_sum", "_bucket")
+            counted = ("_total", "_count", "_sum", "_bucket", "_timestamp_seconds")
             names = {name: name.split(",")[0] for name in shown if "model=extra" in name}
             return {
                 name: shown[name]
@@ -314,6 +314,24 @@ def test_each_model_is_compared_by_name_and_all_that_it_is_made_of(before, after
     ]
     assert changes.same == [name for name, version in after if (name, version) in before]
     assert changes.gone == [name for name, _ in before if name not in dict(after)]
+
+
+@settings(deadline=None)
+@given(ENTRIES, ENTRIES, st.data())
+def test_where_one_model_is_loaded_all_others_stay(before, after, data):
+    entries = [ModelEntry(name=n, version=str(v)) for n, v in after]
+    serving = {Stamp.of(ModelEntry(name=n, version=str(v))): (n, v) for n, v in before}
+    only = data.draw(st.sampled_from(entries))
+    changes = compare(serving, Lineup(models=tuple(entries)), only)
+    had = dict(before).get(only.name)
+    if had is not None and str(had) == only.version:
+        assert (changes.changed, changes.same) == ([], [(only.name, had)])
+    else:
+        (change,) = changes.changed
+        assert change.stamp == Stamp.of(only)
+        assert change.before == (None if had is None else (only.name, had))
+        assert changes.same == []
+    assert changes.gone == []
 
 
 @pytest.mark.parametrize("written", ["replaced", "written to", "touched", "gone", "linked"])

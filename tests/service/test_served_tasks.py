@@ -1,6 +1,7 @@
 """A made-up task is served by its own files and one entry in the list of tasks."""
 
 import asyncio
+import base64
 import io
 
 import grpc
@@ -61,6 +62,27 @@ def test_it_is_served_over_http(server: RunningServer):
     assert inverted["colour"] == [55, 205, 245]
     refused = httpx.post(f"{url}&explain=points", content=IMAGES[0])
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_option")
+
+
+def test_it_is_served_as_tensors(server: RunningServer):
+    image = {"name": "image", "datatype": "BYTES", "shape": [2]}
+    data = [base64.b64encode(IMAGES[index]).decode() for index in (0, 2)]
+    asked = {"inputs": [image | {"data": data}], "parameters": {"inverted": True}}
+    answer = httpx.post(f"{server.http_url}/v2/models/mean/infer", json=asked).json()
+    assert answer["outputs"] == [
+        {
+            "name": "colour",
+            "datatype": "FP32",
+            "shape": [2, 3],
+            "data": [55, 205, 245, 255, 127.5, 253],
+        }
+    ]
+    metadata = httpx.get(f"{server.http_url}/v2/models/mean").json()
+    assert metadata["outputs"] == [{"name": "colour", "datatype": "FP32", "shape": [-1, 3]}]
+    explained = asked | {"outputs": [{"name": "points.0.0"}]}
+    refused = httpx.post(f"{server.http_url}/v2/models/mean/infer", json=explained)
+    assert refused.status_code == 400
+    assert "no output 'points.0.0'; expected some of colour" in refused.json()["error"]
 
 
 def test_it_is_in_the_document_and_among_the_models_and_the_metrics(server: RunningServer):

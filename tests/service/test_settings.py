@@ -132,6 +132,8 @@ def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
         ("DAT_MODEL__LETTERBOX_SIZE", "100", "multiple of 32"),
         ("DAT_MODEL__CHECKPOINT", "/nowhere.pth", "/nowhere.pth: No such file"),
         ("DAT_MODEL__CHECKPOINT", "/", "not a file"),
+        ("DAT_MODEL__FOLDER", "/nowhere", "DAT_MODEL__FOLDER: /nowhere: No such file"),
+        ("DAT_MODEL__FOLDER", "/dev/null", "DAT_MODEL__FOLDER: /dev/null: Not a directory"),
         ("DAT_MODEL__LABELS", "/nowhere.txt", "/nowhere.txt: No such file"),
         ("DAT_MODEL__LABELS", "/dev/null", "not a file"),
         ("DAT_MODEL__FILE", "/dev/zero", "not a file"),
@@ -208,6 +210,31 @@ def test_the_command_refuses_what_only_the_models_and_devices_tell():
 
 def test_every_setting_is_described():
     assert all(group.model_fields[field].description for group, field in variables().values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("DAT_SERVER__FRONT_ENDS", "2", "DAT_SERVER__FRONT_ENDS=0"),
+        ("DAT_SERVER__FRONT_ENDS", "auto", "DAT_SERVER__FRONT_ENDS=0"),
+        ("DAT_SERVER__OPEN_INFERENCE", "false", "DAT_SERVER__OPEN_INFERENCE=true"),
+    ],
+)
+def test_shared_memory_needs_one_process_and_its_protocol(monkeypatch, name, value, needed):
+    monkeypatch.setattr("service.settings.cores", lambda: 8)
+    monkeypatch.setenv("DAT_LIMITS__MAX_SHARED_MEMORY_BYTES", "1000")
+    Settings()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=needed):
+        Settings()
+
+
+def test_models_are_not_controlled_over_a_protocol_that_is_not_served(monkeypatch):
+    monkeypatch.setenv("DAT_SERVER__MODEL_CONTROL", "true")
+    assert Settings().server.model_control
+    monkeypatch.setenv("DAT_SERVER__OPEN_INFERENCE", "false")
+    with pytest.raises(ValidationError, match="model_control needs open_inference"):
+        Settings()
 
 
 @pytest.mark.parametrize(

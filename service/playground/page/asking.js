@@ -4,10 +4,12 @@ import { ask } from "./api.js";
 import { makeCall } from "./calls.js";
 import { Grid, layerName } from "./geometry.js";
 import { patiently } from "./patience.js";
+import { Labels } from "./segments.js";
 
 // What a model said of a picture. Attention is asked for layer by layer and query by query.
 class Answered {
-  constructor(answer) {
+  constructor(answer, { explained_layers: explained }) {
+    this.explained = explained;
     this.exchanges = new Map(); // call and answer that told of a layer, or of a layer and a cell
     this.first = answer;
     this.result = answer.result;
@@ -15,9 +17,21 @@ class Answered {
     this.version = answer.version;
     this.timing = answer.timing;
     this.layers = answer.result.points ?? [];
+    this.labels = answer.result.segments ? new Labels(answer.result) : null;
     this.grids = new Map(); // by layer
     this.received = new Map();
     this.queries = new Map(); // by layer and cell
+  }
+
+  // Those with points; of a model without, those whose attention it explains.
+  get layerNames() {
+    return this.layers.length ? this.layers.map(layerName) : this.explained;
+  }
+
+  // How many offset groups a layer has, or heads where it has no points.
+  groupsOf(name) {
+    const layer = this.layers.find((one) => layerName(one) === name);
+    return layer?.sampling_locations.length ?? this.received.get(name)?.length ?? 0;
   }
 
   // `corners`: whether the last two queries stand in corners of the picture.
@@ -59,23 +73,20 @@ function withCorners(item, query) {
 
 // Ask about a picture for the first time. Waits as long as the server is busy.
 export async function askAbout(item, model, wishes) {
-  const { query, layer, signal, waiting } = wishes;
+  const { query, signal, waiting } = wishes;
+  const layer = model.explained_layers.includes(wishes.layer) ? wishes.layer : null;
   const queries = withCorners(item, query);
-  const send = (explain) =>
-    patiently(
-      () => ask(makeCall(model, item, { explain, queries, layer }), item.file, signal),
-      { signal, waiting },
-    );
+  // A model without attention has an answer all the same.
+  const explain = model.explained_layers.length ? "attention" : "none";
+  const call = makeCall(model, item, { explain, queries, layer });
   let answer;
   try {
-    answer = await send("attention");
+    answer = await patiently(() => ask(call, item.file, signal), { signal, waiting });
   } catch (failure) {
-    if (failure.code !== "invalid_option") throw failure;
-    // The layer is of another model, or the place of another picture.
-    if (layer || query) return askAbout(item, model, { ...wishes, layer: null, query: null });
-    answer = await send("none"); // a model without deformable attention has an answer all the same
+    if (failure.code !== "invalid_option" || !query) throw failure;
+    return askAbout(item, model, { ...wishes, query: null }); // the place is of another picture
   }
-  const answered = new Answered(answer);
+  const answered = new Answered(answer, model);
   answered.keep(answer, queries !== null);
   item.answers.set(model.name, answered);
   return answered;

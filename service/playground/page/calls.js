@@ -5,7 +5,17 @@ const SENT_AS_THEY_ARE = new Set(["image/jpeg", "image/png", "image/webp"]);
 const OF_TASK = {
   classify: { top_k: 5 },
   detect: { score_threshold: 0.05 },
+  segment: { format: "rle" },
 };
+
+// The cells of a window are told whole, or as many as the server tells at most.
+const KEYS = 8;
+const KEYS_IN_WINDOW = 32;
+
+// Whether a model attends to windows, and has no points.
+export function hasWindows({ variant }) {
+  return variant.startsWith("swin");
+}
 
 // The tasks whose answers this page can show.
 export function knows(task) {
@@ -18,7 +28,7 @@ export function makeCall(model, item, { explain = "attention", queries = null, l
   if (explain === "attention") {
     if (queries) options.queries = queries.map(([x, y]) => [rounded(x), rounded(y)]);
     if (layer) options.layers = [layer];
-    options.top_n = 8;
+    options.top_n = hasWindows(model) ? KEYS_IN_WINDOW : KEYS;
   }
   return {
     task: model.task,

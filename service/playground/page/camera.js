@@ -5,6 +5,7 @@ import { askAbout } from "./asking.js";
 import { find, show } from "./elements.js";
 import { Failure } from "./failures.js";
 import { Picture } from "./pictures.js";
+import { second } from "./sides.js";
 import { store } from "./store.js";
 import { milliseconds } from "./timing.js";
 
@@ -90,8 +91,10 @@ export class Camera {
       const picture = new Picture(file, "frame.jpg");
       picture.size = [frame.width, frame.height];
       sent += 1;
-      const { model, query, layer } = store.now;
-      await askAbout(picture, model, { query: item && query, layer, signal, waiting: this.waiting });
+      const { model, beside, query, layer } = store.now;
+      const asked = [[model, layer], ...(beside ? [[beside, second.layer]] : [])];
+      await Promise.all(asked.map(([of, shown]) =>
+        askAbout(picture, of, { query: item && query, layer: shown, signal, waiting: this.waiting })));
       if (signal.aborted) return;
       picture.shown = item?.shown ?? null; // the canvas is used again
       picture.show(frame, frame.width, frame.height);

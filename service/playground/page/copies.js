@@ -5,6 +5,7 @@ import { address, key } from "./api.js";
 const SERVICE = {
   classify: ["ClassifierServiceStub", "Classify", "ClassifyRequest"],
   detect: ["DetectorServiceStub", "Detect", "DetectRequest"],
+  segment: ["SegmenterServiceStub", "Segment", "SegmentRequest"],
 };
 
 // The key itself is never written out: commands end up in histories and chats.
@@ -72,6 +73,7 @@ function grpcOptions(options) {
   for (const name of ["top_k", "score_threshold"]) {
     if (name in options) lines.push(`${name}=${options[name]},`);
   }
+  if (options.format) lines.push(`format="SEGMENT_FORMAT_${options.format.toUpperCase()}",`);
   lines.push(`explain="EXPLAIN_${options.explain.toUpperCase()}",`);
   if (options.explain !== "attention") return lines;
   lines.push("attention=dat_pb2.AttentionOptions(");

@@ -2,40 +2,50 @@
 
 import { draw } from "./drawing.js";
 import { find, make } from "./elements.js";
-import { shownExchange } from "./stage.js";
+import { shownExchanges } from "./sides.js";
 import { store } from "./store.js";
 
 const LONGEST = 4096; // pixels of a file's side
 
-export function startDownload(stage) {
+const GAP = 16; // pixels of a screen between two pictures
+
+// `stages`: the first one, and the one beside it.
+export function startDownload(stages) {
   find("save-png").addEventListener("click", async () => {
     const { chosen } = store.now;
-    save(await png(stage, chosen), `${stem(chosen)}-points.png`);
+    const shown = stages.filter(({ side }) => side.answered);
+    save(await png(shown, chosen), `${stem(chosen)}-points.png`);
   });
   find("save-json").addEventListener("click", () => {
-    const { body } = shownExchange();
-    const text = JSON.stringify(body, null, 2);
+    const bodies = shownExchanges().map(({ body }) => body);
+    const text = JSON.stringify(bodies.length > 1 ? bodies : bodies[0], null, 2);
     save(new Blob([text], { type: "application/json" }), `${stem(store.now.chosen)}.json`);
   });
 }
 
-// The picture at its own size, with what is drawn over it as large, relatively, as on the screen.
-export async function png(stage, item) {
-  const [width, height] = item.size;
-  const scale = Math.min(1, LONGEST / Math.max(width, height));
-  const [file, overlay] = [0, 1].map(() => document.createElement("canvas"));
-  for (const canvas of [file, overlay]) {
-    canvas.width = Math.round(width * scale);
-    canvas.height = Math.round(height * scale);
-  }
-  const unit = file.width / stage.element.getBoundingClientRect().width;
-  draw(overlay.getContext("2d"), stage.view(scale, unit));
+// The picture at its own size, with what is drawn over it as large, relatively, as on the screen; once
+// for each model that is shown.
+async function png(stages, item) {
+  const scale = Math.min(1, LONGEST / Math.max(...item.size));
+  const [width, height] = item.size.map((side) => Math.round(side * scale));
+  const unit = width / stages[0].element.getBoundingClientRect().width;
+  const gap = Math.round(GAP * unit);
+  const file = canvasOf(stages.length * (width + gap) - gap, height);
   const context = file.getContext("2d");
-  context.drawImage(await whole(item), 0, 0, file.width, file.height);
-  context.drawImage(overlay, 0, 0);
+  const picture = await whole(item);
+  stages.forEach((stage, index) => {
+    const overlay = canvasOf(width, height);
+    draw(overlay.getContext("2d"), stage.view(width / item.size[0], unit));
+    context.drawImage(picture, index * (width + gap), 0, width, height);
+    context.drawImage(overlay, index * (width + gap), 0);
+  });
   return new Promise((resolve) => {
     file.toBlob(resolve, "image/png");
   });
+}
+
+function canvasOf(width, height) {
+  return Object.assign(document.createElement("canvas"), { width, height });
 }
 
 async function whole(item) {

@@ -2,14 +2,15 @@
 // screen and into files.
 //
 // A view has `points` (see geometry.js), `hidden` groups, `travel`, `sized`, `query`, `objects`, `lit`
-// (an object) and `litPoints`. `scale` is pixels of the canvas for each pixel of the picture, `unit`
+// (an object) and `litPoints`; of a segmenter `labels`, their `opacity` and `litSegment`; of a model with windows `cell`, the size of one. `scale` is pixels of the canvas for each pixel of the picture, `unit`
 // pixels of the canvas for each pixel of a screen.
 
-import { baseRadius, relativeRadius, travelled } from "./geometry.js";
+import { baseRadius, cellsOf, relativeRadius, travelled } from "./geometry.js";
 import { INK, PAPER, groupColour } from "./palette.js";
 
 const FAINT = 0.22;
 const THICKEST = 9;
+const TILE = 0.84; // side of that of the heaviest cell, of a cell
 
 export function draw(context, view) {
   const { canvas } = context;
@@ -18,11 +19,14 @@ export function draw(context, view) {
   context.lineJoin = context.lineCap = "round";
   if (view.query) veil(context, 0.42);
   else if (view.points.length) veil(context, 0.12);
+  if (view.query?.window) unveil(context, view);
+  if (view.labels) drawLabelled(context, view);
   view.objects.forEach((object, index) => drawMask(context, view, object, index));
   const points = placed(view);
   if (view.travel > 0.02) points.forEach((point) => drawWay(context, view, point));
   drawReferences(context, view);
-  if (view.query) drawRays(context, view);
+  if (view.query?.window) drawWindow(context, view);
+  else if (view.query) drawRays(context, view);
   points.forEach((point) => drawPoint(context, view, point));
   view.objects.forEach((object, index) => drawBox(context, view, object, index));
   drawLabels(context, view);
@@ -110,12 +114,61 @@ function drawRays(context, view) {
   context.globalAlpha = 1;
 }
 
+// The outline of a window, and in each cell a tile whose area is the weight of the cell.
+function drawWindow(context, view) {
+  const { query, scale, unit } = view;
+  const colour = groupColour(0);
+  const [left, top, right, bottom] = windowOf(view);
+  const sides = view.cell.map((side) => side * scale * TILE);
+  const cells = cellsOf(query, view.hidden);
+  const heaviest = cells[0]?.weight || 1;
+  for (const { point, weight } of cells) {
+    const [width, height] = sides.map((side) => side * Math.sqrt(weight / heaviest));
+    const [x, y] = point.map((value) => value * scale);
+    const place = [x - width / 2, y - height / 2, width, height];
+    context.globalAlpha = 0.6;
+    context.fillStyle = colour;
+    context.fillRect(...place);
+    context.globalAlpha = 1;
+    outline(context, place, colour, unit);
+  }
+  outline(context, [left, top, right - left, bottom - top], colour, 2.2 * unit);
+}
+
+// What is seen of a window: its padding lies beyond the picture, and its outline is to be seen.
+function windowOf({ query, scale, width, height, unit }) {
+  const inset = 3 * unit;
+  const [right, bottom] = [width * scale - inset, height * scale - inset];
+  const [x1, y1, x2, y2] = query.window.map((value) => value * scale);
+  return [Math.max(x1, inset), Math.max(y1, inset), Math.min(x2, right), Math.min(y2, bottom)];
+}
+
+function unveil(context, view) {
+  const [left, top, right, bottom] = windowOf(view);
+  context.clearRect(left, top, right - left, bottom - top);
+}
+
+function outline(context, place, colour, width) {
+  context.strokeStyle = INK;
+  context.lineWidth = 2.5 * width;
+  context.strokeRect(...place);
+  context.strokeStyle = colour;
+  context.lineWidth = width;
+  context.strokeRect(...place);
+}
+
 function drawQuery(context, view) {
   const at = view.query.centre.map((value) => value * view.scale);
   const { unit } = view;
   circle(context, at, 9 * unit, "#ffffff00", INK, 5 * unit);
   circle(context, at, 9 * unit, "#ffffff00", PAPER, 2.4 * unit);
   circle(context, at, 3 * unit, PAPER, INK, 1.2 * unit);
+}
+
+function drawLabelled(context, view) {
+  context.globalAlpha = view.opacity;
+  context.drawImage(view.labels.paint(view.litSegment), 0, 0, view.width * view.scale, view.height * view.scale);
+  context.globalAlpha = 1;
 }
 
 function drawMask(context, view, object, index) {

@@ -1,7 +1,8 @@
 // The pictures of this visit: one is shown, the others stand below it.
 
 import { fill, find, make, show } from "./elements.js";
-import { store } from "./store.js";
+import { inShort } from "./results.js";
+import { answerOf, store } from "./store.js";
 
 const WORDS = { waiting: "waiting", asking: "asking the server", failed: "failed" };
 const thumbs = new Map(); // by picture, kept so that nothing flickers and the focus stays
@@ -37,12 +38,10 @@ function update(item, { button, state }, chosen) {
   state.textContent = WORDS[item.state] ?? seen(item);
 }
 
-// The newest answer in a word or two.
+// What the chosen model said, or another one before it was chosen.
 function seen(item) {
-  const { predictions, detections } = [...item.answers.values()].at(-1)?.result ?? {};
-  if (predictions) return predictions[0].label;
-  const count = detections?.filter(({ score }) => score >= store.now.threshold).length ?? 0;
-  return count === 1 ? "1 object" : `${count} objects`;
+  const answered = answerOf({ chosen: item, model: store.now.model }) ?? [...item.answers.values()].at(-1);
+  return answered ? inShort(answered.result, store.now.threshold) : "";
 }
 
 function progress(items) {

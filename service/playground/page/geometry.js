@@ -71,6 +71,20 @@ export function travelled(point, share) {
   return [x0 + (x1 - x0) * share, y0 + (y1 - y0) * share];
 }
 
+// The cells that a query sees in its window, the heaviest first, by their weights over the shown heads.
+export function cellsOf(query, hidden) {
+  if (!hidden.size) return query.keys.map(({ key, weight, points }) => ({ key, weight, point: points[0] }));
+  const cells = new Map();
+  query.groups.forEach((keys, head) => {
+    if (hidden.has(head)) return;
+    for (const { key, weight, point } of keys) {
+      const cell = cells.get(key) ?? { key, weight: 0, point };
+      cells.set(key, { ...cell, weight: cell.weight + weight });
+    }
+  });
+  return [...cells.values()].sort((a, b) => b.weight - a.weight);
+}
+
 // The radius of a point of average attention, in pixels of the screen, so that points leave room.
 export function baseRadius(count, width, height) {
   return clamp(Math.sqrt((width * height) / Math.max(count, 1)) * 0.075, 1.6, 7);

@@ -16,10 +16,12 @@ export function startLink() {
 // Put the state into the address of the page, behind the #, which no server sees.
 export function writeLink() {
   clearTimeout(timer);
-  const { chosen, model, layer, hidden, travel, sized, threshold, query } = store.now;
+  const { chosen, model, beside, layer, hidden, travel, sized, threshold, opacity, query } = store.now;
   if (!chosen || !model) return;
   const parts = { model: model.name, layer, score: threshold, travel: travel.toFixed(2) };
   if (chosen.sample) parts.sample = nameOf(chosen.sample);
+  if (model.task === "segment") parts.opacity = opacity;
+  if (beside) parts.beside = beside.name;
   if (query) parts.query = query.map((value) => value.toFixed(1)).join(",");
   if (hidden.size) parts.hidden = [...hidden].sort().join(",");
   if (!sized) parts.sized = "no";
@@ -34,13 +36,14 @@ export function readLink() {
   const given = new URLSearchParams(location.hash.slice(1));
   const numbers = (name) => (given.get(name) ?? "").split(",").filter(Boolean).map(Number);
   const share = (name) => {
-    const value = Number(given.get(name) ?? NaN);
+    const value = Number(given.get(name) || NaN);
     return value >= 0 && value <= 1 ? value : undefined;
   };
   const query = numbers("query");
   const state = {
     travel: share("travel"),
     threshold: share("score"),
+    opacity: share("opacity"),
     layer: given.get("layer") ?? undefined,
     query: query.length === 2 && query.every((value) => value >= 0) ? query : undefined,
     hidden: new Set(numbers("hidden").filter(Number.isInteger)),
@@ -50,6 +53,7 @@ export function readLink() {
     empty: !location.hash.slice(1),
     sample: given.get("sample"),
     model: given.get("model"),
+    beside: given.get("beside"),
     state: Object.fromEntries(Object.entries(state).filter(([, value]) => value !== undefined)),
   };
 }

@@ -4,6 +4,7 @@ import { facts as askForFacts, models as askForModels } from "./api.js";
 import { Curiosity, askAbout } from "./asking.js";
 import { startAttention } from "./attention.js";
 import { knows } from "./calls.js";
+import { compare, startBeside } from "./beside.js";
 import { Camera } from "./camera.js";
 import { startDownload } from "./download.js";
 import { fill, find, make, show } from "./elements.js";
@@ -16,16 +17,22 @@ import { tell, tellFailure, tellWaiting } from "./notices.js";
 import { patiently } from "./patience.js";
 import { startResults } from "./results.js";
 import { startSharing } from "./sharing.js";
+import { first, second } from "./sides.js";
 import { Stage } from "./stage.js";
 import { answerOf, store } from "./store.js";
 import { startTiming } from "./timing.js";
 
 const AT_ONCE = 3; // pictures that are asked about at a time
-const RETOLD = ["query", "layer", "chosen", "model"];
+const TELLS = { classify: "classes", detect: "objects", segment: "pixels" };
+const RETOLD = ["query", "layer", "chosen", "model", "beside"];
 
-const stage = new Stage();
+const stage = new Stage(first);
+const stages = [stage, new Stage(second, "beside-")];
 const camera = new Camera({ failed: tellFailure, waiting: tellWaiting });
-const curiosity = new Curiosity({ answered, failed: tellFailure, waiting: tellWaiting });
+// One for each side, so that both are asked at the same time.
+const curious = new Map(
+  [first, second].map((side) => [side, new Curiosity({ answered, failed: tellFailure, waiting: tellWaiting })]),
+);
 const running = new Map(); // what stops the question about a picture
 let restored = {}; // what a link says of the first picture
 
@@ -36,7 +43,8 @@ startAttention();
 startTiming();
 startSharing();
 startGallery({ choose });
-startDownload(stage);
+startDownload(stages);
+startBeside({ waiting: tellWaiting, isLive: () => camera.on });
 store.listen(wonder);
 find("waiting-stop").addEventListener("click", stopAll);
 find("model").addEventListener("change", (event) => {
@@ -67,13 +75,14 @@ function listModels(models) {
     return;
   }
   fill(find("model"), ...models.map(({ name, task }) =>
-    make("option", { value: name, text: `${name} (${task === "detect" ? "finds objects" : "tells classes"})` })));
+    make("option", { value: name, text: `${name} (${TELLS[task]})` })));
   setModel(models.find((model) => model.default) ?? models[0]);
 }
 
 function setModel(model) {
   find("model").value = model.name;
-  store.change({ model });
+  const { beside } = store.now;
+  store.change({ model, beside: beside === model ? null : beside });
 }
 
 async function restore(facts, models) {
@@ -81,6 +90,7 @@ async function restore(facts, models) {
   const model = models.find(({ name }) => name === link.model);
   if (model) setModel(model);
   if (link.empty) return;
+  compare(link.beside);
   const { query, layer, travel, ...view } = link.state;
   store.change(view);
   restored = { query, layer, travel };
@@ -96,8 +106,8 @@ async function take(pictures, { keepModel = false } = {}) {
   tell("");
   tellFailure(null);
   const { sample } = pictures[0];
-  if (sample && !keepModel && store.now.model?.task !== sample.task) {
-    const fitting = store.now.models.filter(({ task }) => task === sample.task);
+  if (sample && !keepModel && !sample.tasks.includes(store.now.model?.task)) {
+    const fitting = store.now.models.filter(({ task }) => sample.tasks.includes(task));
     const model = fitting.find((one) => one.default) ?? fitting[0];
     if (model) setModel(model);
   }
@@ -118,7 +128,8 @@ function choose(item) {
 }
 
 function chooseModel(model) {
-  store.change({ model, query: null, lit: null });
+  setModel(model);
+  store.change({ query: null, lit: null });
   const { chosen } = store.now;
   if (!chosen || camera.on) return;
   if (answerOf(store.now)) settle(chosen);
@@ -150,7 +161,7 @@ async function askOne(item, model) {
   try {
     await askAbout(item, model, { ...wishes, signal: stopping.signal, waiting: tellWaiting });
     update(item, "done");
-    if (item === store.now.chosen && model === store.now.model) settle(item, { first: true });
+    if (item === store.now.chosen && model === store.now.model) settle(item, { isFirst: true });
   } catch (failure) {
     update(item, "failed", failure.name === "AbortError" ? new Failure("stopped") : failure);
   } finally {
@@ -173,31 +184,31 @@ function tellFailureOf(item) {
 }
 
 // Choose a layer that the answer has, and let the points move there when they are seen first.
-function settle(item, { first = false } = {}) {
+function settle(item, { isFirst = false } = {}) {
   show(find("asking"), false);
   const answered = answerOf(store.now);
   const { layer } = store.now;
   const wanted = restored.layer ?? layer;
-  const names = answered.layers.map(({ stage: of, block }) => `${of}.${block}`);
+  const names = answered.layerNames;
   const query = restored.query ?? store.now.query;
   const chosen = names.includes(wanted) ? wanted : ([...answered.grids.keys()].at(-1) ?? names.at(-1) ?? null);
   store.change({ layer: chosen, query: item.size && answered.grids.size ? query : null });
-  if (first && names.length) {
+  if (isFirst && names.length) {
     if (restored.travel === undefined) stage.play();
     else store.change({ travel: restored.travel });
   }
   restored = {};
 }
 
-// Ask for what is chosen and not known yet: a layer's attention, or a query's.
+// Ask for what is chosen and not known yet, of each model that is shown: a layer's attention, or a
+// query's.
 function wonder(now, changed) {
   if (!RETOLD.some((part) => changed.has(part)) || camera.on) return;
-  const answered = answerOf(now);
-  if (!answered?.grids.size || !now.layer) return;
-  const grid = answered.grids.get(now.layer);
-  const known = grid && (!now.query || answered.query(now.layer, grid.nearest(now.query)));
-  if (known) curiosity.forget();
-  else curiosity.ask(now.chosen, now.model, now.layer, now.query);
+  for (const [side, curiosity] of curious) {
+    const { answered, model, layer } = side;
+    if (!answered?.grids.size || !layer || side.isTold) curiosity.forget();
+    else curiosity.ask(now.chosen, model, layer, now.query);
+  }
 }
 
 function answered({ begun }) {

@@ -4,7 +4,7 @@ import { COPIES } from "./copies.js";
 import { fill, find, make, show } from "./elements.js";
 import { writeLink } from "./link.js";
 import { tell } from "./notices.js";
-import { shownExchange } from "./stage.js";
+import { shownExchanges } from "./sides.js";
 import { store } from "./store.js";
 
 let form = "curl";
@@ -31,10 +31,9 @@ export function startSharing() {
 }
 
 function update(now) {
-  const exchange = shownExchange();
-  show(find("sharing-panel"), Boolean(exchange));
-  if (!exchange) return;
-  const text = COPIES[form](exchange.call, now.facts);
+  const exchanges = shownExchanges();
+  show(find("sharing-panel"), exchanges.length > 0);
+  const text = exchanges.map(({ call }) => COPIES[form](call, now.facts)).join("\n\n");
   const place = find("call");
   if (place.textContent !== text) place.textContent = text;
 }

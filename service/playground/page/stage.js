@@ -2,19 +2,22 @@
 
 import { draw } from "./drawing.js";
 import { find, prefersCalm, show } from "./elements.js";
-import { isIn, layerName, pointsOf } from "./geometry.js";
+import { cellsOf, isIn, layerName, pointsOf } from "./geometry.js";
 import { Found } from "./objects.js";
-import { answerOf, store } from "./store.js";
+import { first } from "./sides.js";
+import { store } from "./store.js";
 
 const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const MOVE_MS = 900;
 
 export class Stage {
-  constructor() {
-    this.element = find("stage");
-    this.picture = find("picture");
-    this.overlay = find("overlay");
-    this.prepared = { objects: [], points: [] }; // of the answer that is shown, kept between drawings
+  // `side` is what is shown; the names of the elements of the second one begin with `prefix`.
+  constructor(side, prefix = "") {
+    this.side = side;
+    this.element = find(`${prefix}stage`);
+    this.picture = find(`${prefix}picture`);
+    this.overlay = find(`${prefix}overlay`);
+    this.prepared = { objects: [], labels: null, points: [] }; // of the answer that is shown, kept between drawings
     this.moving = 0;
     this.element.addEventListener("click", (event) => this.point(event));
     this.element.addEventListener("keydown", (event) => this.walk(event));
@@ -22,7 +25,7 @@ export class Stage {
     this.element.addEventListener("pointerleave", () => store.now.lit !== null && store.change({ lit: null }));
     new ResizeObserver(() => this.redraw()).observe(this.element);
     store.listen((_, changed) => {
-      if (changed.has("chosen")) this.change();
+      if (["chosen", "model", "beside"].some((part) => changed.has(part))) this.change();
       this.redraw();
     });
   }
@@ -31,9 +34,6 @@ export class Stage {
   change() {
     const { chosen } = store.now;
     const shown = chosen?.shown ?? null;
-    show(find("welcome"), !chosen);
-    show(this.element, Boolean(chosen));
-    show(find("unreadable"), Boolean(chosen) && !shown);
     show(this.picture, Boolean(shown));
     show(this.overlay, Boolean(shown));
     if (!shown) return;
@@ -44,7 +44,8 @@ export class Stage {
     // As large as there is room, and never so high that the page has to be scrolled for it.
     this.element.style.setProperty("aspect-ratio", `${width} / ${height}`);
     this.element.style.setProperty("--shape", String(width / height));
-    this.element.setAttribute("aria-label", `Picture ${chosen.name}`);
+    const seen = store.now.beside ? `, as ${this.side.model?.name} sees it` : "";
+    this.element.setAttribute("aria-label", `Picture ${chosen.name}${seen}`);
   }
 
   redraw() {
@@ -54,7 +55,7 @@ export class Stage {
 
   drawNow() {
     const { chosen } = store.now;
-    if (!chosen?.shown) return;
+    if (!chosen?.shown || !this.side.model) return;
     const { width, height } = this.element.getBoundingClientRect();
     const unit = devicePixelRatio || 1;
     this.overlay.width = Math.max(1, Math.round(width * unit));
@@ -66,29 +67,33 @@ export class Stage {
 
   // What `drawing.js` draws, at a scale.
   view(scale, unit) {
-    const { chosen, layer, hidden, travel, sized, threshold, lit } = store.now;
+    const { chosen, travel, sized, threshold, opacity } = store.now;
+    const { layer, query, grid, hidden } = this.side;
     const [width, height] = chosen.size;
+    const lit = this.side === first ? store.now.lit : null; // chosen among the objects of that
     const prepared = this.prepare();
     const objects = prepared.objects.filter(({ score }) => score >= threshold);
     const shownLit = lit === null ? null : objects.findIndex(({ index }) => index === lit);
     const litObject = shownLit === null || shownLit < 0 ? null : objects[shownLit];
-    const points = prepared.points;
+    const { points, labels } = prepared;
+    const litSegment = labels && lit !== null && lit < labels.segments.length ? lit : null;
     return {
-      width, height, scale, unit, points, hidden, travel, sized, objects, layer,
+      width, height, scale, unit, points, hidden, travel, sized, objects, layer, labels, opacity, litSegment,
       lit: litObject ? shownLit : null,
-      litPoints: litObject && points.length ? pointsInside(points, litObject) : null,
-      query: shownQuery(),
+      litPoints: points.length ? litPoints(points, litObject, labels, litSegment) : null,
+      query,
+      cell: grid?.pitch ?? null,
     };
   }
 
   // Points of the layer and masks of the objects, made once for an answer.
   prepare() {
-    const answered = answerOf(store.now);
-    const { layer } = store.now;
+    const { answered, layer } = this.side;
     const received = answered?.received.get(layer);
     const { prepared } = this;
     if (prepared.answered !== answered) {
       prepared.objects = (answered?.result.detections ?? []).map((one, index) => new Found(one, index));
+      prepared.labels = answered?.labels ?? null;
     }
     if (prepared.answered !== answered || prepared.layer !== layer || prepared.received !== received) {
       const found = answered?.layers.find((one) => layerName(one) === layer);
@@ -104,11 +109,14 @@ export class Stage {
       picture: store.now.chosen.name,
       points: view.points.filter((point) => !view.hidden.has(point.group)).length,
       objects: view.objects.length,
+      segments: view.labels?.segments.length ?? 0,
+      opacity: view.opacity,
       lit: view.litPoints?.size ?? "",
       layer: view.layer ?? "",
       travel: view.travel.toFixed(2),
       query: query ? `${query.row},${query.column}` : "",
-      keys: query ? query.groups.filter((_, group) => !view.hidden.has(group)).flat().length : 0,
+      keys: query ? keysOf(query, view.hidden) : 0,
+      window: query?.window?.join() ?? "",
     });
   }
 
@@ -119,8 +127,12 @@ export class Stage {
   }
 
   point(event) {
-    const grid = shownGrid();
-    if (!grid) return;
+    const { answered, grid } = this.side;
+    if (!answered?.grids.size) return;
+    if (!grid) {
+      store.change({ query: inPicture(this.place(event)) }); // its cell is told with the layer
+      return;
+    }
     // A cell that is chosen already is let go again.
     const cell = grid.nearest(this.place(event));
     const now = store.now.query && grid.nearest(store.now.query);
@@ -134,7 +146,7 @@ export class Stage {
       event.preventDefault();
       return;
     }
-    const grid = shownGrid();
+    const { grid } = this.side;
     const step = STEPS[event.key];
     if (!step || !grid || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
@@ -146,14 +158,21 @@ export class Stage {
   }
 
   hover(event) {
-    if (event.pointerType === "touch" || !store.now.chosen?.size) return;
+    if (event.pointerType === "touch" || !store.now.chosen?.size || this.side !== first) return;
     const place = this.place(event);
-    const under = this.prepare().objects
+    const lit = this.under(place);
+    if (lit !== store.now.lit) store.change({ lit });
+  }
+
+  // The index of the segment, or of the smallest object, at a place.
+  under(place) {
+    const { objects, labels } = this.prepare();
+    if (labels) return labels.at(place);
+    const found = objects
       .filter(({ score }) => score >= store.now.threshold)
       .filter((object) => isIn(place, object, null))
       .sort((a, b) => area(a.box) - area(b.box));
-    const lit = under[0]?.index ?? null;
-    if (lit !== store.now.lit) store.change({ lit });
+    return found[0]?.index ?? null;
   }
 
   // Move the points from their references to where the model read.
@@ -178,8 +197,11 @@ export class Stage {
   }
 }
 
-function pointsInside(points, object) {
-  return new Set(points.filter((point) => isIn(point.location, object, object.mask)));
+// The points in what is lit, an object or a segment; null where nothing is.
+function litPoints(points, object, labels, segment) {
+  if (object) return new Set(points.filter(({ location }) => isIn(location, object, object.mask)));
+  if (segment === null) return null;
+  return new Set(points.filter(({ location }) => labels.at(location) === segment));
 }
 
 function area([x1, y1, x2, y2]) {
@@ -192,20 +214,7 @@ function inPicture([x, y]) {
   return [Math.min(Math.max(x, 0), width), Math.min(Math.max(y, 0), height)];
 }
 
-export function shownGrid() {
-  const answered = answerOf(store.now);
-  return answered?.grids.get(store.now.layer) ?? null;
-}
-
-// What was answered for the query that is chosen; null while it is asked for.
-export function shownQuery() {
-  const { query, layer } = store.now;
-  const grid = shownGrid();
-  return query && grid ? answerOf(store.now).query(layer, grid.nearest(query)) : null;
-}
-
-// The call and the answer that told of what is shown.
-export function shownExchange() {
-  const { layer } = store.now;
-  return answerOf(store.now)?.exchange(layer, shownQuery()) ?? null;
+function keysOf(query, hidden) {
+  if (query.window) return cellsOf(query, hidden).length;
+  return query.groups.filter((_, group) => !hidden.has(group)).flat().length;
 }

@@ -27,6 +27,7 @@ export const store = new Store({
   facts: null, // of the server
   models: [],
   model: null, // the chosen one
+  beside: null, // a model that is compared with it
   items: [], // pictures, see pictures.js
   chosen: null, // the one that is shown
   layer: null, // as stage.block
@@ -35,10 +36,11 @@ export const store = new Store({
   sized: true, // circles by the attention received
   threshold: 0.5, // least score of an object
   query: null, // [x, y] in pixels of the picture
-  lit: null, // index of a detection
+  opacity: 0.5, // of the labels of a segmenter
+  lit: null, // index of a detection, or of a segment
 });
 
 // What the model said of the chosen picture; null where nothing was said yet.
-export function answerOf({ chosen, model }) {
+export function answerOf({ chosen, model: first }, model = first) {
   return (model && chosen?.answers.get(model.name)) ?? null;
 }

@@ -19,11 +19,16 @@ from service.transport.http.callers import KnownCallers
 from service.transport.http.context import EXPOSED_HEADERS, RequestContext
 from service.transport.http.endpoints import Endpoints
 from service.transport.http.failures import show_failures
+from service.transport.http.oip import InferRequests, add_infer, add_open_inference
+from service.transport.http.oip_control import add_control
+from service.transport.http.oip_shared_memory import add_shared_memory
 from service.transport.http.openapi import HEALTH
 from service.transport.http.pages import Pages
 from service.transport.http.schema import HealthAnswer
 from service.transport.http.task import HttpTask
 from service.transport.http.v1 import Requests, add_models, add_pictures, add_task
+from service.transport.oip.control import Control
+from service.transport.oip.inference import Inference
 
 
 def create_app(
@@ -33,6 +38,8 @@ def create_app(
     limits: Limits,
     metrics: Metrics,
     *,
+    inference: Inference | None,
+    control: Control | None,
     budget: ByteBudget,
     access: Access,
     version: str,
@@ -47,6 +54,8 @@ def create_app(
         lifecycle: what the probes show.
         limits: of a request.
         metrics: where requests are counted.
+        inference: the models as the Open Inference Protocol sees them, if it is served.
+        control: what that protocol's clients call beside inference.
         budget: of the bytes of requests in flight.
         access: who may ask.
         version: of the server.
@@ -68,9 +77,16 @@ def create_app(
     endpoints[f"/v1/{VISUALIZE}"] = add_pictures(app, VISUALIZE, requests)
     add_models(app, catalogue)
     _add_health(app, lifecycle)
+    infer = None
+    if control is not None:
+        add_control(app, control)
+    if inference is not None:
+        add_open_inference(app, inference, version=version)
+        add_shared_memory(app, inference.memory)
+        infer = add_infer(app, InferRequests(inference, limits, metrics, budget))
 
     # Around everything, so that the answer to a bug has its headers too.
-    around: ASGIApp = KnownCallers(Endpoints(app, endpoints), access)
+    around: ASGIApp = KnownCallers(Endpoints(app, endpoints, infer), access)
     if origins:
         around = CORSMiddleware(  # before a page may show its key, it asks whether it may
             around,

@@ -8,7 +8,7 @@ from service.security.access import Access
 from service.transport.http.connections import PROBES
 from service.transport.http.failures import service_error
 
-_PROBES = PROBES.decode()
+_PROBES = tuple(path.decode() for path in PROBES)
 
 
 class KnownCallers:

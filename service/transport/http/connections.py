@@ -35,7 +35,8 @@ from service.errors import (
 from service.metrics import Cut, Metrics, Port
 from service.settings import Server
 from service.transport import request_id as request_ids
-from service.transport.http.schema import ErrorAnswer, error_body, error_headers
+from service.transport.http.error_forms import error_json, is_open_inference
+from service.transport.http.schema import error_body, error_headers
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +69,7 @@ SECURITY_HEADERS = [
 ]
 _ID_HEADER = request_ids.HEADER.encode()
 _ANY_ID = "0" * 32
-PROBES = b"/health/"
+PROBES = (b"/health/", b"/v2/health/")
 _HEAD = b"HTTP/1.1 "  # as the head of every answer begins
 _HOST = pattern(rb"[A-Za-z0-9._~!$&'()*+,;=%-]*(:[0-9]{0,5})?")
 _IPV6_HOST = pattern(rb"\[([0-9A-Fa-f:.]+)\](:[0-9]{0,5})?")
@@ -131,7 +132,7 @@ class Connections(ServerState):
         self._port = port
         self._responses = metrics.responses
         self._answered: dict[int, Counter] = {}
-        self._last_said = _Said(InvalidRequest(""))
+        self._last_said = _Said(InvalidRequest(""), open_inference=False)
         # Those that wait for their client, longest first, and since when in loop time.
         self.waiting: OrderedDict[Connection, float] = OrderedDict()
         self.reserved: OrderedDict[Connection, None] = OrderedDict()
@@ -166,11 +167,12 @@ class Connections(ServerState):
             self._answered[status] = self._responses.labels(self._port, str(status))
         self._answered[status].inc()
 
-    def said(self, error: ServiceError) -> "_Said":
+    def said(self, error: ServiceError, *, open_inference: bool) -> "_Said":
         """The answer to an error, kept because a whole crowd may get the same."""
-        if self._last_said.error is not error:
-            self._last_said = _Said(error)
-        return self._last_said
+        last = self._last_said
+        if last.error is not error or last.open_inference is not open_inference:
+            last = self._last_said = _Said(error, open_inference=open_inference)
+        return last
 
     def forget(self, connection: "Connection") -> None:
         """Keep no place for a connection that ends."""
@@ -212,6 +214,7 @@ class Connection(HttpToolsProtocol):
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append  # type: ignore[method-assign, assignment]
         super().__init__(config, server_state, app_state, _loop)
+        self.url = b""  # until a request begins, before which there may be an error
         self._limits = server_state.limits
         self._phase = _Phase.HEAD
         self._deadline = 0.0  # of the phase, loop time
@@ -492,7 +495,8 @@ class Connection(HttpToolsProtocol):
         state.count_response(status)
         # No body would be expected after a HEAD.
         whole = self.parser.get_method() != b"HEAD"
-        said = state.said(error)
+        path = self.url.decode("latin-1")
+        said = state.said(error, open_inference=is_open_inference(path))
         self.transport.write(said.answer(state.default_headers, identity, last=last, whole=whole))
         if last:
             self._linger()
@@ -617,7 +621,10 @@ class _Exchange:
         try:
             await self._app(scope, receive_or_fail, send)
         except ServiceError as error:  # the application has no handler for it
-            body = _json(error, request_ids.choose(""))
+            body = error_json(
+                error_body(error, request_ids.choose("")),
+                open_inference=is_open_inference(scope["path"]),
+            )
             headers = _headers(error, body)
             status = int(error.http_status)
             await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -719,12 +726,16 @@ class _Said:
 
     Attributes:
         error: that is answered.
+        open_inference: whether it is answered in the form of that protocol, which has no id.
     """
 
-    def __init__(self, error: ServiceError) -> None:
+    def __init__(self, error: ServiceError, *, open_inference: bool) -> None:
         self.error = error
-        body = _json(error, _ANY_ID)
-        self._before, self._after = body.rsplit(_ANY_ID.encode(), 1)
+        self.open_inference = open_inference
+        body = error_json(error_body(error, _ANY_ID), open_inference=open_inference)
+        self._before, self._after = body, b""
+        if not open_inference:
+            self._before, self._after = body.rsplit(_ANY_ID.encode(), 1)
         headers = [(b"content-type", b"application/json"), *SECURITY_HEADERS, *_of(error)]
         self._head = STATUS_LINE[int(error.http_status)] + _lines(headers)
 
@@ -740,7 +751,7 @@ class _Said:
             whole: whether it has a body.
         """
         written = identity if identity.isalnum() else dumps(identity.decode())[1:-1].encode()
-        body = self._before + written + self._after
+        body = self._before if self.open_inference else self._before + written + self._after
         return b"".join(
             (
                 self._head,
@@ -754,10 +765,6 @@ class _Said:
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
     return b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-
-
-def _json(error: ServiceError, identity: str) -> bytes:
-    return ErrorAnswer(error=error_body(error, identity)).model_dump_json().encode()
 
 
 def _headers(error: ServiceError, body: bytes) -> list[tuple[bytes, bytes]]:

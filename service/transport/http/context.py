@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
 from service.transport import request_id as request_ids
-from service.transport.http.connections import SECURITY_HEADERS
+from service.transport.http.connections import PROBES, SECURITY_HEADERS
 
 log = structlog.get_logger(__name__)
 
@@ -20,7 +20,11 @@ def request_id(request: Request) -> str:
     return str(request.state.request_id)
 
 
-EXPOSED_HEADERS = (request_ids.HEADER, "server-timing", "retry-after")
+EXPOSED_HEADERS = (
+    request_ids.HEADER, "server-timing", "retry-after", "warning",
+    "inference-header-content-length",
+)  # fmt: skip
+_PROBES = tuple(path.decode() for path in PROBES)
 _LONGEST_PATH = 200  # characters in the log
 
 
@@ -57,7 +61,7 @@ class RequestContext:
             await self._app(as_get, receive, send_with_id)
         finally:
             self._responses.labels("http", str(status)).inc()
-            quiet = scope["path"].startswith("/health/") or "headers" in scope["state"]
+            quiet = scope["path"].startswith(_PROBES) or "headers" in scope["state"]
             (log.debug if quiet else log.info)(
                 "request",
                 method=scope["method"],

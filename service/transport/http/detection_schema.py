@@ -29,7 +29,8 @@ class DetectOptionsBody(OptionsBody):
         "none",
         description="`points` returns where every deformable layer looked; `objects` says of "
         "every detection as well which of those points lie inside it; `attention` returns the "
-        "points and what chosen queries attend to.",
+        "points and what chosen queries attend to, and so does `objects` with `queries`, `layers` "
+        "or `top_n`.",
     )
     score_threshold: float = Field(
         DetectOptions.score_threshold,

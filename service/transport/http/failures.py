@@ -3,13 +3,14 @@
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service.errors import ServiceError, UnsupportedCoding, quoted
 from service.transport.http import content_coding
 from service.transport.http.context import request_id
-from service.transport.http.schema import ErrorAnswer, ErrorBody, error_body, error_headers
+from service.transport.http.error_forms import error_json, is_open_inference
+from service.transport.http.schema import ErrorBody, error_body, error_headers
 
 
 def show_failures(app: FastAPI) -> None:
@@ -29,8 +30,14 @@ def service_error(request: Request, error: ServiceError) -> Response:
     headers = error_headers(error)
     if isinstance(error, UnsupportedCoding):
         headers["Accept-Encoding"] = ", ".join(content_coding.READ)
-    body = ErrorAnswer(error=error_body(error, request_id(request)))
-    return JSONResponse(body.model_dump(), error.http_status, headers)
+    return _answer(request, error_body(error, request_id(request)), error.http_status, headers)
+
+
+def _answer(
+    request: Request, body: ErrorBody, status: int, headers: dict[str, str] | None = None
+) -> Response:
+    content = error_json(body, open_inference=is_open_inference(request.scope["path"]))
+    return Response(content, status, headers, media_type="application/json")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -41,8 +48,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message=f"{phrase}: {request.method} {quoted(request.url.path)}",
         request_id=request_id(request),
     )
-    headers = dict(error.headers or {})
-    return JSONResponse(ErrorAnswer(error=body).model_dump(), error.status_code, headers)
+    return _answer(request, body, error.status_code, dict(error.headers or {}))
 
 
 async def _internal_error(request: Request, _: Exception) -> Response:
@@ -52,4 +58,4 @@ async def _internal_error(request: Request, _: Exception) -> Response:
 def internal_error(request: Request) -> Response:
     """The answer to a request that met a bug, of which it says nothing."""
     body = ErrorBody(code="internal", message="internal error", request_id=request_id(request))
-    return JSONResponse(ErrorAnswer(error=body).model_dump(), 500)
+    return _answer(request, body, 500)

@@ -5,7 +5,7 @@ those that are answered. What is known already is therefore asked before the app
 same questions as there (`Catalogue.check_room`), at a fifth of the cost.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 from time import monotonic
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from service.security.access import Access
 from service.tasks.catalogue import Catalogue, Refused
 from service.transport import priority
 from service.transport.http.connections import PROBES
+from service.transport.http.endpoints import INFER
 
 # What a small request takes on a busy loop from its head to its place in the queue, seconds.
 # Without it one free place would let all requests pass that come in one turn of the loop.
@@ -71,7 +72,7 @@ class Gate:
         self._open_paths = open_paths
         self._turned_away = Summed(log.info, "requests turned away")
         # When requests were let pass that may not have reached the queue yet.
-        self._passing = {path: deque[float]() for path in self._tasks}
+        self._passing = defaultdict[str, deque[float]](deque)
         self._shut: dict[tuple[bytes, bytes], _Shut] = {}
 
     def __call__(
@@ -109,35 +110,40 @@ class Gate:
 
     def _look(self, url: bytes, named: bytes, now: float) -> _Shut | None:
         path, _, query = url.partition(b"?")
-        if path not in self._tasks:
-            return None
-        task = self._tasks[path]
         try:
-            asked = _asked(query)
+            if (infer := INFER.fullmatch(path.decode("latin-1"))) is not None:
+                asked = _Asked(infer[1])
+                task = self._catalogue.describe(infer[1]).card.task
+            elif path in self._tasks:
+                task = self._tasks[path]
+                asked = _asked(query)
+            else:
+                return None
             only = None if asked.model is None else self._catalogue.find(task, asked.model)
+            passing = self._passing[task]
             refused = self._catalogue.refusal(
                 task,
                 only=only,
                 timeout_s=asked.timeout_s,
-                places=1 + self._count_passing(path, now),
+                places=1 + _count_passing(passing, now),
                 priority=priority.lower(asked.priority, priority.read(named.decode("latin-1"))),
             )
         except (ServiceError, ValueError):
             return None
         if refused is None:
-            self._passing[path].append(now)
+            passing.append(now)
             return None
         if len(self._shut) >= _MOST_SHUT:
             self._shut.clear()
         shut = self._shut[url, named] = _Shut(now + _SHUT_S, task, refused)
         return shut
 
-    def _count_passing(self, path: bytes, now: float) -> int:
-        """How many requests are on their way from here to the queue."""
-        passing = self._passing[path]
-        while passing and now - passing[0] > _ON_THE_WAY_S:
-            passing.popleft()
-        return len(passing)
+
+def _count_passing(passing: deque[float], now: float) -> int:
+    """How many requests are on their way from here to the queue."""
+    while passing and now - passing[0] > _ON_THE_WAY_S:
+        passing.popleft()
+    return len(passing)
 
 
 class _Asked(NamedTuple):

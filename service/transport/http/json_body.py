@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from service.errors import InvalidImage, InvalidOption, InvalidRequest, TooManyImages, quoted
 from service.tasks.core import Upload
-from service.transport.http.base64_text import Base64Decoder
+from service.transport.base64_text import Base64Decoder
 
 MAX_OPTIONS = 64
 MAX_OPTIONS_BYTES = 64 * 1024  # the names of some thousand classes

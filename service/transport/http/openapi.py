@@ -13,9 +13,9 @@ def _header(description: str, kind: str = "string") -> dict[str, Any]:
 
 
 _RETRY_AFTER = {"Retry-After": _header("Seconds after which to try again.", "integer")}
-_SERVER_TIMING = {"Server-Timing": _header("The longest time in each stage, milliseconds.")}
+SERVER_TIMING = {"Server-Timing": _header("The longest time in each stage, milliseconds.")}
 _ACCEPT_ENCODING = {"Accept-Encoding": _header("The codings that this server reads.")}
-_REQUEST_ID = {"X-Request-Id": _header("The id that the request came with, or a new one.")}
+REQUEST_ID = {"X-Request-Id": _header("The id that the request came with, or a new one.")}
 _CHALLENGE = {"WWW-Authenticate": _header("How to show a key.")}
 _ERROR_HEADERS = {401: _CHALLENGE, 415: _ACCEPT_ENCODING, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
 _NOBODY_SEES = 499  # the caller has left
@@ -31,7 +31,7 @@ def _errors() -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "description": " ".join(meanings[status]),
-            "headers": _REQUEST_ID | _ERROR_HEADERS.get(status, {}),
+            "headers": REQUEST_ID | _ERROR_HEADERS.get(status, {}),
             "model": ErrorAnswer,
         }
         for status in sorted(meanings)
@@ -41,7 +41,7 @@ def _errors() -> dict[int | str, dict[str, Any]]:
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The results; each image of several has its own status.",
-        "headers": _REQUEST_ID | _SERVER_TIMING,
+        "headers": REQUEST_ID | SERVER_TIMING,
     },
     **_errors(),
 }
@@ -51,7 +51,7 @@ _PICTURE = {"schema": {"type": "string", "format": "binary"}}
 PICTURES: dict[int | str, dict[str, Any]] = RESPONSES | {
     200: {
         "description": "The picture.",
-        "headers": _REQUEST_ID | _SERVER_TIMING,
+        "headers": REQUEST_ID | SERVER_TIMING,
         "content": dict.fromkeys(MEDIA_TYPES.values(), _PICTURE),
     }
 }
@@ -63,7 +63,7 @@ def only(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 OK: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The models that were asked for.", "headers": _REQUEST_ID}
+    200: {"description": "The models that were asked for.", "headers": REQUEST_ID}
 }
 NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 HEALTH: dict[str, Any] = {
@@ -72,11 +72,11 @@ HEALTH: dict[str, Any] = {
     "responses": {
         200: {
             "description": "The replica is in the state that was asked for.",
-            "headers": _REQUEST_ID,
+            "headers": REQUEST_ID,
         },
         503: {
             "description": "The replica is not in the state that was asked for.",
-            "headers": _REQUEST_ID,
+            "headers": REQUEST_ID,
             "model": HealthAnswer,
         },
     },

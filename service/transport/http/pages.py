@@ -42,7 +42,7 @@ class Pages:
             "grpc_port": grpc_port,
             "samples": [
                 # Beside the page, whatever a proxy has before its path.
-                {"name": sample.name, "task": sample.task, "path": sample.path.removeprefix("/")}
+                {"name": sample.name, "tasks": sample.tasks, "path": sample.path.removeprefix("/")}
                 for sample in SAMPLES
             ],
         }

@@ -13,7 +13,8 @@ from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
 from service.tasks.passage import Timing
 from service.tasks.points import LayerPoints
-from service.transport.http.attention_schema import read_layer, read_queries, rounded_pixels
+from service.transport.attention_text import read_layer, read_queries
+from service.transport.http.attention_schema import rounded_pixels
 
 Base64 = Annotated[
     StrictStr,
@@ -219,6 +220,10 @@ class ModelBody(BaseModel):
     device: str = Field(examples=["cpu"])
     dtype: str = Field(description="Precision of its features.", examples=["float32"])
     max_batch: int = Field(description="Most images in one batch.")
+    explained_layers: list[str] = Field(
+        description="The layers that `explain=attention` can name, as `stage.block`.",
+        examples=[["2.2", "3.1"]],
+    )
 
     @classmethod
     def of(cls, core: AnyCore, catalogue: Catalogue) -> "ModelBody":
@@ -262,6 +267,7 @@ def _card(core: AnyCore, catalogue: Catalogue) -> dict[str, Any]:
     size = core.card.image_size
     return vars(core.card) | {
         "default": catalogue.is_default(core),
+        "explained_layers": [f"{stage}.{block}" for stage, block in core.explained_layers],
         "image_size": None if size is None else ImageSize(width=size[1], height=size[0]),
     }
 

@@ -36,7 +36,7 @@ RAW_TYPES = (
     "image/jpeg", "image/png", "image/webp", "image/jpg", "image/pjpeg", "image/x-png",
     "application/octet-stream",
 )  # fmt: skip
-_PARSED_AT_ONCE_BYTES = 256 * 1024  # which takes a few milliseconds
+PARSED_AT_ONCE_BYTES = 256 * 1024  # which takes a few milliseconds
 
 
 class TaskOptionsBody(Protocol):
@@ -136,7 +136,7 @@ def read_head(request: Request, limits: Limits, form: Form) -> Head:
     limit = limits.max_image_bytes if kind in RAW_TYPES else limits.max_body_bytes
     length = int(request.headers.get("content-length", 0))
     if length > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     query = _checked(form.options.of_text, _read_query(request.scope["query_string"]))
     options = _lowered(query.options(), priority.read(request.headers.get(priority.HEADER)))
     began = asyncio.get_running_loop().time()
@@ -170,7 +170,7 @@ async def read_body(
     """
     try:
         async with asyncio.timeout_at(_deadline(head, head.options, limits)):
-            data = await _receive(request, head, held)
+            data = await receive(request, head.coding, head.limit, held)
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed before the request was received") from None
     except ClientDisconnect:
@@ -199,15 +199,29 @@ async def read_body(
     return Body(uploads, replace(options, timeout_s=left_s), size)
 
 
-async def _receive(request: Request, head: Head, held: HeldBytes) -> bytearray:
+async def receive(request: Request, coding: str, limit: int, held: HeldBytes) -> bytearray:
+    """Read the body of a request.
+
+    Args:
+        request: of which the head was read.
+        coding: how the body is compressed; empty if it is not.
+        limit: of the body, and of its content, bytes.
+        held: what the request holds of the budget; grows with the body.
+
+    Raises:
+        ImageTooLarge: more bytes than allowed, or than that when decompressed.
+        Overloaded: more bytes are in flight than the budget allows.
+        InvalidRequest: what was sent is not of that coding.
+        ClientDisconnect: the client left before the end.
+    """
     chunks: AsyncIterator[bytes] = request.stream()
-    if head.coding:
-        chunks = content_coding.decompressed(chunks, head.coding, head.limit)
+    if coding:
+        chunks = content_coding.decompressed(chunks, coding, limit)
     body = bytearray()
     async for chunk in chunks:
         size = len(body) + len(chunk)
-        if size > head.limit:
-            raise _too_large(head.limit)
+        if size > limit:
+            raise too_large(limit)
         if size > held.size:
             held.grow(size - held.size)
         body += chunk
@@ -219,7 +233,8 @@ def _lowered(options: Options, named: Priority) -> Options:
     return replace(options, priority=priority.lower(options.priority, named))
 
 
-def _too_large(limit: int) -> ImageTooLarge:
+def too_large(limit: int) -> ImageTooLarge:
+    """Why a body is refused that has more bytes than allowed."""
     return ImageTooLarge("too_large", f"the body has more than {limit} bytes")
 
 
@@ -231,7 +246,7 @@ def _deadline(head: Head, options: Options, limits: Limits) -> float:
 
 async def _parse(work: Callable[[], T], size: int) -> T:
     # Off the event loop where it takes longer than a few milliseconds.
-    return work() if size <= _PARSED_AT_ONCE_BYTES else await asyncio.to_thread(work)
+    return work() if size <= PARSED_AT_ONCE_BYTES else await asyncio.to_thread(work)
 
 
 def _read_query(query: bytes) -> dict[str, str]:

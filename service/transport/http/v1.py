@@ -1,22 +1,22 @@
 """The routes of our own interface, version 1: the tasks, pictures and the models."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from service.byte_budget import ByteBudget
-from service.errors import Cancelled, ServiceError
 from service.metrics import Metrics
 from service.models.card import ModelCard
 from service.settings import Limits
 from service.tasks.catalogue import Catalogue
-from service.tasks.core import Answer, AnyCore, Options
+from service.tasks.core import AnyCore, Options
 from service.tasks.pictures import PicturedCore, PictureOptions
 from service.transport.http.context import request_id
 from service.transport.http.endpoints import Endpoint
+from service.transport.http.exchange import server_timing, unless_disconnected
 from service.transport.http.openapi import NAME, OK, PICTURES, RESPONSES, only, request_schema
 from service.transport.http.picture_schema import EXAMPLE, FORM, SUMMARY
 from service.transport.http.schema import LabelledModelBody, ModelBody, ModelsAnswer
@@ -74,7 +74,7 @@ class Requests:
                 identity, card = request_id(request), core.card
                 with request.state.caller.spend(len(body.uploads)):
                     working = work(core, body, identity)
-                    outcomes = await _unless_disconnected(request, working)
+                    outcomes = await unless_disconnected(request, working)
             counted.outcomes = outcomes
             return await respond(card, body.options, outcomes, identity)
 
@@ -98,7 +98,7 @@ def add_task(app: FastAPI, task: HttpTask[Any], requests: Requests) -> Endpoint:
         # The points of 32 images are a hundred thousand numbers: a tenth of a second in which
         # the event loop would serve nobody.
         content = await asyncio.to_thread(render) if options.long_answer else render()
-        return Response(content, media_type="application/json", headers=_server_timing(outcomes))
+        return Response(content, media_type="application/json", headers=server_timing(outcomes))
 
     async def answer(request: Request) -> Response:
         """Takes one image as the body, one or many as multipart files, or as base64 in JSON.
@@ -140,7 +140,7 @@ def add_pictures(app: FastAPI, name: str, requests: Requests) -> Endpoint:
     ) -> Response:
         (answer,) = outcomes
         picture = answer.picture
-        headers = _server_timing(outcomes)
+        headers = server_timing(outcomes)
         return Response(picture.data, media_type=picture.media_type, headers=headers)
 
     async def answer(request: Request) -> Response:
@@ -190,46 +190,3 @@ def add_models(app: FastAPI, catalogue: Catalogue) -> None:
         """The names are in order of the class index."""
         # Not an argument: FastAPI would document a 422 that never comes.
         return LabelledModelBody.of(catalogue.describe(request.path_params["name"]), catalogue)
-
-
-async def _unless_disconnected(request: Request, work: Awaitable[Outcomes]) -> Outcomes:
-    """Await `work`, and cancel it when the client leaves first.
-
-    Raises:
-        Cancelled: the client left.
-    """
-    working = asyncio.current_task()
-    assert working is not None
-    leaving = asyncio.create_task(_cancel_when_left(request, working))
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not leaving.done() or working.uncancel():
-            raise
-        raise Cancelled("the client left") from None
-    finally:
-        leaving.cancel()
-
-
-async def _cancel_when_left(request: Request, task: asyncio.Task[Any]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    task.cancel()
-
-
-def _server_timing(outcomes: Sequence[Answer | ServiceError]) -> dict[str, str]:
-    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
-    if not answers:
-        return {}
-    timings = [answer.timing for answer in answers]
-    stages = {
-        "decode": max(timing.decode_s for timing in timings),
-        "queue": max(timing.queue_s for timing in timings),
-        "compute": max(timing.compute_s for timing in timings),
-    }
-    pictures = [answer.picture for answer in answers if answer.picture is not None]
-    if pictures:
-        stages["render"] = max(picture.render_s for picture in pictures)
-    parts = [f"{name};dur={seconds * 1e3:.2f}" for name, seconds in stages.items()]
-    batch = max(timing.batch_size for timing in timings)
-    return {"Server-Timing": ", ".join([*parts, f'batch;desc="{batch}"'])}

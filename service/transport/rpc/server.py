@@ -12,8 +12,13 @@ from service.metrics import Metrics
 from service.security.access import Access
 from service.settings import Limits, Server
 from service.tasks.catalogue import Catalogue
+from service.transport.oip.control import Control
+from service.transport.oip.inference import Inference
 from service.transport.rpc.calls import Calls, many_answers, one_answer
 from service.transport.rpc.last_calls import LastCalls
+from service.transport.rpc.oip import InferCalls, add_open_inference
+from service.transport.rpc.oip_control import control_calls
+from service.transport.rpc.oip_shared_memory import shared_memory_calls
 from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.reading import Reading
 from service.transport.rpc.task import RpcTask
@@ -45,10 +50,13 @@ def create_server(
     metrics: Metrics,
     budget: ByteBudget,
     *,
+    inference: Inference | None,
+    control: Control | None,
     last_calls: LastCalls,
     access: Access,
     limits: Limits,
     server: Server,
+    version: str,
     shared: bool = False,
 ) -> grpc.aio.Server:
     """The gRPC interface over the cores, with health and reflection.
@@ -59,10 +67,13 @@ def create_server(
         health: what is said of it.
         metrics: of the replica.
         budget: of the bytes of requests.
+        inference: the models as the Open Inference Protocol sees them, if it is served.
+        control: what that protocol's clients call beside inference.
         last_calls: what calls pass that come before this server stops.
         access: who may ask.
         limits: of the settings.
         server: settings of connections.
+        version: of the server.
         shared: whether other processes of this server listen to the same port.
     """
     rpc_server = grpc.aio.server(options=_options(limits, server, shared=shared))
@@ -88,6 +99,14 @@ def create_server(
     rpc_server.add_registered_method_handlers(
         RPC_VISUALIZE.service, {method: one_answer(calls.counted(method, pictures.one))}
     )
+    if inference is not None:
+        infer = InferCalls(inference, metrics, budget, access=access, limits=limits, reading=large)
+        beside = dict(shared_memory_calls(inference.memory, access, small))
+        if control is not None:
+            beside |= control_calls(control, small)
+        add_open_inference(
+            rpc_server, inference, calls, infer, reading=small, version=version, beside=beside
+        )
     add_models(rpc_server, catalogue, calls, small)
     add_health(rpc_server, health, small)
     add_reflection(rpc_server, health.services, small, access)

@@ -6,8 +6,7 @@ it holds is counted before it is parsed, and a malformed one has a status of its
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,13 +15,11 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 
-from service.byte_budget import RETRY_AFTER_S, ByteBudget
+from service.byte_budget import ByteBudget
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,
     Internal,
-    InvalidRequest,
-    Overloaded,
     ServiceError,
 )
 from service.metrics import CountedRequest, Metrics, Protocol
@@ -43,13 +40,12 @@ from service.transport.rpc.calls import (
 )
 from service.transport.rpc.messages import RESIZE_MODES, error_message, label_message
 from service.transport.rpc.reading import Context, Reading
+from service.transport.rpc.streams import Streams
 from service.transport.rpc.task import RpcCall, RpcTask
 
 MODEL_SERVICE = "dat.v1.ModelService"
 _IMAGES = 1  # in the requests of all tasks
 _REQUEST_IN_STREAM = 2  # in the messages of all streams
-# Requests of one stream that are worked on at a time; more wait in the flow control of HTTP/2.
-_STREAM_CONCURRENCY = 64
 # Of a message that is not being read, gRPC keeps no more than this, bytes; most images fit in it.
 UNREAD_BYTES = 256 * 1024
 # The images of a larger message are copied where the event loop does not wait for it.
@@ -150,55 +146,16 @@ class TaskCalls(OneCall):
             task, catalogue, metrics, budget, access=access, limits=limits, reading=reading
         )
         self._stream = task
-        self._streams = 0
+        self._streams = Streams(budget, limits)
 
     async def many(self, context: Context) -> None:
         """Answer the requests of a stream, a bounded number at a time, as they are ready."""
-        if self._streams == self._limits.max_streams:
-            raise Overloaded(
-                f"{self._streams} streams are open, which is the limit; close one, or try later",
-                RETRY_AFTER_S,
-            )
-        self._streams += 1
-        try:
-            await self._many(context)
-        finally:
-            self._streams -= 1
 
-    async def _many(self, context: Context) -> None:
-        free = asyncio.Semaphore(_STREAM_CONCURRENCY)
-        writing = asyncio.Lock()  # gRPC allows one write at a time
-        malformed: list[InvalidRequest] = []
+        def answer(received: wire.Received) -> Callable[[], Awaitable[bytes]]:
+            asked = received.enter(_REQUEST_IN_STREAM, self._stream.stream_request)
+            return partial(self._stream_answer, asked.id, received, context)
 
-        async def serve(identity: str, received: wire.Received) -> None:
-            try:
-                answer = await self._stream_answer(identity, received, context)
-                async with writing:
-                    # Whoever left reads no answer; gRPC then cancels this call.
-                    with suppress(grpc.aio.InternalError):
-                        await context.write(answer)
-            finally:
-                free.release()
-
-        async with asyncio.TaskGroup() as tasks:
-            await free.acquire()
-            while received := await self._receive(context):
-                try:
-                    asked = received.enter(_REQUEST_IN_STREAM, self._stream.stream_request)
-                except InvalidRequest as error:  # without its id it cannot be answered
-                    malformed.append(error.with_traceback(None))
-                    break
-                tasks.create_task(serve(asked.id, received))
-                del received  # the next may be long in coming
-                await free.acquire()
-        if malformed:
-            raise malformed.pop()
-
-    async def _receive(self, context: Context) -> wire.Received | None:
-        # Others may always hold some of the budget.
-        await self._budget.room(min(self._limits.max_body_bytes, self._budget.limit // 2))
-        message = await context.read()
-        return None if message is grpc.aio.EOF else wire.Received(message)
+        await self._streams.serve(context, answer)
 
     async def _stream_answer(
         self, identity: str, received: wire.Received, context: Context
@@ -227,9 +184,14 @@ def add_models(
 
     def describe(core: AnyCore) -> dat_pb2.Model:
         facts = vars(core.card).copy()
+        del facts["buckets"]  # the Open Inference Protocol alone shows them
         height, width = facts.pop("image_size") or (None, None)
+        del facts["buckets"]  # the Open Inference Protocol has them in its model config
         facts["resize_mode"] = RESIZE_MODES[core.card.resize_mode]
         default = catalogue.is_default(core)
+        facts["explained_layers"] = [
+            dat_pb2.LayerName(stage=stage, block=block) for stage, block in core.explained_layers
+        ]
         return dat_pb2.Model(default=default, width=width, height=height, **facts)
 
     async def list_models(context: Context) -> bytes:

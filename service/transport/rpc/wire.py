@@ -4,7 +4,7 @@ Only tags and lengths are read here: enough to count what a message holds, and t
 at a cost that a limit bounds however many things a message claims to hold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -35,6 +35,10 @@ def parse(kind: type[AnyMessage], message: bytes) -> AnyMessage:
         raise InvalidRequest(
             f"the message holds {len(message)} bytes beside images; the limit is {MOST_OTHER_BYTES}"
         )
+    return _parsed(kind, message)
+
+
+def _parsed(kind: type[AnyMessage], message: bytes) -> AnyMessage:
     try:
         return kind.FromString(message)
     except DecodeError:
@@ -89,6 +93,41 @@ class Received:
         images = [self._message[begin:end] for begin, end in spans]
         self._message = b""
         return rest, images
+
+    def take_tensors(
+        self, field: int, nested: Mapping[int, int | None], kind: type[AnyMessage]
+    ) -> tuple[AnyMessage, list[memoryview]]:
+        """Take out tensors that are bytes, and let go of the message but for those.
+
+        Args:
+            field: of the tensors.
+            nested: the fields whose own fields are counted as well, each with the one in it of
+                which the same is true.
+            kind: what the message is.
+
+        Returns:
+            The message without those tensors, which may hold others, and those.
+
+        Raises:
+            InvalidRequest: the message is malformed, or has too many fields.
+        """
+        spans, others = self._find(field, None)
+        for begin, end in others:
+            self._count_nested(begin, end, nested)
+        rest = _parsed(kind, self._join(others))
+        view = memoryview(self._message)
+        self._message = b""
+        return rest, [view[begin:end] for begin, end in spans]
+
+    def _count_nested(self, begin: int, end: int, nested: Mapping[int, int | None]) -> None:
+        for field, _, content, stop in self._fields(begin, end):
+            if field in nested:
+                deeper = nested[field]
+                for inner, _, inner_content, inner_stop in self._fields(content, stop):
+                    self._count_field()
+                    if inner and inner == deeper:
+                        for _ in self._fields(inner_content, inner_stop):
+                            self._count_field()
 
     def _find(self, wanted: int, most: int | None) -> tuple[list[Span], list[Span]]:
         """Where the contents of a field are, and where everything else is."""

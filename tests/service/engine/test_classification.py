@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from demo.evaluate import bundled_model
 from demo.train import CONFIG
 from demo.views import upload, view
 from model import create_model
+from model.normalise import Normalise
 from service.engine.classification import ClassificationEngine, default_max_batch
 from service.engine.device import Device, DeviceUnavailable
 from service.engine.graphs import CapturedGraph, default_buckets, pick_bucket
@@ -116,6 +118,25 @@ def test_graphs_are_padded_and_their_buffers_reused():
                 np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert metrics.replays["graph"]._value.get() == 6
     assert metrics.graphs._value.get() == metrics.captures["ok"]._value.get() == 3
+
+
+@pytest.mark.parametrize("capture", [None, recorded])
+def test_logits_are_those_of_the_network_where_they_are_wanted(capture):
+    engine, _ = opened(capture=capture, max_batch=4)
+    network = create_model("dat_nano")
+    network.load_state_dict(official_state("dat_nano"))
+    plain = inputs(3)
+    batch = [replace(item, wanted=replace(item.wanted, logits=row != 1)) for row, item in
+             enumerate(plain)]  # fmt: skip
+    pixels = torch.from_numpy(np.stack([item.pixels for item in batch]))
+    with torch.inference_mode():
+        expected = network.eval()(Normalise()(pixels)).numpy()
+    for row, output in enumerate(forward(engine, batch)):
+        if row == 1:
+            assert output.logits is None
+        else:
+            np.testing.assert_allclose(output.logits, expected[row], atol=1e-4)
+    assert all(output.logits is None for output in forward(engine, plain))
 
 
 @pytest.mark.parametrize("broken", [1, 4, 8])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from service.engine.lanes import Crowd, Lanes, plan
 
 
-@given(st.integers(1, 100), st.integers(1, 64), st.booleans(), st.booleans())
+@given(st.integers(1, 100), st.integers(1, 64), st.integers(1, 64), st.booleans())
 def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, threads, team, dealt):
     rounds = plan(images, threads, team=team, dealt=dealt)
     rows = [row for shares in rounds for share in shares for row in range(100)[share.rows]]
@@ -17,7 +17,7 @@ def test_every_row_is_in_one_share_and_no_round_has_too_many_threads(images, thr
     for shares in rounds:
         lanes = min(len(shares), threads)
         assert sum(share.threads for share in shares[:lanes]) <= threads
-        assert all(share.threads for share in shares)
+        assert all(1 <= share.threads <= team for share in shares)
 
 
 def shares(images, threads, *, team, dealt):
@@ -28,20 +28,35 @@ def shares(images, threads, *, team, dealt):
 
 
 def test_a_lane_that_is_done_takes_single_images():
-    assert shares(8, 2, team=True, dealt=True) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]]
-    assert shares(4, 2, team=True, dealt=True) == [[(2, 1), (2, 1)]]
+    assert shares(8, 2, team=99, dealt=True) == [[(2, 1), (2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]]
+    assert shares(4, 2, team=99, dealt=True) == [[(2, 1), (2, 1)]]
     # While others want the cores.
-    assert shares(7, 2, team=False, dealt=True) == [[(1, 1)] * 7]
+    assert shares(7, 2, team=1, dealt=True) == [[(1, 1)] * 7]
 
 
 def test_what_is_left_over_has_all_threads_where_these_are_faster_together():
-    assert shares(7, 2, team=True, dealt=True) == [[(1, 1)] * 6, [(1, 2)]]
-    assert shares(1, 2, team=True, dealt=True) == [[(1, 2)]]
+    assert shares(7, 2, team=99, dealt=True) == [[(1, 1)] * 6, [(1, 2)]]
+    assert shares(1, 2, team=99, dealt=True) == [[(1, 2)]]
+
+
+@pytest.mark.parametrize(
+    ("images", "cores", "expected"),
+    [
+        (1, 4, [[(1, 4)]]),
+        (1, 64, [[(1, 18)]]),
+        (4, 16, [[(1, 4)] * 4]),
+        (8, 64, [[(1, 8)] * 8]),
+        (8, 8, [[(1, 1)] * 8]),
+        (8, 5, [[(1, 1)] * 5, [(1, 1)] * 3]),
+    ],
+)
+def test_an_image_has_as_many_threads_as_are_worth_while(images, cores, expected):
+    assert shares(images, cores, team=18, dealt=True) == expected
 
 
 @given(st.integers(1, 100), st.integers(1, 64))
 def test_each_lane_has_one_share_of_a_small_model_and_all_are_as_large(images, threads):
-    (one_round,) = shares(images, threads, team=False, dealt=False)
+    (one_round,) = shares(images, threads, team=1, dealt=False)
     assert len(one_round) == min(images, threads)
     sizes = [size for size, _ in one_round]
     assert max(sizes) - min(sizes) <= 1
@@ -49,7 +64,7 @@ def test_each_lane_has_one_share_of_a_small_model_and_all_are_as_large(images, t
 
 
 @settings(deadline=None)  # it opens threads
-@given(st.integers(1, 100), st.integers(1, 8), st.booleans())
+@given(st.integers(1, 100), st.integers(1, 8), st.integers(1, 8))
 def test_all_sizes_of_shares_are_known_beforehand(images, threads, team):
     lanes = Lanes(threads)
     rows = range(images)
@@ -67,7 +82,7 @@ def test_shares_are_computed_at_the_same_time_in_inference_mode():
             together.wait()
         return rows.start, torch.get_num_threads(), torch.is_inference_mode_enabled()
 
-    assert lanes.map(work, 5, team=True) == [(0, 1, True), (2, 1, True), (4, 2, True)]
+    assert lanes.map(work, 5, team=99) == [(0, 1, True), (2, 1, True), (4, 2, True)]
     lanes.shutdown()
 
 
@@ -79,7 +94,7 @@ def test_a_failure_in_a_lane_is_that_of_the_batch():
             raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
-        lanes.map(work, 2, team=True)
+        lanes.map(work, 2, team=99)
     lanes.shutdown()
 
 
@@ -92,8 +107,8 @@ def test_a_small_model_takes_half_of_the_lanes_while_others_want_the_cores():
         sleep(0.005)
         return len(rows[share])
 
-    assert lanes.map(wait, 8, team=False) == [2, 2, 2, 2]
-    assert [4, 4] in [lanes.map(wait, 8, team=False) for _ in range(20)]
+    assert lanes.map(wait, 8, team=1) == [2, 2, 2, 2]
+    assert [4, 4] in [lanes.map(wait, 8, team=1) for _ in range(20)]
     lanes.shutdown()
 
 

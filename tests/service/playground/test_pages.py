@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
+import grpc
 import httpx
 import pytest
 
+from service.pb import inference_pb2, inference_pb2_grpc
 from service.security.keys import add_key
 from tests.faults import SHAPES
 from tests.server import RunningServer, start_server
 
-PAGES = ("/", "/docs")
+PAGES = ("/", "/docs", "/docs/attention")
 LIMIT = 123_456
 PIXELS = 3_000_000
 POLICY = {
@@ -23,7 +25,14 @@ POLICY = {
 }  # fmt: skip
 # What a page names of other files: in HTML, and in modules.
 NAMED = re.compile(r'(?:src|href)="([^"#]+)"|(?:from|import) "(\./[^"]+)"')
-MEDIA_TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+# What people may follow, which a page does not fetch.
+PAPERS = re.compile(r'<a href="https://arxiv\.org/')
+MEDIA_TYPES = {
+    "css": "text/css",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
             return stack.enter_context(start_server(("service",), **own))
 
         starting = {name: pool.submit(start, **settings, **own) for name, own in SHAPES.items()}
-        off = pool.submit(start, DAT_MODEL__NAME="dat_nano", DAT_SERVER__PLAYGROUND="false")
+        off = pool.submit(
+            start,
+            DAT_MODEL__NAME="dat_nano",
+            DAT_SERVER__PLAYGROUND="false",
+            DAT_SERVER__OPEN_INFERENCE="false",
+        )
         shapes = {name: started.result() for name, started in starting.items()}
         yield Shown(shapes, off.result())
 
@@ -72,7 +86,7 @@ def reached(client: httpx.Client) -> dict[str, httpx.Response]:
         found[path] = client.get(path)
         if "swagger-ui" in path or found[path].headers["content-type"].startswith("image"):
             continue
-        named = NAMED.finditer(found[path].text)
+        named = NAMED.finditer(PAPERS.sub("<a ", found[path].text))
         left.extend(urljoin(path, one[1] or one[2]) for one in named)
     return found
 
@@ -95,7 +109,9 @@ def test_no_page_takes_anything_from_elsewhere_or_runs_what_stands_in_it(client)
         assert set(policies[0].split("; ")) >= POLICY, path
         if "swagger-ui" in path:
             continue
-        text = answer.text.replace("http://www.w3.org/2000/svg", "")
+        text = PAPERS.sub("", answer.text)
+        for namespace in ("2000/svg", "1998/Math/MathML"):
+            text = text.replace(f"http://www.w3.org/{namespace}", "")
         assert not re.search(r"https?://", text), path
         if answer.headers["content-type"].startswith("text/html"):
             assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", text), path
@@ -132,7 +148,8 @@ def test_the_page_knows_what_the_server_takes_and_what_to_try(client, request, s
     assert facts["limits"] == {"image_bytes": LIMIT, "pixels": PIXELS, "timeout_s": 30}
     server = shown.shapes[request.node.callspec.params["client"]]
     assert server.grpc_target.endswith(f":{facts['grpc_port']}")
-    assert {sample["task"] for sample in facts["samples"]} == {"classify", "detect"}
+    known = {task for sample in facts["samples"] for task in sample["tasks"]}
+    assert known == {"classify", "detect", "segment"}
     for sample in facts["samples"]:
         picture = client.get(urljoin("/", sample["path"]))
         assert picture.headers["content-type"] == "image/jpeg"
@@ -151,3 +168,15 @@ def test_pages_that_are_switched_off_are_not_there(shown, path):
 @pytest.mark.parametrize("path", ["/playground/..%2ffiles.py", "/docs/index.html", "/playground/"])
 def test_nothing_else_is_served(server, path):
     assert httpx.get(server.http_url + path).status_code == 404
+
+
+def test_the_open_inference_protocol_is_not_there_where_it_is_switched_off(shown):
+    infer = "/v2/models/dat_nano/infer"
+    answers = [httpx.get(f"{shown.off.http_url}/v2"), httpx.post(f"{shown.off.http_url}{infer}")]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert "/v2" not in httpx.get(f"{shown.off.http_url}/openapi.json").text
+    with grpc.insecure_channel(shown.off.grpc_target) as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as failure:
+            stub.ServerLive(inference_pb2.ServerLiveRequest())
+    assert failure.value.code() == grpc.StatusCode.UNIMPLEMENTED

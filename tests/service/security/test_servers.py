@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import os
 import shutil
 import socket
 import ssl
@@ -19,8 +20,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.pb import dat_pb2, dat_pb2_grpc
+from service.pb import dat_pb2, dat_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.security.keys import add_key
+from service.transport.oip.shared_memory import OBJECTS
 from tests.certificates import Authority, Pair
 from tests.clients import JPEG, eventually, message
 from tests.server import ROOT, RunningServer, start_server
@@ -28,7 +30,7 @@ from tests.service.commands import run_all
 
 RAW = {"content-type": "image/jpeg"}
 PAGE = "https://a.example"
-OK = grpc.StatusCode.OK
+OK, UNAUTHENTICATED = grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED
 SHORT_S = 1.0
 MOST = 16
 CLASSIFY = "/v1/classify?top_k=1"
@@ -107,6 +109,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Keyed, M
                     DAT_MODEL__NAME="dat_nano",
                     DAT_SECURITY__API_KEYS=file,
                     DAT_SERVER__CORS_ORIGINS=PAGE,
+                    DAT_LIMITS__MAX_SHARED_MEMORY_BYTES=2**20,
                 )
             )
         )
@@ -163,13 +166,18 @@ async def test_a_key_opens_all_but_what_is_open_anyway(keyed):
             ("GET", "/v1/models", {}),
             ("GET", "/openapi.json", {}),
             ("HEAD", "/v1/models", {}),
+            ("GET", "/v2/models/stats", {}),
+            ("POST", "/v2/repository/index", {}),
+            ("POST", "/v2/repository/models/dat_nano/unload", {}),
             ("GET", "/nowhere", {}),
             ("OPTIONS", "/v1/classify", {}),
         ]:
             answer = await wrong.request(method, path, **sent)
             assert answer.status_code == 401, path
             assert answer.headers["www-authenticate"].startswith("Bearer ")
-            if method != "HEAD":
+            if path.startswith("/v2"):
+                assert isinstance(answer.json()["error"], str)
+            elif method != "HEAD":
                 assert answer.json()["error"]["code"] == "unauthenticated"
             assert (await good.request(method, path, **sent)).status_code != 401, path
         for path in ("/health/live", "/health/ready", "/health/startup"):
@@ -263,6 +271,77 @@ async def test_grpc_asks_for_the_same_keys(keyed):
         health = health_pb2_grpc.HealthStub(channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
     assert refused(keyed.server, "_none", "unauthenticated") == before + tries
+
+
+async def test_the_open_inference_protocol_asks_for_the_same_keys_and_shows_its_health(keyed):
+    headers = {"inference-header-content-length": "0"}
+    infer = "/v2/models/dat_nano/infer"
+    async with keyed.client() as good, keyed.client("dat_" + "x" * 43) as wrong:
+        for method, path in (
+            ("POST", infer), ("GET", "/v2"), ("GET", "/v2/models/dat_nano/ready"), ("GET", "/v2/x")
+        ):  # fmt: skip
+            answer = await wrong.request(method, path, content=JPEG, headers=headers)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"].startswith("Bearer ")
+            assert isinstance(answer.json()["error"], str)
+        assert (await good.post(infer, content=JPEG, headers=headers)).status_code == 200
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert (await wrong.get(path)).status_code == 200
+    asked = inference_pb2.ModelMetadataRequest(name="dat_nano")
+    async with grpc.aio.insecure_channel(keyed.server.grpc_target) as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for call in (
+            stub.ModelMetadata(asked),
+            stub.ModelInfer(inference_pb2.ModelInferRequest(model_name="dat_nano")),
+            stub.ModelStreamInfer([inference_pb2.ModelInferRequest()]),
+        ):
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert (await stub.ServerReady(inference_pb2.ServerReadyRequest())).ready
+        assert (await stub.ModelMetadata(asked, metadata=[("x-api-key", keyed.good)])).inputs
+
+
+async def test_a_region_of_shared_memory_belongs_to_the_key_that_registered_it(keyed):
+    element = len(JPEG).to_bytes(4, "little") + JPEG
+    key, base = f"of-the-test-{os.getpid()}", "/v2/systemsharedmemory"
+    place = {"shared_memory_region": "mine", "shared_memory_byte_size": len(element)}
+    request = {
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "parameters": place}]
+    }
+    region = {"key": key, "byte_size": len(element)}
+    other = add_key(keyed.file, "other")
+    (OBJECTS / key).write_bytes(element)
+    try:
+        async with keyed.client() as owner, keyed.client(other) as stranger:
+            await eventually(lambda: httpx.get(
+                f"{keyed.server.http_url}/v2", headers={"x-api-key": other}
+            ).status_code == 200)  # fmt: skip
+
+            async def infer(who: httpx.AsyncClient) -> httpx.Response:
+                return await who.post("/v2/models/dat_nano/infer", json=request)
+
+            answer = await owner.post(f"{base}/region/mine/register", json=region)
+            assert answer.status_code == 200
+            assert (await infer(owner)).status_code == 200
+            assert (await stranger.get(f"{base}/status")).json() == []
+            assert "register it first" in (await infer(stranger)).json()["error"]
+            assert (await stranger.post(f"{base}/unregister")).status_code == 200
+            assert [one["name"] for one in (await owner.get(f"{base}/status")).json()] == ["mine"]
+            call = inference_pb2.SystemSharedMemoryStatusRequest()
+            async with grpc.aio.insecure_channel(keyed.server.grpc_target) as channel:
+                stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+                for shown, names in ((keyed.good, {"mine"}), (other, set())):
+                    told = await stub.SystemSharedMemoryStatus(
+                        call, metadata=[("x-api-key", shown)]
+                    )
+                    assert set(told.regions) == names
+                assert await stub.SystemSharedMemoryStatus(call).code() is UNAUTHENTICATED
+            async with keyed.client("dat_" + "x" * 43) as nobody:
+                answer = await nobody.post(f"{base}/region/r/register", json=region)
+                assert answer.status_code == 401
+            assert (await owner.post(f"{base}/region/mine/unregister")).status_code == 200
+            assert "register it first" in (await infer(owner)).json()["error"]
+    finally:
+        (OBJECTS / key).unlink()
 
 
 async def test_keys_come_and_go_while_requests_are_in_flight(keyed):
@@ -427,6 +506,9 @@ async def test_a_client_without_a_certificate_may_ask_for_health_alone(mutual):
             answer = await client.request(*sent)
             assert answer.status_code == 403
             assert answer.json()["error"]["code"] == "certificate_required"
+        assert (await client.get("/v2/health/ready")).status_code == 200
+        answer = await client.get("/v2")
+        assert (answer.status_code, list(answer.json())) == (403, ["error"])
     async with mutual.channel(None) as channel:
         call = dat_pb2_grpc.ClassifierServiceStub(channel).Classify(message([JPEG]), timeout=20)
         assert await call.code() is grpc.StatusCode.UNAVAILABLE

@@ -65,6 +65,7 @@ def test_keys_are_cells_of_the_window_around_the_query(seen, data, top_n):
             assert y1 < query.centre[1] < y2
             across, down = np.round(np.array([x2 - x1, y2 - y1]) / cell_size, 3)
             assert {across, down} <= {2, 4}
+            assert query.cell_size == pytest.approx(cell_size, rel=1e-5)
             assert len(query.keys) == min(top_n, across * down)
             assert query.group_keys.shape == (heads, len(query.keys))
             assert query.points.shape == (len(query.keys), heads, 2)

@@ -24,10 +24,11 @@ from model.transforms import Preprocessing, to_model_pixels
 from service.models.load import BUNDLED
 from service.pb import dat_pb2, dat_pb2_grpc
 from tests.clients import JPEG, channel, encoded
-from tests.server import RunningServer, start_server
+from tests.server import ROOT, RunningServer, start_server
 
 PIXELS = 0.006  # JSON rounds to hundredths
 WEIGHTS = 2e-5
+SCENE = (ROOT / "demo/detection/samples/many.jpg").read_bytes()
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Seen:
     message: str = ""
     answer: Any = None
     points: int = 0
+    inside: int = 0  # points that lie in objects
     attention: list[Layer] | None = None
 
 
@@ -95,6 +97,11 @@ def _from_json(result: dict[str, Any]) -> Seen:
     return Seen(
         answer=answer,
         points=len(result.get("points", ())),
+        inside=sum(
+            len(layer["indices"])
+            for one in result.get("detections", ())
+            for layer in one.get("points_inside") or ()
+        ),
         attention=None
         if layers is None
         else [
@@ -180,7 +187,9 @@ def _from_grpc(result: Any, field: str) -> Seen:
             )
             for layer in image.attention.layers
         ]
-    return Seen(answer=answer, points=len(image.points.layers), attention=layers)
+    found = image.detections if field == "image" else ()
+    inside = sum(len(layer.indices) for one in found for layer in one.points_inside)
+    return Seen(answer=answer, points=len(image.points.layers), inside=inside, attention=layers)
 
 
 def _query(query: Any, groups: int) -> Query:
@@ -277,6 +286,25 @@ async def test_an_answer_has_the_attention_of_the_network(any_server, ask, task)
         total = weights.sum(0)
         np.testing.assert_allclose(query.weights, np.sort(total)[::-1][:3], atol=2 * WEIGHTS)
         np.testing.assert_allclose(total[query.keys], query.weights, atol=2 * WEIGHTS)
+
+
+@every_transport
+async def test_objects_and_attention_come_together(server, ask):
+    asked = {"queries": [[300.0, 30.0]], "layers": ["2.2"]}
+    seen = [
+        (await ask(server, "detect", [SCENE], explain=explain, **asked))[0]
+        for explain in ("attention", "objects")
+    ]
+    assert [one.error for one in seen] == ["", ""]
+    assert [one.points for one in seen] == [7, 7]
+    assert [one.inside > 0 for one in seen] == [False, True]
+    (alone,), (beside,) = [one.attention for one in seen]
+    assert (beside.stage, beside.block) == (2, 2)
+    np.testing.assert_allclose(beside.received, alone.received, atol=100 * WEIGHTS)
+    np.testing.assert_array_equal(beside.queries[0].keys, alone.queries[0].keys)
+    (without,) = await ask(server, "detect", [SCENE], explain="objects")
+    assert without.attention is None
+    assert without.inside > 0
 
 
 async def test_transports_give_the_same(server):

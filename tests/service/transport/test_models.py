@@ -84,7 +84,7 @@ async def test_both_transports_describe_the_models(server):
         "name": "tiny", "version": "2022", "default": False, "task": "classify",
         "variant": "dat_tiny_224", "image_size": {"width": 224, "height": 224}, "classes": 1000,
         "parameters": 28319138, "flops": listed[0]["flops"], "device": "cpu", "dtype": "float32",
-        "max_batch": 2,
+        "max_batch": 2, "explained_layers": ["2.1", "2.3", "2.5", "3.1"],
     }  # fmt: skip
     assert abs(listed[0]["flops"] / 1e9 - 4.589) < 0.001
     assert [(model["name"], model["default"], model["dtype"]) for model in listed] == [
@@ -106,6 +106,8 @@ async def test_both_transports_describe_the_models(server):
     for ours, theirs in zip(over_grpc.models, listed, strict=True):
         size = theirs.pop("image_size")
         assert (ours.width, ours.height) == (size["width"], size["height"])
+        layers = [f"{layer.stage}.{layer.block}" for layer in ours.explained_layers]
+        assert layers == theirs.pop("explained_layers")
         assert all(getattr(ours, field) == value for field, value in theirs.items())
     assert default.model.name == "shapes"
     assert [label.name for label in default.labels][:2] == ["arrow", "circle"]

@@ -1,8 +1,10 @@
 """A Swin beside a DAT in one server: what both attend to for the same query."""
 
 import asyncio
+import re
 from io import BytesIO
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import httpx
 import numpy as np
@@ -24,6 +26,7 @@ from tests.server import ROOT, RunningServer, start_server
 
 STAR = (samples.FOLDER / "star.jpg").read_bytes()
 PIXELS, WEIGHTS = 0.006, 2e-5
+SVG = "{http://www.w3.org/2000/svg}"
 
 # Servers that start with two libraries.
 pytestmark = pytest.mark.slow
@@ -99,6 +102,24 @@ async def test_one_query_has_its_points_and_its_window(beside):
                 assert key["weight"] == pytest.approx(of_head[key["key"]], abs=WEIGHTS)
 
 
+async def test_models_name_the_layers_that_they_explain(beside):
+    async with httpx.AsyncClient(base_url=beside.http_url) as client:
+        models = (await client.get("/v1/models")).json()["models"]
+    named = {model["name"]: model["explained_layers"] for model in models}
+    assert named["swin_nano"] == ["0.1", "1.1", "2.1", "3.1"]
+    assert named["dat_nano"] == ["0.0", "1.0", "2.0", "2.1", "2.2", "3.0", "3.1"]
+    async with channel(beside) as open_channel:
+        stub = dat_pb2_grpc.ModelServiceStub(open_channel)
+        listed = (await stub.ListModels(dat_pb2.ListModelsRequest())).models
+    assert {
+        model.name: [f"{layer.stage}.{layer.block}" for layer in model.explained_layers]
+        for model in listed
+    } == named
+    for layer in named["swin_nano"]:
+        answer = await ask(beside, "swin_nano", explain="attention", layers=layer)
+        assert answer["status"] == "ok"
+
+
 async def test_plain_and_explained_requests_give_the_same(beside):
     answers = await asyncio.gather(
         *(ask(beside, "swin_nano", **({"explain": "attention"} if n % 2 else {})) for n in range(8))
@@ -147,16 +168,66 @@ async def test_what_it_cannot_show_is_refused_with_a_sentence(beside, options, s
     assert sentence in error["message"]
 
 
-async def test_a_picture_of_it_is_refused_with_a_sentence(beside):
-    async with httpx.AsyncClient(base_url=beside.http_url, timeout=60) as client:
-        answer = await client.post(
-            "/v1/visualize",
-            params={"model": "swin_nano"},
-            content=STAR,
-            headers={"content-type": "image/jpeg"},
+def box_of(path: str) -> list[float]:
+    """Around a path of an SVG whose corners are rectangular."""
+    xs = [float(x) for x in re.findall(r"[MLH]([-\d.]+)", path)]
+    ys = [float(y) for y in re.findall(r"(?:[ML][-\d.]+ |V)([-\d.]+)", path)]
+    return [min(xs), min(ys), max(xs), max(ys)]
+
+
+async def picture(server: RunningServer, **options: Any) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=server.http_url, timeout=60) as client:
+        return await client.post(
+            "/v1/visualize", params={"model": "swin_nano", "size": 700, **options}, content=STAR
         )
+
+
+@pytest.mark.parametrize("groups", [None, (0,), (1, 3)])
+async def test_a_picture_of_it_has_the_window_and_its_cells(beside, groups):
+    """A tile in each cell, whose area is its weight over the heads that are asked for."""
+    asked = {"queries": "350,230", "layers": "2.1"}
+    answer = await ask(beside, "swin_nano", explain="attention", top_n=16, **asked)
+    (query,) = answer["attention"][0]["queries"]
+    options = {} if groups is None else {"groups": ",".join(map(str, groups))}
+    drawn = await picture(beside, format="svg", **asked, **options)
+    assert drawn.status_code == 200, drawn.text
+    weights = {}
+    for head in groups or range(len(query["groups"])):
+        for key in query["groups"][head]:
+            place = tuple(key["point"])
+            weights[place] = weights.get(place, 0) + key["weight"]
+    x1, y1, x2, y2 = query["window"]
+    cell = (x2 - x1) / 4, (y2 - y1) / 4
+    boxes = [box_of(path.attrib["d"]) for path in ET.fromstring(drawn.text).iter(f"{SVG}path")]
+    assert [x1, y1, x2, y2] in [pytest.approx(box, abs=0.1) for box in boxes]
+    for (x, y), weight in weights.items():
+        half = 0.43 * np.sqrt(weight / max(weights.values()))
+        tile = [x - half * cell[0], y - half * cell[1], x + half * cell[0], y + half * cell[1]]
+        assert any(box == pytest.approx(tile, abs=0.15) for box in boxes), (x, y)
+
+
+async def test_a_picture_of_it_is_the_same_over_grpc(beside):
+    asked = dat_pb2.AttentionOptions(queries=[dat_pb2.Position(x=350, y=230)])
+    request = dat_pb2.VisualizeRequest(image=STAR, model="swin_nano", attention=asked, size=700)
+    async with channel(beside) as open_channel:
+        drawn = await dat_pb2_grpc.VisualizerServiceStub(open_channel).Visualize(request)
+    assert drawn.picture == (await picture(beside, queries="350,230")).content
+    assert drawn.picture != (await picture(beside, queries="100,100")).content
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"show": "points,keys"}, "swin_nano attends to windows and has no points"),
+        ({"show": "keys", "groups": "9"}, "heads, counted from 0; there is no group 9"),
+        ({"show": "keys", "layers": "2.0"}, "swin_nano explains no layer 2.0; there are"),
+        ({"show": "masks"}, "finds no masks"),
+    ],
+)
+async def test_a_picture_that_it_cannot_have_is_refused(beside, options, sentence):
+    answer = await picture(beside, **options)
     assert answer.status_code == 400
-    assert "swin_nano has no deformable layers to draw" in answer.json()["error"]["message"]
+    assert sentence in answer.json()["error"]["message"]
 
 
 async def test_with_openvino_pytorch_computes_it():

@@ -36,6 +36,8 @@ _PATHS = [
     "/v1/models/dat_nano", "/v1/models/%00", "/v1/models/../../etc/passwd", "/health/live",
     "/health/ready", "/health/startup", "/openapi.json", "/docs", "/", "//", "/v1/classify/",
     "/metrics", "*", "http://a/health/live",
+    "/v2", "/v2/models/dat_nano", "/v2/models/dat_nano/infer", "/v2/models/%00/infer",
+    "/v2/models/dat_nano/versions/1/infer", "/v2/health/ready", "http://a/v2/models/x/infer",
 ]  # fmt: skip
 _METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PRI", "get"]
 _TYPES = [
@@ -49,6 +51,7 @@ _HEADERS = [
     b"Content-Length: 5", b"Content-Length: 99999999999", b"Host: b", b"Accept: text/plain;q=x",
     b"X-Request-Id: \x01\x02", b"X: " + b"a" * 20_000, b"X: a\r\n" * 120, b"Content-Encoding: gzip",
     b"Range: bytes=0-", b"Cookie: \xff\xfe", b"Accept-Encoding: gzip;q=0", b"TE: trailers",
+    b"Inference-Header-Content-Length: 0", b"Inference-Header-Content-Length: -1",
 ]  # fmt: skip
 _INSERTED = [
     b"\r\n", b"\n", b"\r", b"\x00", b"\xff", b" ", b":", b"\r\n\r\n", b"0\r\n\r\n", b"%", b"%00",

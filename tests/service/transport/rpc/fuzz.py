@@ -20,6 +20,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from bench.load import make_jpeg
 from service.pb import dat_pb2
+from tests.service.transport.oip.asking import files, pixels
+from tests.service.transport.oip.asking import message as tensor_message
 
 CONCURRENCY = 16
 TIMEOUT_S = 60.0
@@ -30,6 +32,7 @@ _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 _STREAMS = {
     "/dat.v1.ClassifierService/ClassifyStream",
     "/dat.v1.DetectorService/DetectStream",
+    "/inference.GRPCInferenceService/ModelStreamInfer",
     "/dat.v1.SegmenterService/SegmentStream",
     _REFLECTION,
 }
@@ -70,6 +73,10 @@ def _valid_messages() -> dict[str, list[bytes]]:
         dat_pb2.DetectRequest(images=[jpeg], classes=["star", "disc"], score_threshold=0.3),
         dat_pb2.DetectRequest(images=[b""], masks="MASK_FORMAT_RLE", max_detections=7),
     ]
+    infer = [
+        tensor_message([files([jpeg])]),
+        tensor_message([pixels([[[[1, 2, 3]]]])], typed=True, id="7"),
+    ]
     segment = [
         dat_pb2.SegmentRequest(images=[jpeg], classes=["star"], min_share=0.3, confidence=True),
         dat_pb2.SegmentRequest(images=[b""], format="SEGMENT_FORMAT_RLE"),
@@ -94,6 +101,8 @@ def _valid_messages() -> dict[str, list[bytes]]:
         ],
         "/dat.v1.ModelService/GetModel": models,
         "/dat.v1.ModelService/ListModels": [dat_pb2.ListModelsRequest()],
+        "/inference.GRPCInferenceService/ModelInfer": infer,
+        "/inference.GRPCInferenceService/ModelStreamInfer": infer,
         "/grpc.health.v1.Health/Check": health,
         _WATCH: health,
         _REFLECTION: [

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, version 2: from tensors to the tasks, and back."""
