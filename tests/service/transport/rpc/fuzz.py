@@ -96,6 +96,7 @@ def _valid_messages() -> dict[str, list[bytes]]:
         "/dat.v1.DetectorService/DetectStream": [
             dat_pb2.DetectStreamRequest(id=str(n), request=r) for n, r in enumerate(detect)
         ],
+        "/dat.v1.SegmenterService/Segment": segment,
         "/dat.v1.SegmenterService/SegmentStream": [
             dat_pb2.SegmentStreamRequest(id=str(n), request=r) for n, r in enumerate(segment)
         ],

@@ -22,6 +22,7 @@ METHODS = [
     "/dat.v1.ClassifierService/ClassifyStream",
     "/dat.v1.DetectorService/Detect",
     "/dat.v1.DetectorService/DetectStream",
+    "/dat.v1.SegmenterService/Segment",
     "/dat.v1.SegmenterService/SegmentStream",
     "/dat.v1.ModelService/GetModel",
     "/dat.v1.ModelService/ListModels",
