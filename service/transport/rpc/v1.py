@@ -184,7 +184,6 @@ def add_models(
 
     def describe(core: AnyCore) -> dat_pb2.Model:
         facts = vars(core.card).copy()
-        del facts["buckets"]  # the Open Inference Protocol alone shows them
         height, width = facts.pop("image_size") or (None, None)
         del facts["buckets"]  # the Open Inference Protocol has them in its model config
         facts["resize_mode"] = RESIZE_MODES[core.card.resize_mode]
