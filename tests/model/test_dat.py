@@ -155,7 +155,7 @@ def test_the_forward_pass_can_be_captured(name):
     classify = Classify(create_model(name), torch.bfloat16).to("meta")
     pixels = torch.empty(2, *VARIANTS[name].image_size, 3, dtype=torch.uint8, device="meta")
     with torch.inference_mode():
-        scores, _, locations, attention = classify(pixels)
+        scores, _, _, locations, attention = classify(pixels)
     assert attention == ()
     assert scores.shape == (2, 1000)
     assert len(locations) == len(classify.model.deformable_layers)

@@ -10,6 +10,7 @@ import pytest
 import structlog
 import torch
 
+from service.cpus import seats
 from service.engine.device import Device, DeviceUnavailable, open_devices
 from service.errors import EngineUnavailable, OutOfMemory
 from tests.clients import JPEG, TRANSPORTS
@@ -85,11 +86,10 @@ async def test_openvino_classifies_on_all_devices(server, tmp_path):
     assert list((tmp_path / "openvino").glob("*.xml"))
 
 
-def test_several_devices_share_the_cores(monkeypatch):
-    monkeypatch.setattr("service.engine.device.cores", lambda: 6)
+def test_several_devices_share_the_cores():
     devices = open_devices("cpu,cpu,cpu")
     assert [device.name for device in devices] == ["cpu:0", "cpu:1", "cpu:2"]
-    assert [device.threads for device in devices] == [2, 2, 2]
+    assert [device.threads for device in devices] == [seat.threads for seat in seats(3)]
     for device in devices:
         device.close()
 

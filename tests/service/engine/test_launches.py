@@ -72,8 +72,9 @@ def test_a_batch_moves_as_much_for_each_image(name):
 @pytest.mark.parametrize("batch", [1, 7])
 def test_what_comes_out_has_the_form_of_what_comes_out_of_torch(name, batch):
     config = VARIANTS[name]
-    _, (scores, classes, locations, _) = classified(name, batch)
-    for output, dtype in ((scores, torch.float32), (classes, torch.int32)):
+    _, (scores, classes, logits, locations, _) = classified(name, batch)
+    dtypes = torch.float32, torch.int32, torch.float32
+    for output, dtype in zip((scores, classes, logits), dtypes, strict=True):
         assert (output.shape, output.dtype) == ((batch, config.num_classes), dtype)
     layers = create_model(name).deformable_layers
     for layer, points in zip(layers, locations, strict=True):
