@@ -81,12 +81,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and in_the_second_shape(item):
+            item.add_marker(pytest.mark.slow)
     if "gpu" in config.option.markexpr:
         return
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device; `make test-gpu` insists"))
+
+
+def in_the_second_shape(item: pytest.Function) -> bool:
+    """Whether a test of the server's one shape is repeated with front ends, whose starts take long.
+
+    `tests/service/processes` has what is theirs alone, and compares the two shapes in every run.
+    """
+    if "processes" in item.path.parts or not hasattr(item, "callspec"):
+        return False
+    return not {"many", "many processes", "front ends"}.isdisjoint(item.callspec.id.split("-"))
 
 
 # The two families at a size that costs a test nothing: DAT here, DAT++ as the demo model.

@@ -22,6 +22,7 @@ FOLDER = Path(peers.__file__).parent
 DEMO = {"DAT_MODEL__NAME": "dat_nano"}
 
 
+@pytest.mark.slow
 def test_our_server_is_compared_with_itself() -> None:
     twice = [ours("ours"), ours("again")]
     failing = Side("broken", ["-c", "raise SystemExit('no such model')"], {"any": {}})

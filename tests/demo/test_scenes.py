@@ -141,6 +141,7 @@ def test_the_bundled_model_knows_new_scenes_and_looks_at_the_object():
         assert figures["points_at_object"] > figures[f"points_at_object_{control}"] + 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_bundled_model_names_the_same_classes_in_half_precision(dtype):
     views = (view(*upload(SEED, index, 320), CONFIG) for index in range(200))

@@ -640,6 +640,7 @@ def test_tables_are_interpolated_as_by_nested_loops(size, dtype, tolerance):
         torch.testing.assert_close(resized[key], expected[key].to(dtype), atol=tolerance, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [384, 448])
 def test_a_published_checkpoint_serves_another_resolution(tiny_checkpoint, size):
     model = load_model(tiny_checkpoint, image_size=(size, size))

@@ -19,6 +19,8 @@ from tests.conftest import GOLDEN, SMALL_DAT, default_dtype, official_state, rec
 from tests.model.oracle import Oracle, bicubic
 from tests.model.test_golden import LOGITS, assert_stored
 
+pytestmark = pytest.mark.slow
+
 FLOAT64 = 1e-12  # a hundred times the worst seen
 # As published: strides, kernels, and both kinds of attention, here in every stage.
 SMALL_DAT_PP = DatConfig(

@@ -25,6 +25,8 @@ from service.tasks.masks import Mask, run_lengths
 from tests.clients import JPEG, encoded
 from tests.service.commands import command, run, run_all
 
+pytestmark = pytest.mark.slow
+
 SCENES = 150
 
 

@@ -337,6 +337,7 @@ async def test_of_two_devices_the_one_that_is_lost_is_out_and_the_other_goes_on(
         assert server.terminate() == 0
 
 
+@pytest.mark.slow
 async def test_sigterm_ends_the_process_in_the_grace_whatever_is_stuck(tmp_path):
     limits = {"DAT_SERVER__DRAIN_GRACE_S": 2, "DAT_ENGINE__HANG_TIMEOUT_S": 60}
     with faulty(tmp_path, **limits) as running:

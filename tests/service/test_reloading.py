@@ -359,6 +359,7 @@ def test_a_file_that_was_written_or_replaced_is_another_version(tmp_path, writte
     assert Stamp.of(entry) != before
 
 
+@pytest.mark.slow
 def test_the_end_of_its_terminal_ends_the_server():
     ours, theirs = pty.openpty()
     name = os.ttyname(theirs)

@@ -28,6 +28,7 @@ def test_pictures_become_192_pixels_on_their_shorter_side(loaded):
     assert config.resizing((100, 400)).resized == (80, 320)  # the longer side has its limit
 
 
+@pytest.mark.slow
 def test_scenes_of_another_series_are_labelled(loaded):
     assert SEED not in (TRAINING_SEED, VALIDATION_SEED)
     scenes = [upload(SEED, index) for index in range(40)]

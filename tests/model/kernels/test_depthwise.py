@@ -15,6 +15,8 @@ from model.kernels.depthwise import convolve_gelu, convolve_sum_norm
 from tests.model.kernels.conftest import DEVICE, DTYPES, assert_close, generator, some_examples
 from tests.model.kernels.test_norm import exact, make_norm, maps
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {
     "shape": st.tuples(
         st.sampled_from((1, 3)),

@@ -14,6 +14,8 @@ from tests.conftest import SMALL_DAT, recipe_state
 from tests.model.kernels.conftest import DEVICE, DTYPES, assert_close
 from tests.server import ROOT
 
+pytestmark = pytest.mark.slow
+
 # Neighbourhoods in several tiles and in one, on maps that are no multiple of anything.
 SMALL_DAT_PP = DatConfig(
     "small_dat_pp",

@@ -12,6 +12,8 @@ from model.config import DatConfig, Family, StageConfig
 from model.kernels.offsets import sample_keys
 from tests.model.kernels.conftest import DEVICE, DTYPES, assert_close, generator, some_examples
 
+pytestmark = pytest.mark.slow
+
 KINDS: dict[Family, type[DeformableAttention]] = {
     "dat": DeformableAttention,
     "dat_pp": DeformableAttentionPP,

@@ -40,6 +40,7 @@ def test_any_row(rows, classes, spread, values, seed):
     check(spread * (drawn / values - 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1000, 1025])
 def test_many_classes(classes):
     check(3 * torch.randn(1, classes, generator=generator()))

@@ -62,6 +62,7 @@ def regions(draw):
 size = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
+@pytest.mark.slow
 @given(
     boxes=regions(),
     sizes=st.tuples(size, size, size, size),

@@ -631,6 +631,7 @@ async def test_only_the_item_that_makes_its_batch_fail_fails():
     run.cancel()
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 16))
 @settings(max_examples=60, deadline=None)
 def test_a_batch_that_does_not_fit_is_answered_in_parts_that_do(sizes, memory, max_batch):

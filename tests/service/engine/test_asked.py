@@ -71,6 +71,7 @@ def test_every_image_gets_the_attention_it_asks_for(threads, settings):
         np.testing.assert_array_equal(output.classes, expected.classes)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
 def test_beside_openvino_torch_answers_those_who_ask():
     engine, _ = opened(backend="openvino", max_batch=4)

@@ -238,6 +238,7 @@ def test_models_on_all_gpus_do_not_touch_each_other():
         asyncio.run(all_at_once())
 
 
+@pytest.mark.slow
 def test_compiled_graphs_give_what_plain_ones_give(monkeypatch):
     """Traced as for the GPU; code is not generated, which takes a minute on a CPU."""
     traced = partial(torch.compile, backend="aot_eager", fullgraph=True)

@@ -19,6 +19,8 @@ from service.engine.openvino import OpenVinoClassify, check_available
 from tests import recipe
 from tests.conftest import GOLDEN, SMALL_DAT, official_state, recipe_state
 
+pytestmark = pytest.mark.slow
+
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="the extra openvino is not installed"
 )

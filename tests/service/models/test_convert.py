@@ -19,6 +19,8 @@ from tests.model.detection.conftest import detector_state
 from tests.server import start_server
 from tests.service.commands import run, run_all
 
+pytestmark = pytest.mark.slow
+
 DETECTOR = DETECTORS["mask_rcnn_dat_nano"]
 OBJECTS = tuple(f"object {n}" for n in range(DETECTOR.num_classes))
 

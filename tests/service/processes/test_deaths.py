@@ -231,6 +231,7 @@ async def test_a_front_end_that_is_killed_takes_only_its_own_callers_along(held)
     await eventually(lambda: open_files(children(server)["worker-0"]) == files)
 
 
+@pytest.mark.slow
 async def test_while_a_front_end_starts_the_other_one_gets_the_connections(held):
     server = held.server
     await all_ready(server)
@@ -258,6 +259,7 @@ async def test_while_a_front_end_starts_the_other_one_gets_the_connections(held)
     assert told["cut"] <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["front-end-0", "worker-0", "supervisor"])
 async def test_a_process_that_stops_for_a_while_goes_on(held, name):
     server = held.server
@@ -387,6 +389,7 @@ async def ended(pids: list[int]) -> None:
     await eventually(lambda: not any(map(is_alive, pids)))
 
 
+@pytest.mark.slow
 async def test_when_the_supervisor_is_killed_everything_ends(tmp_path):
     with one_by_one(tmp_path, **MANY) as running:
         server = running.server
@@ -405,6 +408,7 @@ async def test_when_the_supervisor_is_killed_everything_ends(tmp_path):
         assert set(os.listdir("/dev/shm")) <= memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.faults), signal.SIGINT]
 )

@@ -519,6 +519,7 @@ async def test_readiness_goes_off_first_and_requests_are_admitted_for_the_drain_
         assert await asyncio.to_thread(server.process.wait, 30) == 0
 
 
+@pytest.mark.slow
 def test_a_signal_right_after_the_start_or_during_it_ends_in_order():
     with start_server() as server:
         assert server.terminate() == 0

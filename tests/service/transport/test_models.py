@@ -154,6 +154,7 @@ async def test_each_model_has_its_own_series_and_requests_without_one_are_counte
     assert all(after[f"dat_model_ready,model={name}"] == 1 for name in ("tiny", "shapes", "wide"))
 
 
+@pytest.mark.slow
 async def test_models_take_turns_on_the_device(server):
     """A model with a long queue does not hold up the others until it is empty."""
     classify = TRANSPORTS[0]

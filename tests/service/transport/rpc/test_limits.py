@@ -118,6 +118,7 @@ async def test_bytes_of_many_uploads_are_bounded(small_server):
     assert peak(pid) - before < (6 * BODY_MIB + BUDGET_MIB + 80) * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("golden")
 async def test_callers_who_do_not_send_are_cut_off_when_others_wait(small_server):
     async with channel(small_server) as open_channel:
@@ -184,6 +185,7 @@ async def test_a_message_that_grows_when_it_is_unpacked_is_refused(small_server)
     assert peak(pid) - before < 100 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("golden")
 async def test_a_client_that_pings_often_keeps_its_stream(small_server):
     """It pings once a second; gRPC's own limit closes the connection at the third ping."""
@@ -272,6 +274,7 @@ async def test_floods_of_frames_end_their_connection_alone(small_server):
     await eventually(lambda: resident(pid) - before < 60 * MIB)
 
 
+@pytest.mark.slow
 async def test_an_old_connection_is_closed_when_its_calls_have_ended():
     asked = dat_pb2.ClassifyStreamRequest(id="old", request=message([JPEG]))
     with (
