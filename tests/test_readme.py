@@ -331,6 +331,28 @@ def test_the_figures_of_detectors_are_those_of_the_results(index: int):
         assert figures(label)[index] == figure, label
 
 
+def test_the_figures_of_segmenters_are_those_of_the_results():
+    models = result("segmenter-cpu-float32")["models"]
+    for label, cells in {
+        "of an image, seconds": [f"{model['seconds']:.1f}" for model in models],
+        "floor / time of an image": [f"{100 * model['ratio']:.0f} %" for model in models],
+        "memory of an image, MB": [f"{model['memory_bytes'] / 1e6:.0f}" for model in models],
+    }.items():
+        assert figures(label) == cells, label
+
+
+def test_the_figures_of_tensors_are_those_of_the_results():
+    rows = [row for row in result("oip-cpu")["rows"] if row["client"] == "ours"]
+    cpu_ms = {(row["form"], row["model"], row["protocol"]): row["cpu_ms"] for row in rows}
+    for form in dict.fromkeys(row["form"] for row in rows):
+        cells = [
+            f"{cpu_ms[form, model, protocol]:.2f}"
+            for model in ("null", "demo")
+            for protocol in ("http", "grpc")
+        ]
+        assert figures(form) == cells, form
+
+
 @pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224"])
 def test_the_figures_of_growth_are_those_of_the_results(name: str):
     measured = result(f"growth-{name}-cpu-float32")
