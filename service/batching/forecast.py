@@ -14,8 +14,9 @@ _SMOOTHING = 0.1  # share of the newest measurement: the last batches of a crowd
 _SMOOTHING_OF_ANSWERS = 0.01  # of which a crowd gives hundreds
 _MOST_CORRECTED = 2.0  # times more or less; what is further off was something else
 _CALLERS = 64  # whose end is remembered
-_IMPATIENT = 0.1  # share of callers that left, from which on they tell what the next ones will do
-_EARLY = 0.2  # quantile of the times after which they left
+_TELLING = 7  # of them must have left early, before they tell what the next ones will do
+_MOMENTS = 3  # at which they must have left: a program that ends takes all of its requests along
+_MOMENT_S = 0.1
 _RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
 _FORGOTTEN_S = 20.0
 
@@ -52,6 +53,18 @@ class Batches:
     began_at: float = inf
 
 
+class End(NamedTuple):
+    """How a caller that named no deadline went.
+
+    Attributes:
+        age_s: seconds after it came.
+        left: whether that was before it had its answer.
+    """
+
+    age_s: float
+    left: bool
+
+
 class Forecast:
     """What the batches and the callers of one model have shown.
 
@@ -65,9 +78,10 @@ class Forecast:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self.batches = Batches()
-        self._ends: deque[float | None] = deque(maxlen=_CALLERS)  # ages of those that left
+        self._ends: deque[End] = deque(maxlen=_CALLERS)
         self._patience_s = inf
         self._evidence_at = -inf
+        self._moments: deque[float] = deque(maxlen=_MOMENTS)
         self._correction = 1.0  # what answers in a crowd took of what batches alone foretell
 
     def batch_began(self) -> None:
@@ -149,15 +163,38 @@ class Forecast:
 
     def caller_left(self, age_s: float) -> None:
         """Learn from a caller that left before its answer, `age_s` seconds after it came."""
-        self._ends.append(age_s)
-        left = sorted(age for age in self._ends if age is not None)
-        if len(left) >= _IMPATIENT * _CALLERS:
-            self._patience_s = min(self.patience_s, left[int(_EARLY * len(left))])
+        self._ends.append(End(age_s, left=True))
+        if not self._moments or self._clock() - self._moments[-1] >= _MOMENT_S:
+            self._moments.append(self._clock())
+        early_s = self._half_left_after_s()
+        if early_s < inf and (self.patience_s < inf or self._left_again_and_again()):
+            self._patience_s = min(self.patience_s, early_s)
             self._evidence_at = self._clock()
 
-    def caller_answered(self) -> None:
-        """Learn from a caller that waited for its answer."""
-        self._ends.append(None)
+    def caller_answered(self, age_s: float) -> None:
+        """Learn from a caller that waited for its answer, `age_s` seconds long."""
+        self._ends.append(End(age_s, left=False))
+
+    def _half_left_after_s(self) -> float:
+        """The age at which half of all callers leave that have no answer yet; infinite if none.
+
+        Those who were answered sooner do not tell how long they would have waited, and the share of
+        those who stay is estimated from the others (Kaplan and Meier, 1958). So a minority that
+        leaves at once does not speak for those who wait.
+        """
+        stay, left = 1.0, 0
+        for after, end in enumerate(sorted(self._ends)):
+            if end.left:
+                stay *= 1 - 1 / (len(self._ends) - after)
+                left += 1
+                if stay <= 0.5 and left >= _TELLING:
+                    return end.age_s
+        return inf
+
+    def _left_again_and_again(self) -> bool:
+        """Whether callers left at several moments, of which none is forgotten."""
+        seen = self._moments
+        return len(seen) == _MOMENTS and self._clock() - seen[0] < _FORGOTTEN_S
 
     @property
     def patience_s(self) -> float:

@@ -4,14 +4,17 @@ The crowd has the same cores as the server, and others may want them too, so wha
 far from what is measured where the machine is quiet: `python -m bench.overload`.
 """
 
-from time import monotonic
+import subprocess
+import sys
+from time import monotonic, sleep
 
 import pytest
 
-from bench.overload import overload, storm
+from bench.overload import metric, overload, storm
 from bench.running_server import RunningServer, running_server
 
 MODEL = {"DAT_MODEL__NAME": "dat_nano"}
+ENDED = "dat_requests_total{"
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -50,3 +53,18 @@ def test_little_is_computed_for_callers_who_left(shape, figures):
     figures(capacity=capacity, **row, for_nobody=for_nobody, recovered_s=recovered_s)
     assert sum(row["statuses"].values()) > could
     assert for_nobody < 0.1
+
+
+def test_programs_that_end_do_not_turn_the_next_one_away(shape):
+    command = [sys.executable, "-m", "bench.load", "--concurrency", "8", "--seconds", "60"]
+    with running_server(None, **MODEL, **shape) as server:
+        command += ["--port", str(server.ports["http"]), "--server-pid", str(server.pid)]
+        for _ in range(4):
+            ended = metric(server, ENDED)
+            program = subprocess.Popen(command)
+            while metric(server, ENDED) < ended + 50:
+                sleep(0.02)
+            program.kill()
+            program.wait()
+        figures = server.load("http", concurrency=8, seconds=3, warmup=0)
+    assert set(figures["statuses"]) == {"200"}

@@ -31,6 +31,10 @@ BOX, SCORE, MASK_PROBABILITY = 0.05, 5e-4, 2e-3
 # A pixel may fall on the other side where its probability is this near to the threshold. How many
 # do says nothing: some masks have plateaus there.
 UNDECIDED = 3e-3
+# RoIAlign takes as many samples as the size of a region, divided by bins and rounded up, is. Where
+# the quotient is within rounding of a whole number there may be one more on another CPU, and the
+# region is refined a little differently; one of a thousand was.
+RECOUNTED, RECOUNTED_BOX = 0.005, 0.5
 MAP_VALUES = 2e-4  # of the standard deviation of the map
 POINTS = 2e-5
 KINDS = {"rtn": "retinanet", "mrcn": "mask_rcnn", "cmrcn": "cascade_mask_rcnn"}
@@ -175,15 +179,18 @@ def test_proposals_and_refined_regions_match(case):
     if case.detector.config.kind == "cascade_mask_rcnn":
         _, *refined, _ = case.captured["regions"]  # then those of masks
         for regions, expected in zip(refined, ("rois_stage1", "rois_stage2"), strict=True):
-            assert_same_boxes(regions, case.golden[expected])
+            assert_same_boxes(regions, case.golden[expected], RECOUNTED)
 
 
-def assert_same_boxes(ours: torch.Tensor, expected: NDArray[np.float32]) -> None:
+def assert_same_boxes(
+    ours: torch.Tensor, expected: NDArray[np.float32], recounted: float = 0.0
+) -> None:
     """Equal up to the tolerance and to the order of scores that rounding decides."""
     assert tuple(ours.shape) == expected.shape
     distance = np.abs(ours.numpy()[:, None] - expected[None]).max(-1)
-    assert distance.min(0).max() < BOX
-    assert distance.min(1).max() < BOX
+    for nearest in (distance.min(0), distance.min(1)):
+        assert (nearest >= BOX).mean() <= recounted
+        assert nearest.max() < RECOUNTED_BOX
 
 
 def test_detections_match(case):

@@ -98,35 +98,59 @@ def test_a_size_that_was_never_run_takes_no_less_than_a_smaller_one():
     assert forecast.compute_s(16) == 0.44
 
 
-def test_callers_who_leave_now_and_then_say_nothing_of_the_others():
-    forecast = Forecast(Clock())
-    for n in range(1000):
-        if n % 20:
-            forecast.caller_answered()
+def ends(forecast, clock, *ages, apart_s=0.01):
+    """Callers end one after the other: those with a negative age leave, the others are answered."""
+    for age in ages:
+        clock.now += apart_s
+        if age < 0:
+            forecast.caller_left(-age)
         else:
-            forecast.caller_left(0.01)
+            forecast.caller_answered(age)
+
+
+@given(st.integers(2, 19), st.floats(0.001, 0.1))
+def test_a_minority_that_leaves_at_once_does_not_speak_for_those_who_wait(others, early_s):
+    clock = Clock()
+    forecast = Forecast(clock)
+    ends(forecast, clock, *([-early_s, *[0.2] * others] * 100))
+    assert forecast.patience_s == inf
+
+
+@given(st.lists(st.floats(0.001, 3), min_size=1, max_size=200), st.sampled_from([0, 1, 64, 300]))
+def test_a_program_that_ends_with_requests_under_way_says_nothing_of_others(ages, answered):
+    """However many it has, and however few it waited for; two of them do not say more."""
+    clock = Clock()
+    forecast = Forecast(clock)
+    for _ in range(2):
+        ends(forecast, clock, *[0.05] * answered)
+        ends(forecast, clock, *(-age for age in ages), apart_s=0.09 / len(ages))
     assert forecast.patience_s == inf
 
 
 def test_a_crowd_that_leaves_early_is_remembered_relaxed_and_forgotten():
     clock = Clock()
     forecast = Forecast(clock)
-    for _ in range(20):
-        forecast.caller_left(0.05)
-        forecast.caller_answered()
-    assert forecast.patience_s == 0.05
-    clock.now = 5
+    ends(forecast, clock, *[-0.05, 0.02] * 20)
+    assert forecast.patience_s == pytest.approx(0.05, rel=0.01)
+    clock.now += 5
     assert 0.1 < forecast.patience_s < 0.3
-    clock.now = 21
+    clock.now += 16
     assert forecast.patience_s == inf
 
 
+def test_callers_who_were_answered_sooner_do_not_tell_how_long_they_would_have_waited():
+    """A fast server answers most before they would leave, and the few others all leave."""
+    clock = Clock()
+    forecast = Forecast(clock)
+    ends(forecast, clock, *[0.02, 0.03, 0.04, -0.05] * 20)
+    assert forecast.patience_s == pytest.approx(0.05, rel=0.01)
+
+
 def test_the_impatient_count_among_others():
-    forecast = Forecast(Clock())
-    for _ in range(20):
-        forecast.caller_left(0.05)
-        forecast.caller_left(5.0)
-    assert forecast.patience_s == 0.05
+    clock = Clock()
+    forecast = Forecast(clock)
+    ends(forecast, clock, *[-0.05, -5.0] * 20)
+    assert forecast.patience_s == pytest.approx(0.05, rel=0.01)
 
 
 # In bursts: a device that takes 4 ms for a batch and 2 ms for each of its images, threads that

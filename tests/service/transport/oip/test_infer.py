@@ -168,7 +168,13 @@ def test_outputs_are_those_that_are_named_in_their_order_and_form(shaped):
     assert float(score) == pytest.approx(best["score"], abs=1e-5)
     request = message([files(PNG)])
     request.outputs.add(name="probabilities", parameters=parameters(classification=3))
-    assert (over_rpc(shaped, request).outputs["probabilities"] == ranked).all()
+    also_ranked = over_rpc(shaped, request).outputs["probabilities"]
+    for one, other in zip(also_ranked.flat, ranked.flat, strict=True):
+        # An image of another batch differs by rounding.
+        score, found = one.split(b":", 1)
+        expected_score, expected = other.split(b":", 1)
+        assert found == expected
+        assert float(score) == pytest.approx(float(expected_score), abs=1e-5)
 
 
 def test_an_id_comes_back_and_is_made_where_there_is_none(shaped):
