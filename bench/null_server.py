@@ -16,7 +16,9 @@ from service.processes import birth
 
 
 def _launch(
-    self: ClassificationEngine, batch: Sequence[ClassificationInput]
+    self: ClassificationEngine,
+    batch: Sequence[ClassificationInput],
+    cores: int | None = None,  # noqa: ARG001
 ) -> Callable[[], list[ClassificationOutput]]:
     assert self._model is not None
     classes = self._model.config.num_classes

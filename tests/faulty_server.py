@@ -76,7 +76,9 @@ def fail(fault: str) -> None:
             raise RuntimeError("told to fail")
 
 
-def faulty_launch(self: ClassificationEngine, batch: Sequence[Any]) -> Any:
+def faulty_launch(
+    self: ClassificationEngine, batch: Sequence[Any], cores: int | None = None
+) -> Any:
     for file in folder.iterdir():
         fault, _, most = file.name.partition("-")
         if fault == "leak":
@@ -87,7 +89,7 @@ def faulty_launch(self: ClassificationEngine, batch: Sequence[Any]) -> Any:
         for fault, colour in COLOURS.items():
             if is_colour(item.pixels, colour):
                 fail(fault)
-    return launch(self, batch)
+    return launch(self, batch, cores)
 
 
 def faulty_load(self: ClassificationEngine) -> Generator[None, None, Computing]:

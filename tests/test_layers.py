@@ -15,7 +15,7 @@ LEAVES = {
     "service.errors", "service.settings", "service.metrics", "service.machine", "service.cpus",
     "service.logs",
     "service.threads", "service.text_file", "service.byte_budget", "service.lifecycle",
-    "service.ports", "service.command_errors", "service.priority",
+    "service.ports", "service.command_errors", "service.priority", "service.share",
 }  # fmt: skip
 # The model without torch: what follows from a configuration, and pixels.
 TORCH_FREE = {

@@ -22,6 +22,7 @@ from service.batching.admission import Admission, AdmissionControl, Places, Refu
 from service.batching.breaker import Breaker, Fit
 from service.batching.dispatch import Dispatch, Place, no_device
 from service.batching.forecast import Forecast
+from service.batching.peak import Peak
 from service.batching.waiting import T, Turns, Waiting
 from service.errors import (
     DeadlineExceeded,
@@ -32,6 +33,7 @@ from service.errors import (
 )
 from service.metrics import ModelMetrics
 from service.priority import Priority
+from service.share import Share
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,10 +43,14 @@ Empty = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 log = structlog.get_logger(__name__)
 
+_MANY = 1000  # items in flight: more than any device has cores
 # How many batches of images are decoded ahead of the devices, beside those that these compute:
 # a batch that waits, and one that is being decoded. What waits beyond that holds no pixels, and
 # costs nothing if its caller leaves.
 _BATCHES_AHEAD = 2
+# For how many passes of one image it is remembered how many were in flight: each of two callers
+# that ask in turn finds the other one's image answered, and is not alone.
+_PASSES_REMEMBERED = 2.0
 # How long after a failure parts of its batch are still tried, seconds: others wait meanwhile.
 _ISOLATE_S = 5.0
 
@@ -52,8 +58,20 @@ _ISOLATE_S = 5.0
 class Runner(Protocol):
     """What runs the batches of a model on one device."""
 
-    async def run_batch(self, batch: Sequence[Any]) -> Sequence[Any]:
+    def share(self, in_flight: int, free: int) -> Share:
+        """What the next batch takes of the device.
+
+        Args:
+            in_flight: items that wait or are computed at a time, of late.
+            free: cores of the device that no batch has; as few as 0.
+        """
+
+    async def run_batch(self, batch: Sequence[Any], cores: int) -> Sequence[Any]:
         """Results for each item, in order.
+
+        Args:
+            batch: the items.
+            cores: of the device that it has.
 
         Raises:
             EngineUnavailable: the device is lost.
@@ -65,8 +83,8 @@ class Runner(Protocol):
         """Work of the runner's own before the next batch; no answer waits for it."""
         ...
 
-    async def probe(self) -> None:
-        """Run a blank item; raises whatever the device says."""
+    async def probe(self, cores: int) -> None:
+        """Run a blank item on so many cores; raises whatever the device says."""
         ...
 
     def describe(self, size: int) -> dict[str, object]:
@@ -265,9 +283,11 @@ class Batcher(Generic[Item, Result]):
             unavailable=self._unavailable,
             released=self._wakeup.set,  # a drain waits for the last place
         )
-        ahead = sum(dispatch.depths) + _BATCHES_AHEAD
+        computed = dispatch.images(lambda device, free: runners[device].share(_MANY, free))
         # The upper class may be half a batch further ahead, rather than wait for the lower one.
-        self._ahead = Turns(ahead * max_batch, kept=-(-max_batch // 2))
+        self._ahead = Turns(computed + _BATCHES_AHEAD * max_batch, kept=-(-max_batch // 2))
+        self._in_flight = Peak()
+        self._running = 0  # items on the devices
         self._turn = _LocalTurn(self.submit)
         self._served_at = 0.0  # end of the newest batch, perf_counter
         self._crowded = False  # whether a whole batch, decoded or not, waited then
@@ -406,6 +426,7 @@ class Batcher(Generic[Item, Result]):
         future = asyncio.get_running_loop().create_future()
         entry = Entry[Item, Result](item, place, future, enqueued_at, deadline)
         self._queue.add(entry, place.priority, place.due)
+        self._in_flight.note(len(self._queue) + self._running, perf_counter())
         self._wakeup.set()
         if len(self._queue) >= self._max_batch:
             self._dispatch.reconsider()
@@ -427,10 +448,10 @@ class Batcher(Generic[Item, Result]):
                 asked = perf_counter()
                 try:
                     # The batch is taken when a device has a place for it: it gathers until then.
-                    place = await self._dispatch.place(self._full)
+                    place = await self._dispatch.place(self._full, self._share)
                 except EngineUnavailable:
                     continue
-                batches.create_task(self._serve(self._take(), place, asked))
+                batches.create_task(self._serve(self._take(place), place, asked))
             recovering.cancel()
 
     def _unavailable(self) -> EngineUnavailable | None:
@@ -452,8 +473,8 @@ class Batcher(Generic[Item, Result]):
             await self._breaker.opened()
             await asyncio.sleep(self._breaker.pause_s)
             try:
-                with await self._dispatch.place(lambda: True) as place:
-                    await self._try_blank(self._runners[place.device])
+                with await self._dispatch.place(lambda: True, self._share) as place:
+                    await self._try_blank(self._runners[place.device], place)
             except EngineUnavailable:  # no device is left, which no trial will change
                 return
 
@@ -465,12 +486,21 @@ class Batcher(Generic[Item, Result]):
             await self._wakeup.wait()
         return True
 
-    def _take(self) -> list[Entry[Item, Result]]:
+    def _share(self, device: int, free: int) -> Share:
+        """What the next batch takes of a device."""
+        now, pass_s = perf_counter(), self.forecast.compute_s(1)
+        self._in_flight.note(len(self._queue) + self._running, now)
+        in_flight = self._in_flight.most(now - _PASSES_REMEMBERED * pass_s)
+        return self._runners[device].share(in_flight, free)
+
+    def _take(self, place: Place) -> list[Entry[Item, Result]]:
         loop_time, now = asyncio.get_running_loop().time(), perf_counter()
+        # Others that can begin now have as many.
+        most = min(place.share.images, -(-len(self._queue) // (1 + place.beside)))
         batch: list[Entry[Item, Result]] = []
         earliest = inf
         for entry in list(self._queue):
-            if len(batch) == self._max_batch:
+            if len(batch) == most:
                 break
             alive = entry.alive(loop_time)
             if alive and batch and self._group(entry.item) != self._group(batch[0].item):
@@ -506,17 +536,17 @@ class Batcher(Generic[Item, Result]):
         with place:
             if batch:
                 runner = self._runners[place.device]
-                full = len(batch) == self._max_batch
+                full = len(batch) == place.share.images
                 self._metrics.batches["full" if full else "idle"].inc()
                 await self._answer(batch, runner, place, asked)
                 await runner.settle()
                 if self._breaker.suspect:
-                    await self._try_blank(runner)
+                    await self._try_blank(runner, place)
 
-    async def _try_blank(self, runner: Runner) -> None:
+    async def _try_blank(self, runner: Runner, place: Place) -> None:
         """Let a blank item decide whether the model is to be trusted."""
         try:
-            await runner.probe()
+            await runner.probe(place.share.cores)
         except EngineUnavailable:
             return  # the device is at fault, and says so itself
         except Exception:
@@ -611,15 +641,17 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         size = len(part)
         self._places.changed_running(size)
+        self._running += size
         self.forecast.batch_began()
         try:
-            results = await runner.run_batch([entry.item for entry in part])
+            results = await runner.run_batch([entry.item for entry in part], place.share.cores)
             answers = list(zip(part, results, strict=True))
         finally:
+            self._running -= size
             self._places.changed_running(-size)
         began = max(place.began, since)
         compute_s = perf_counter() - began
-        self._account(size, place.device, compute_s, asked)
+        self._account(size, place, compute_s, asked)
         for entry, result in answers:
             # A caller can leave while its batch runs; to answer it would raise and end the loop.
             if entry.left or entry.future.done():
@@ -628,9 +660,9 @@ class Batcher(Generic[Item, Result]):
                 queue_s = began - entry.enqueued_at
                 entry.future.set_result(Served(result, queue_s, compute_s, size))
 
-    def _account(self, size: int, device: int, compute_s: float, asked: float) -> None:
+    def _account(self, size: int, place: Place, compute_s: float, asked: float) -> None:
         self._metrics.batch_took(size, compute_s)
-        self._metrics.busy_seconds[device].inc(compute_s)
+        self._metrics.busy_seconds[place.device].inc(place.part * compute_s)
         # Under load the time between the ends of two batches, on whichever devices they were,
         # and with the time in which other models had those, or images were still to be decoded.
         now = perf_counter()

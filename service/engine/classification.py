@@ -22,10 +22,11 @@ from service.engine.engine import Engine
 from service.engine.graphs import Capture, CudaCapture
 from service.engine.in_graphs import InGraphs
 from service.engine.items import ClassificationInput, ClassificationOutput, Wanted, wanted_of
-from service.engine.on_cpu import OnCpu
+from service.engine.on_cpu import OnCpu, share, team
 from service.engine.openvino import check_available
 from service.metrics import ModelMetrics
 from service.settings import Backend
+from service.share import Share
 
 DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}
 # Of a batch on CUDA, because the memory of its graphs grows with them: those of 64 images of 384
@@ -57,9 +58,9 @@ class _Runs(Protocol):
         """Drop the graphs, and count them no more."""
 
     def launch(
-        self, batch: Sequence[ClassificationInput], wanted: Wanted
+        self, batch: Sequence[ClassificationInput], wanted: Wanted, cores: int
     ) -> Callable[[], Sequence[Ranked]]:
-        """Begin a batch; the function returned waits for its end.
+        """Begin a batch on so many cores; the function returned waits for its end.
 
         Its results come in parts with at least as many rows as images, in their order.
         """
@@ -123,6 +124,16 @@ class ClassificationEngine(Engine):
         self._compiled = compiled
         self._capture = capture
         self._runs: _Runs | None = None
+        self._team = team(model.config)
+
+    @override
+    def share(self, in_flight: int, free: int) -> Share:
+        """What the next batch takes of the device; see `on_cpu.share`."""
+        whole = super().share(in_flight, free)
+        if self._backend == "openvino":
+            return whole
+        quiet = self._device.lanes.crowd.quiet
+        return share(whole, in_flight, free, team=self._team, quiet=quiet)
 
     @override
     def _blank(self) -> ClassificationInput:
@@ -198,11 +209,11 @@ class ClassificationEngine(Engine):
 
     @override
     def launch(
-        self, batch: Sequence[ClassificationInput]
+        self, batch: Sequence[ClassificationInput], cores: int | None = None
     ) -> Callable[[], list[ClassificationOutput]]:
         assert self._runs is not None, "the model is not loaded: this is a bug"
         wanted = wanted_of(batch)
-        parts = self._runs.launch(batch, wanted)
+        parts = self._runs.launch(batch, wanted, self._device.cores if cores is None else cores)
         return lambda: _split(parts(), batch, wanted.attention)
 
     @override

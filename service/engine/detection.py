@@ -56,7 +56,9 @@ class DetectionEngine(DenseEngine[Detector, ExplainedFound]):
         return [part for part in (*found, *explained) if part is not None]
 
     @override
-    def launch(self, batch: Sequence[DetectionInput]) -> Callable[[], list[DetectionOutput]]:
+    def launch(
+        self, batch: Sequence[DetectionInput], cores: int | None = None
+    ) -> Callable[[], list[DetectionOutput]]:
         wanted = wanted_of(batch)
         results = self._loaded.launch(
             [self._row(item, wanted.attention) for item in batch],

@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
+from heapq import heappop, heappush
 from threading import Event
 from time import monotonic
 
@@ -52,6 +53,7 @@ class Device:
         name: that no other device of the replica has.
         depth: batches that it takes at a time, see `Dispatchable`: a second one is copied in
             meanwhile on CUDA, and on a CPU begins without a turn of the event loop between the two.
+        cores: of a CPU, that batches may have a part of; 1 on CUDA.
         threads: of one forward pass on a CPU.
         lanes: that share a batch on a CPU.
         captures: to be held by whoever captures a graph between batches, so that batches that wait
@@ -80,7 +82,8 @@ class Device:
         self.depth = 2
         self._cpus = cpus
         self.threads = threads or seats(1)[0].threads
-        self.lanes = Lanes(1 if on_cuda else self.threads, self._begin)
+        self.cores = 1 if on_cuda else self.threads
+        self.lanes = Lanes(self.cores, self._begin)
         self.captures = asyncio.Lock()
         self._hang_timeout_s = hang_timeout_s
         self._lost = Event()
@@ -92,6 +95,12 @@ class Device:
         self._loader = (
             self._worker if on_cuda else Worker(f"loader {self.name}", self._enter_loader)
         )
+        # For batches that have a part of the cores, one for each core; the next one that is free.
+        self._beside = [
+            Worker(f"part {index} of {self.name}", self._begin)
+            for index in range(self.cores if self.cores > 1 else 0)
+        ]
+        self._free = list(range(len(self._beside)))
         # Where results are waited for, the next batch can begin meanwhile.
         self._results = Worker(f"results {self.name}", reach_heap) if on_cuda else None
 
@@ -154,21 +163,24 @@ class Device:
             )
         return done.pop()
 
-    async def compute(self, launch: Callable[[], Callable[[], T]], limit_s: float) -> T:
-        """Begin a batch in the thread of the device, and get its results once it is done.
+    async def compute(self, launch: Callable[[], Callable[[], T]], limit_s: float, cores: int) -> T:
+        """Begin a batch in a thread of the device, and get its results once it is done.
 
         On CUDA another thread waits for the results, so that the next batch can begin meanwhile.
         The first thread hands the batch to it: a turn of a busy event loop takes longer than a
-        batch.
+        batch. On a CPU a batch that has a part of the cores has a thread of its own.
 
         Args:
             launch: begins it; what it returns waits for the results.
             limit_s: time after which either counts as hung, seconds.
+            cores: that it has; those of all batches at a time are at most those of the device.
 
         Raises:
             EngineUnavailable: the device is lost, now or before.
             OutOfMemory: the batch needs more memory than there is.
         """
+        if cores < self.cores:
+            return (await self._compute_beside(launch, limit_s))()
         results = self._results
         if results is None:
             return (await self.run(launch, limit_s))()
@@ -177,6 +189,18 @@ class Device:
             return partial(self._attempt, self._attempt(launch))
 
         return await self._guarded(lambda: self._worker.submit_chain(begin, results, limit_s))
+
+    async def _compute_beside(
+        self, launch: Callable[[], Callable[[], T]], limit_s: float
+    ) -> Callable[[], T]:
+        # The same threads again and again, which keep the memory that a batch frees.
+        index = heappop(self._free)
+        try:
+            return await self._guarded(
+                lambda: self._beside[index].submit(partial(self._attempt, launch), limit_s)
+            )
+        finally:
+            heappush(self._free, index)
 
     async def watch(self) -> None:
         """Look after the threads as long as the device is healthy."""
@@ -224,7 +248,7 @@ class Device:
         return ended
 
     def _workers(self) -> list[Worker]:
-        threads = dict.fromkeys((self._worker, self._loader, self._results))
+        threads = dict.fromkeys((self._worker, *self._beside, self._loader, self._results))
         return [worker for worker in threads if worker is not None]
 
     async def _guarded(self, submit: Callable[[], asyncio.Future[T]]) -> T:

@@ -13,6 +13,7 @@ from service.engine.computing import Computing
 from service.engine.device import Device
 from service.engine.graphs import choose_buckets, pick_bucket
 from service.metrics import ModelMetrics
+from service.share import Share
 
 
 class Engine(ABC):
@@ -74,8 +75,16 @@ class Engine(ABC):
         """
         await self._device.run(self._unload)
 
-    async def run_batch(self, batch: Sequence[Any]) -> list[Any]:
+    def share(self, in_flight: int, free: int) -> Share:  # noqa: ARG002
+        """What the next batch takes of the device; see `batcher.Runner`. Most take all of it."""
+        return Share(self._device.cores, self.max_batch)
+
+    async def run_batch(self, batch: Sequence[Any], cores: int | None = None) -> list[Any]:
         """The outputs of at most `max_batch` images of one group; what the batcher calls.
+
+        Args:
+            batch: the images.
+            cores: of the device that it has; `None` means all of them.
 
         Raises:
             EngineUnavailable: the device is lost.
@@ -84,8 +93,9 @@ class Engine(ABC):
         """
         cost = sum(map(self.cost, batch))
         limit_s = self._pace.limit_s(cost)
-        launch = self._pace.timed(lambda: self.launch(batch), cost)
-        return await self._device.compute(lambda: self._pace.timed(launch(), cost), limit_s)
+        cores = self._device.cores if cores is None else cores
+        launch = self._pace.timed(lambda: self.launch(batch, cores), cost)
+        return await self._device.compute(lambda: self._pace.timed(launch(), cost), limit_s, cores)
 
     def cost(self, item: Any) -> int:
         """The bytes of pixels that an image has the device work on."""
@@ -94,13 +104,16 @@ class Engine(ABC):
     async def settle(self) -> None:  # noqa: B027
         """Work of the engine's own after a batch; most have none."""
 
-    async def probe(self) -> None:
+    async def probe(self, cores: int | None = None) -> None:
         """Run a blank image: a failure is the model's or the device's, not the image's.
+
+        Args:
+            cores: as of `run_batch`.
 
         Raises:
             Exception: whatever the device says.
         """
-        await self.run_batch([self._blank()])
+        await self.run_batch([self._blank()], cores)
 
     def describe(self, size: int) -> dict[str, object]:
         """What runs a batch of so many images, for the log."""
@@ -108,8 +121,13 @@ class Engine(ABC):
         return {"model": self._metrics.model, "device": self._device.name, "bucket": bucket}
 
     @abstractmethod
-    def launch(self, batch: Sequence[Any]) -> Callable[[], list[Any]]:
-        """Begin a batch, in the thread of the device; the function returned waits for its end."""
+    def launch(self, batch: Sequence[Any], cores: int | None = None) -> Callable[[], list[Any]]:
+        """Begin a batch, in a thread of the device; the function returned waits for its end.
+
+        Args:
+            batch: as of `run_batch`.
+            cores: likewise.
+        """
 
     @abstractmethod
     def _load(self) -> Generator[None, None, Computing]:

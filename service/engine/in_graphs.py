@@ -77,7 +77,7 @@ class InGraphs:
         await self._pipeline.settle()
 
     def launch(
-        self, batch: Sequence[ClassificationInput], wanted: Wanted
+        self, batch: Sequence[ClassificationInput], wanted: Wanted, _: int
     ) -> Callable[[], Sequence[Ranked]]:
         """Begin a batch; the function that is returned waits for its results, in one part."""
         layers = wanted.attention

@@ -16,51 +16,32 @@ from service.engine.worker import T
 from service.memory import reach_heap
 from service.threads import open_pool
 
-# Of the time of a share's first thread, from when on its cores are wanted by others, or by nobody.
+# Of the time of a lane's first thread, from when on its cores are wanted by others, or by nobody.
 _CROWDED, _QUIET = 0.8, 0.9
 _SMOOTHING = 0.3
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
-_FEW = 2  # images of a lane that are not worth dealing out one by one
 
 
 @dataclass(frozen=True)
-class Share:
+class Lane:
     """Rows of a batch that are computed together, and the threads they have for it."""
 
     rows: slice
     threads: int
 
 
-def plan(images: int, threads: int, *, team: int, dealt: bool) -> list[list[Share]]:
-    """Rounds of shares that lanes take one after the other, each when it is done with the last.
+def plan(images: int, threads: int, *, team: int) -> list[Lane]:
+    """Cut a batch into as many lanes as there are threads, or images if these are fewer.
 
     Args:
         images: of the batch.
         threads: of all lanes.
-        team: how many threads compute an image faster than fewer do. If that is several, the images
-            left over when every lane has as many are a round of their own, with more threads each.
-        dealt: whether half of a round is single images, so that a lane whose core has another
-            process on it as well takes fewer of them. That is worth while for images that take
-            long. A pass of a small model takes as long for one image as for two: its lanes have
-            one share each.
+        team: how many threads compute an image faster than fewer do.
     """
-    rounds, start = [], 0
-    while start < images:
-        lanes = min(images - start, threads)
-        each = (images - start) // lanes
-        count = lanes * each if team > 1 else images - start
-        over = count - lanes * each
-        if dealt:
-            large = each // 2 if each > _FEW else each
-            sizes = [large] * lanes + [1] * (count - lanes * large)
-        else:
-            sizes = [each + 1] * over + [each] * (lanes - over)
-        ends = accumulate(sizes, initial=start)
-        rounds.append(
-            [Share(slice(begin, end), min(team, threads // lanes)) for begin, end in pairwise(ends)]
-        )
-        start += count
-    return rounds
+    lanes = min(images, threads)
+    each, over = divmod(images, lanes)
+    ends = accumulate([each + 1] * over + [each] * (lanes - over), initial=0)
+    return [Lane(slice(begin, end), min(team, threads // lanes)) for begin, end in pairwise(ends)]
 
 
 class Crowd:
@@ -88,7 +69,7 @@ class Crowd:
         return self._clock() >= self._alone_until
 
     def computed(self, cpu_s: float, wall_s: float) -> None:
-        """Learn from a share: what its first thread computed, and how long it took; seconds."""
+        """Learn from a lane: what its first thread computed, and how long it took; seconds."""
         self._computing += _SMOOTHING * (cpu_s / wall_s - self._computing)
         if self._computing < _CROWDED:
             self._computing = 1.0
@@ -99,62 +80,71 @@ class Crowd:
 
 
 class Lanes:
-    """Threads that compute shares of a batch.
+    """Threads that compute a batch together.
 
     Args:
-        threads: of all of them together.
+        threads: of all lanes.
         begin: what each thread does first.
+
+    Attributes:
+        crowd: whether others want the cores too.
 
     Raises:
         RuntimeError: the system gives no more threads.
     """
 
     def __init__(self, threads: int, begin: Callable[[], None] = reach_heap) -> None:
+        self.crowd = Crowd()
         self._threads = threads
-        self._crowd = Crowd()
         self._pool = open_pool(threads, "lane", begin)
 
-    def share_sizes(self, images: int, *, team: int) -> set[int]:
+    def sizes(self, images: int, *, team: int) -> set[int]:
         """Numbers of rows that `map` may give at a time."""
         plans = [self._plan(images, team=team, quiet=quiet) for quiet in (True, False)]
-        shares = chain.from_iterable(chain.from_iterable(plans))
-        return {share.rows.stop - share.rows.start for share in shares}
+        return {lane.rows.stop - lane.rows.start for lane in chain.from_iterable(plans)}
 
     def map(self, work: Callable[[slice], T], images: int, *, team: int) -> list[T]:
-        """Call `work` with the rows of every share, in inference mode; results in order of rows.
+        """Call `work` with the rows of every lane, in inference mode; results in order of rows.
 
-        A single share is computed in the calling thread.
+        A single lane is computed in the calling thread.
 
         Args:
             work: on rows of the batch.
             images: of the batch.
             team: how many threads compute an image faster than fewer do, in quiet.
         """
-        quiet = self._crowd.quiet
+        quiet = self.crowd.quiet
 
-        def compute(share: Share) -> T:
-            # A setting of the calling thread, like the mode.
-            torch.set_num_threads(share.threads)
-            began, computed = perf_counter(), thread_time()
-            with torch.inference_mode():
-                result = work(share.rows)
-            if quiet and (share.threads > 1 or team == 1):
-                self._crowd.computed(thread_time() - computed, perf_counter() - began)
-            return result
+        def compute(lane: Lane) -> T:
+            return self._compute(work, lane, learn=quiet and (lane.threads > 1 or team == 1))
 
-        results: list[T] = []
-        for shares in self._plan(images, team=team, quiet=quiet):
-            if len(shares) == 1:
-                results.append(compute(shares[0]))
-            else:
-                results += self._pool.map(compute, shares)
-        return results
+        lanes = self._plan(images, team=team, quiet=quiet)
+        return [compute(lanes[0])] if len(lanes) == 1 else list(self._pool.map(compute, lanes))
 
-    def _plan(self, images: int, *, team: int, quiet: bool) -> list[list[Share]]:
+    def one(self, work: Callable[[slice], T], images: int, *, threads: int) -> T:
+        """Call `work` with all rows, in inference mode and in the calling thread.
+
+        Args:
+            work: as of `map`.
+            images: of the batch.
+            threads: that compute it together.
+        """
+        return self._compute(work, Lane(slice(0, images), threads), learn=threads > 1)
+
+    def _compute(self, work: Callable[[slice], T], lane: Lane, *, learn: bool) -> T:
+        # A setting of the calling thread, like the mode.
+        torch.set_num_threads(lane.threads)
+        began, computed = perf_counter(), thread_time()
+        with torch.inference_mode():
+            result = work(lane.rows)
+        if learn:
+            self.crowd.computed(thread_time() - computed, perf_counter() - began)
+        return result
+
+    def _plan(self, images: int, *, team: int, quiet: bool) -> list[Lane]:
         if team > 1:
-            return plan(images, self._threads, team=team if quiet else 1, dealt=True)
-        lanes = self._threads if quiet else max(1, self._threads // 2)
-        return plan(images, lanes, team=1, dealt=False)
+            return plan(images, self._threads, team=team if quiet else 1)
+        return plan(images, self._threads if quiet else max(1, self._threads // 2), team=1)
 
     def shutdown(self, *, wait: bool = True) -> None:
         """End the threads.

@@ -68,7 +68,9 @@ class SegmentationEngine(DenseEngine[Segmenter, ExplainedLogits]):
         return seen + height * width * _CHANNELS
 
     @override
-    def launch(self, batch: Sequence[SegmentationInput]) -> Callable[[], list[SegmentationOutput]]:
+    def launch(
+        self, batch: Sequence[SegmentationInput], cores: int | None = None
+    ) -> Callable[[], list[SegmentationOutput]]:
         under_way = _Batch(batch)
         needed = []
         for view in under_way.views:

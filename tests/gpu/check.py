@@ -199,7 +199,10 @@ async def in_flight(
     """Begin all batches before the results of one are read, in every other turn the last first."""
     begun = [await device.run(partial(launch, batch)) for batch in batches]
     order = list(enumerate(begun))[:: 1 if turn % 2 else -1]
-    came = {index: await device.compute(partial(_same, one), WAIT_S) for index, one in order}
+    came = {
+        index: await device.compute(partial(_same, one), WAIT_S, device.cores)
+        for index, one in order
+    }
     return [came[index] for index in range(len(batches))]
 
 

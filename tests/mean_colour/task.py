@@ -17,6 +17,7 @@ from service.models.card import Label
 from service.models.load import Converted, LoadedModel, Loader
 from service.served_tasks import ServedTask
 from service.settings import ModelChoice
+from service.share import Share
 from tests.mean_colour.core import SIDE, MeanColourCore, MeanColourInput
 from tests.mean_colour.messages import RPC_MEAN_COLOUR
 from tests.mean_colour.schema import HTTP_MEAN_COLOUR
@@ -68,7 +69,14 @@ class MeanColourEngine:
     async def unload(self) -> None:
         del self._network
 
-    async def run_batch(self, batch: Sequence[MeanColourInput]) -> list[Any]:
+    def share(self, in_flight: int, free: int) -> Share:
+        return Share(self._device.cores, self.max_batch)
+
+    async def run_batch(
+        self,
+        batch: Sequence[MeanColourInput],
+        cores: int,
+    ) -> list[Any]:
         def work() -> list[Any]:
             pixels = torch.stack([torch.from_numpy(item.pixels.copy()) for item in batch])
             with torch.inference_mode():
@@ -80,9 +88,9 @@ class MeanColourEngine:
     async def settle(self) -> None:
         pass
 
-    async def probe(self) -> None:
+    async def probe(self, cores: int) -> None:
         blank = torch.zeros(SIDE, SIDE, 3, dtype=torch.uint8).numpy()
-        await self.run_batch([MeanColourInput(blank)])
+        await self.run_batch([MeanColourInput(blank)], cores)
 
     def describe(self, size: int) -> dict[str, object]:
         return {"model": self._metrics.model, "device": self._device.name, "bucket": size}

@@ -89,9 +89,18 @@ def together(_):
 device, workers = Device("cpu", threads=2), open_workers(2)
 keep_freed()
 together.started = Barrier(2)
+
+def launch():
+    together(0)
+    return lambda: None
+
+async def on_parts():
+    await asyncio.gather(*(device.compute(launch, 60, 1) for _ in range(2)))
+
 for use in (
     lambda: asyncio.run(device.run(work)),
-    lambda: device.lanes.map(together, 2, team=2),
+    lambda: asyncio.run(on_parts()),
+    lambda: device.lanes.map(together, 2, team=1),
     lambda: list(workers.map(together, range(2))),
 ):
     before = resident()
@@ -106,7 +115,7 @@ for use in (
 def test_what_every_kind_of_thread_kept_goes_back_and_is_kept_again() -> None:
     command = [sys.executable, "-c", _IN_ALL_THREADS]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 8
     for held, left in (map(int, line.split()) for line in lines):
         assert held > 50 * MIB
         assert left < 8 * MIB

@@ -23,6 +23,7 @@ from service.errors import (
     Overloaded,
 )
 from service.metrics import Metrics
+from service.share import Share
 
 FAR = 1e9  # loop time, seconds
 
@@ -33,13 +34,22 @@ class Seat:
 
     depth: int = 1
     healthy: bool = True
+    cores: int = 1
 
 
 @dataclass
 class Runner:
-    """A runner with nothing to do after a batch."""
+    """A runner of a whole device, with nothing to do after a batch."""
 
-    run_batch: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
+    work: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
+    max_batch: int = 4
+
+    def share(self, in_flight: int, free: int) -> Share:
+        return Share(1, self.max_batch)
+
+    async def run_batch(self, batch: Sequence[Any], cores: int) -> Sequence[Any]:
+        assert cores == 1
+        return await self.work(batch)
 
     async def settle(self) -> None:
         pass
@@ -47,7 +57,7 @@ class Runner:
     def describe(self, size: int) -> dict[str, object]:
         return {"model": "recorded", "bucket": size}
 
-    async def probe(self) -> None:
+    async def probe(self, cores: int) -> None:
         pass
 
 
@@ -55,8 +65,11 @@ def opened(*run_batch, max_batch=4, queue_limit=100, dispatch=None, **settings):
     """A batcher over one runner for each function."""
     names = [f"cpu:{index}" for index in range(len(run_batch))]
     metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", queue_limit, names)
+    runners = [one if hasattr(one, "settle") else Runner(one) for one in run_batch]
+    for runner in runners:
+        runner.max_batch = max_batch
     batcher = Batcher(
-        [one if hasattr(one, "settle") else Runner(one) for one in run_batch],
+        runners,
         max_batch=max_batch,
         places=LocalPlaces(queue_limit),
         metrics=metrics,
@@ -65,6 +78,10 @@ def opened(*run_batch, max_batch=4, queue_limit=100, dispatch=None, **settings):
     )
     batcher.open()
     return batcher, metrics
+
+
+def whole(device: int, free: int) -> Share:
+    return Share(1, 4)
 
 
 def value(gauge):
@@ -260,7 +277,7 @@ async def test_places_are_free_as_soon_as_the_device_has_the_image():
 async def test_a_batcher_that_is_not_open_refuses():
     metrics = Metrics(CollectorRegistry()).add_model("m", "1", "classify", 1)
     batcher = Batcher(
-        [Runner(Device())],
+        [Runner(Device(), 4)],
         max_batch=1,
         places=LocalPlaces(1),
         metrics=metrics,
@@ -366,7 +383,7 @@ async def test_the_wait_estimate_counts_the_turns_of_other_models():
     device = Device()
     batcher, _ = opened(device, max_batch=1, dispatch=dispatch)
     run = asyncio.create_task(batcher.run())
-    with await dispatch.place(lambda: True):  # of another model
+    with await dispatch.place(lambda: True, whole):  # of another model
         waiting = asyncio.create_task(submit(batcher, 0))
         await asyncio.sleep(0.05)
     await waiting
@@ -526,7 +543,7 @@ def test_places_are_given_in_order_within_the_depth_and_never_lost(steps, depths
         served = []
 
         async def ask(number):
-            place = await dispatch.place(lambda: number % 2 == 0)
+            place = await dispatch.place(lambda: number % 2 == 0, whole)
             # By when it was given: who has it already goes on before who is still to be woken.
             served.append((place._entered, number))
             held.append(place)
@@ -556,7 +573,7 @@ def test_places_are_given_in_order_within_the_depth_and_never_lost(steps, depths
             with place:
                 pass
         # Nothing leaked: every device takes as many as it should.
-        again = [await dispatch.place(lambda: True) for _ in range(sum(depths))]
+        again = [await dispatch.place(lambda: True, whole) for _ in range(sum(depths))]
         assert [sum(p.device == i for p in again) for i in range(len(depths))] == depths
 
     asyncio.run(scenario())
@@ -566,7 +583,7 @@ async def test_the_device_with_fewer_batches_is_next_and_of_equals_the_one_idle_
     dispatch = Dispatch([Seat(depth=2), Seat(depth=2), Seat(depth=2)])
 
     async def place():
-        return await dispatch.place(lambda: True)
+        return await dispatch.place(lambda: True, whole)
 
     first, second, third = [await place() for _ in range(3)]
     assert [one.device for one in (first, second, third)] == [0, 1, 2]
@@ -585,22 +602,22 @@ async def test_of_idle_devices_the_one_used_last_is_last():
     dispatch = Dispatch([Seat(), Seat()])
     used = []
     for _ in range(4):
-        with await dispatch.place(lambda: True) as place:
+        with await dispatch.place(lambda: True, whole) as place:
             used.append(place.device)
     assert used == [0, 1, 0, 1]
 
 
 async def test_a_place_that_is_given_to_one_who_just_left_is_free_again():
     dispatch = Dispatch([Seat()])
-    held = await dispatch.place(lambda: True)
-    leaves = asyncio.create_task(dispatch.place(lambda: True))
+    held = await dispatch.place(lambda: True, whole)
+    leaves = asyncio.create_task(dispatch.place(lambda: True, whole))
     await asyncio.sleep(0)
     with held:
         pass
     leaves.cancel()  # given, and not yet taken
     await asyncio.gather(leaves, return_exceptions=True)
     async with asyncio.timeout(1):
-        assert (await dispatch.place(lambda: True)).device == 0
+        assert (await dispatch.place(lambda: True, whole)).device == 0
 
 
 async def test_the_wait_estimate_does_not_count_idle_time():
@@ -692,7 +709,7 @@ async def test_a_lost_device_fails_its_batch_and_what_waits_and_what_comes():
 
 async def test_a_model_that_fails_on_a_blank_item_too_is_out_of_use_until_that_works():
     class Broken(Runner):
-        async def probe(self) -> None:
+        async def probe(self, cores: int) -> None:
             if broken:
                 raise RuntimeError("device")
 

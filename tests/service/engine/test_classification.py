@@ -1,6 +1,7 @@
 import asyncio
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from demo.train import CONFIG
 from demo.views import upload, view
 from model import create_model
 from model.normalise import Normalise
+from service.engine import on_cpu
 from service.engine.classification import ClassificationEngine, default_max_batch
 from service.engine.device import Device, DeviceUnavailable
 from service.engine.graphs import CapturedGraph, default_buckets, pick_bucket
 from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
 from service.metrics import Metrics, ModelMetrics
+from service.share import Share
 from tests.conftest import official_state
 from tests.service.recorded import recorded
 
@@ -102,6 +105,53 @@ def test_a_row_is_the_same_alone_and_in_any_bucket(buckets, threads):
                 output.sampling_locations, solo.sampling_locations, strict=True
             ):
                 np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("buckets", [(), (4, 8)])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_row_is_the_same_on_any_part_of_the_cores(monkeypatch, large, buckets):
+    monkeypatch.setattr(on_cpu, "WORTH_A_THREAD", 1 if large else inf)
+    engine, _ = opened(buckets=buckets, max_batch=8, threads=4)
+    alone, _ = opened(max_batch=1)
+    images = inputs(8)
+    expected = [forward(alone, [image])[0] for image in images]
+
+    async def compute(begin: int, share: Share) -> None:
+        batch = images[begin : begin + share.images]
+        outputs = await engine.run_batch(batch, share.cores)
+        for output, solo in zip(outputs, expected[begin:], strict=False):
+            np.testing.assert_allclose(by_class(output), by_class(solo), atol=1e-6)
+            assert len(output.sampling_locations) == len(solo.sampling_locations)
+
+    async def beside_each_other() -> None:
+        for in_flight in (1, 2, 3, 4, 100):
+            free, shares = 4, []
+            while (share := engine.share(in_flight, free)).cores <= free:
+                shares.append(share)
+                free -= share.cores
+            assert free == 0
+            await asyncio.gather(*(compute(n % 5, share) for n, share in enumerate(shares)))
+
+    asyncio.run(beside_each_other())
+
+
+@given(st.integers(1, 64), st.integers(1, 32), st.integers(0, 200), st.integers(0, 64))
+def test_large_images_share_the_cores_that_are_free(cores, max_batch, in_flight, free):
+    whole, free = Share(cores, max_batch), min(free, cores)
+    taken = on_cpu.share(whole, in_flight, free, team=18, quiet=True)
+    assert 1 <= taken.cores <= max(1, min(18, free))
+    assert taken.cores * in_flight <= cores or taken.cores == 1
+    assert 1 <= taken.images <= max_batch
+    crowded = on_cpu.share(whole, in_flight, free, team=18, quiet=False)
+    assert crowded.cores == 1
+
+
+@given(st.integers(2, 64), st.integers(0, 200))
+def test_a_batch_of_small_images_has_all_cores_or_one_beside_other_models(cores, in_flight):
+    whole = Share(cores, 8)
+    for free in (cores, 0, -cores):
+        assert on_cpu.share(whole, in_flight, free, team=1, quiet=True) == whole
+    assert on_cpu.share(whole, in_flight, cores - 1, team=1, quiet=True).cores == 1
 
 
 def test_graphs_are_padded_and_their_buffers_reused():

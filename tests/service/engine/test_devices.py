@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from functools import partial
 from importlib.util import find_spec
-from threading import Event
+from threading import Barrier, Event
 
 import pytest
 import structlog
@@ -145,7 +145,7 @@ def attempt(request, gpu):
         result = work()
         return lambda: result
 
-    return lambda work, limit_s=60.0: gpu.compute(partial(launch, work), limit_s)
+    return lambda work, limit_s=60.0: gpu.compute(partial(launch, work), limit_s, 1)
 
 
 async def test_an_error_that_the_device_gets_over_is_only_its_batchs(gpu, attempt, monkeypatch):
@@ -222,8 +222,8 @@ async def test_the_next_batch_begins_while_results_are_waited_for(gpu):
         begun.set()
         return lambda: 2
 
-    first = asyncio.create_task(gpu.compute(lambda: lambda: go_on.wait(30), 60.0))
-    second = asyncio.create_task(gpu.compute(begin, 60.0))
+    first = asyncio.create_task(gpu.compute(lambda: lambda: go_on.wait(30), 60.0, 1))
+    second = asyncio.create_task(gpu.compute(begin, 60.0, 1))
     await asyncio.sleep(0)
     # The event loop stands still here: one thread gives its work to the other by itself.
     assert begun.wait(30)
@@ -279,3 +279,25 @@ def test_the_cpu_is_taken_without_a_word_where_there_is_no_gpu(machine):
     machine.touch()
     # Nor where it is asked for.
     assert warned(lambda: Device("cpu", threads=1)) == ("cpu:0", [])
+
+
+async def test_batches_on_parts_of_a_cpu_are_computed_beside_each_other_and_watched():
+    device, together, go_on = Device("cpu", 2), Barrier(2, timeout=30), Event()
+    watching = asyncio.create_task(device.watch())
+
+    def launch():
+        together.wait()
+        return lambda: "computed"
+
+    try:
+        for _ in range(3):
+            both = (device.compute(launch, 60.0, 1) for _ in range(2))
+            assert await asyncio.gather(*both) == ["computed", "computed"]
+        with pytest.raises(EngineUnavailable) as lost:
+            await device.compute(go_on.wait, 0.3, 1)
+        assert lost.value.cause == "hung"
+        assert not device.healthy
+    finally:
+        go_on.set()
+        watching.cancel()
+        device.close()

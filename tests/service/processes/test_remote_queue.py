@@ -82,7 +82,7 @@ class Server:
             return [{"twice": 2 * item["pixels"].astype(int)} for item in items]
 
         batcher = Batcher(
-            [Runner(device)],
+            [Runner(device, self.max_batch)],
             max_batch=self.max_batch,
             places=WorkerPlaces(self.board, index, 0),
             metrics=counted(0),
