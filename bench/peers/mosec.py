@@ -22,8 +22,8 @@ class Classify(Worker):
         self._classifier = Classifier(SETTING.threads, SETTING.batch)
 
     def deserialize(self, data: bytes) -> bytes:
-        """The body is the JPEG."""
-        return data
+        """The body is the JPEG, in a buffer of its own."""
+        return bytes(data)
 
     def forward(self, data: Any) -> Any:
         """A batch, or where nothing is batched one image."""

@@ -116,7 +116,7 @@ async def evaluate(
         start = perf_counter()
         try:
             # Enough at once to keep the decoders busy while every device has its batches.
-            places = sum(device.depth for device in devices)
+            places = sum(max(device.depth, device.cores) for device in devices)
             at_once = (1 + places) * core.card.max_batch + 2 * settings.limits.decoders
             at_once = min(at_once, model.facts.queue_limit)
             answer = partial(_answer, evaluation, core)
