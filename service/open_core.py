@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from service import process
-from service.batching.batcher import Queue
+from service.batching.queue import Queue
 from service.images.decoders import Decoders
 from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics

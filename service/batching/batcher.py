@@ -7,7 +7,7 @@ the runner of a device and the results back.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
@@ -16,13 +16,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from service.batching.admission import Admission, AdmissionControl, Places, Refusal
 from service.batching.breaker import Breaker, Fit
 from service.batching.dispatch import Dispatch, Place, no_device
 from service.batching.forecast import Forecast
 from service.batching.peak import Peak
+from service.batching.queue import Empty, HeldPlace, Served, Turn
 from service.batching.waiting import T, Turns, Waiting
 from service.errors import (
     DeadlineExceeded,
@@ -37,9 +37,6 @@ from service.share import Share
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-# Where pixels of a shape go.
-Empty = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 log = structlog.get_logger(__name__)
 
@@ -92,46 +89,6 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Served(Generic[Result]):
-    """An answer with the figures of its batch.
-
-    Attributes:
-        result: what the runner returned for the item.
-        queue_s: from the queue to the device, seconds.
-        compute_s: of the whole batch on the device, seconds.
-        batch_size: items of the batch, without padding.
-    """
-
-    result: Result
-    queue_s: float
-    compute_s: float
-    batch_size: int
-
-
-class HeldPlace(Protocol):
-    """The place of an item in the queue, and whose it is; see `Admission`."""
-
-    @property
-    def request_id(self) -> str:
-        """Of the request."""
-
-    @property
-    def patient_until(self) -> float:
-        """When its caller, as callers are, will have left; loop time, seconds."""
-
-    @property
-    def priority(self) -> Priority:
-        """The class of the request."""
-
-    @property
-    def due(self) -> float:
-        """From when on it counts as one of the upper class, loop time, seconds."""
-
-    def give_back(self) -> None:
-        """Note that the item left the queue."""
-
-
 @dataclass(eq=False, slots=True)
 class Entry(Generic[Item, Result]):
     """An item in the queue, or on the device.
@@ -156,57 +113,6 @@ class Entry(Generic[Item, Result]):
         """Whether an answer is still of use."""
         # A busy loop can be late with the timeout of an entry.
         return self.deadline > loop_time and not self.left and not self.future.done()
-
-
-class Turn(Protocol):
-    """The turn of one image to be decoded and submitted."""
-
-    def fill(self, work: Callable[[Empty], T]) -> T:
-        """Do the work of decoding, in a thread; its argument says where pixels of a shape go."""
-
-    def submit(
-        self, item: Any, admission: Admission, deadline: float, waited_s: float
-    ) -> Awaitable[Served[Any]]:
-        """Queue the item of the image and wait for its answer; see `Batcher.submit`."""
-
-
-class Queue(Protocol):
-    """What a task needs of the queue of a model, in this process or in another."""
-
-    @property
-    def forecast(self) -> Forecast:
-        """Learns from the images and their callers."""
-
-    def refusal(
-        self,
-        places: int = 1,
-        timeout_s: float | None = None,
-        priority: Priority = "high",
-        decode_s: float = 0.0,
-    ) -> Refusal | None:
-        """Why so many places could not be taken now; see `AdmissionControl.refusal`."""
-
-    def check_room(
-        self,
-        places: int = 1,
-        timeout_s: float | None = None,
-        priority: Priority = "high",
-        decode_s: float = 0.0,
-    ) -> None:
-        """Refuse what could not be admitted now; see `AdmissionControl.check_room`."""
-
-    def admit(
-        self,
-        places: int,
-        timeout_s: float | None = None,
-        request_id: str = "",
-        priority: Priority = "high",
-        decode_s: float = 0.0,
-    ) -> Admission:
-        """Take places in the queue for a request; see `AdmissionControl.admit`."""
-
-    def ahead(self, place: HeldPlace, deadline: float) -> AbstractAsyncContextManager[Turn]:
-        """Wait for the turn of an image; see `Batcher.ahead`."""
 
 
 class _LocalTurn:

@@ -15,7 +15,8 @@ import numpy as np
 import structlog
 
 from service.batching.admission import Admission, AdmissionControl, Refusal
-from service.batching.batcher import Empty, HeldPlace, Served, Turn, too_late
+from service.batching.batcher import too_late
+from service.batching.queue import Empty, HeldPlace, Served, Turn
 from service.batching.waiting import T, Turns
 from service.errors import DeadlineExceeded, EngineUnavailable, WorkerLost
 from service.metrics import ModelMetrics
@@ -327,7 +328,7 @@ class Workers:
 
 
 class RemoteQueue:
-    """The queue of one model, which the workers serve together; see `batching.batcher.Queue`.
+    """The queue of one model, which the workers serve together; see `batching.queue.Queue`.
 
     Args:
         workers: that have the model.

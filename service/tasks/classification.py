@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from model.config import DatConfig
 from model.transforms import Preprocessing
-from service.batching.batcher import Queue
+from service.batching.queue import Queue
 from service.engine.items import Cells, ClassificationInput, ClassificationOutput, Wanted
 from service.errors import EngineFailed, InvalidOption
 from service.images.decode import prepare

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import structlog
 
 from service.batching.admission import Refusal
-from service.batching.batcher import Queue
+from service.batching.queue import Queue
 from service.errors import (
     DeadlineExceeded,
     ImageTooLarge,

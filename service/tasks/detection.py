@@ -12,7 +12,7 @@ from model.config import DatConfig
 from model.detection.config import MOST_DETECTIONS, SCORE_THRESHOLD, DetectorConfig
 from model.detection.masks import paste
 from model.detection.transforms import Resizing, to_model_pixels
-from service.batching.batcher import Queue
+from service.batching.queue import Queue
 from service.engine.items import DetectionInput, DetectionOutput
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
 from service.images.decode import Empty, Source, decode_pixels

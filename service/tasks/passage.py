@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from service.batching.admission import Admission
-from service.batching.batcher import Queue, Turn
+from service.batching.queue import Queue, Turn
 from service.engine.items import Item
 from service.errors import DeadlineExceeded, InvalidImage
 from service.images.decode import Empty, Source

@@ -11,7 +11,7 @@ from typing_extensions import override
 from model.config import DatConfig
 from model.segmentation.config import RATIOS, SegmenterConfig
 from model.segmentation.transforms import Resizing, to_model_pixels
-from service.batching.batcher import Queue
+from service.batching.queue import Queue
 from service.engine.items import SegmentationInput, SegmentationOutput
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
 from service.images.decode import Empty, Source, decode_pixels
