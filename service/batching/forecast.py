@@ -19,6 +19,7 @@ _MOMENTS = 3  # at which they must have left: a program that ends takes all of i
 _MOMENT_S = 0.1
 _RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
 _FORGOTTEN_S = 20.0
+_BATCHES_WAITED_FOR = 2.0  # by anybody: the one on the device, and his own
 
 
 class Expected(NamedTuple):
@@ -201,12 +202,15 @@ class Forecast:
         """After what time callers that name no deadline are likely to have left.
 
         Infinite unless callers do leave. It grows again while they do not, for those that are
-        turned away in time cannot show that they would have waited.
+        turned away in time cannot show that they would have waited. And whatever others do, it is
+        long enough for a place in the next batch: nobody who leaves at once keeps a device idle.
         """
         since = self._clock() - self._evidence_at
         if since > _FORGOTTEN_S:
             return inf
-        return self._patience_s * float(_RELAXED_PER_S**since)
+        batch_s = max((self.compute_s(size) for size in self.batches.compute_s), default=0.0)
+        least_s = _BATCHES_WAITED_FOR * max(1.0, self.batches.stretch) * batch_s
+        return max(least_s, self._patience_s * float(_RELAXED_PER_S**since))
 
 
 def _smoothed(before: float, newest: float) -> float:

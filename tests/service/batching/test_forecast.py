@@ -146,6 +146,17 @@ def test_callers_who_were_answered_sooner_do_not_tell_how_long_they_would_have_w
     assert forecast.patience_s == pytest.approx(0.05, rel=0.01)
 
 
+@given(st.floats(0.001, 1), st.integers(1, 32), st.integers(7, 300))
+def test_whoever_leaves_at_once_does_not_keep_others_from_the_next_batch(seconds, size, leaving):
+    clock = Clock()
+    forecast = Forecast(clock)
+    batches(forecast, size, seconds)
+    ends(forecast, clock, *[-1e-4] * leaving, apart_s=0.2)
+    next_s = forecast.expect(size, 0).seconds
+    assert next_s == pytest.approx(seconds)
+    assert 1.5 * next_s < forecast.patience_s < 4 * next_s
+
+
 def test_the_impatient_count_among_others():
     clock = Clock()
     forecast = Forecast(clock)
