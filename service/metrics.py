@@ -41,7 +41,14 @@ Reload = Literal["added", "reloaded", "removed", "failed"]
 Part = Literal["weights", "graphs"]
 Port = Literal["http", "metrics"]
 Cut = Literal[
-    "header_timeout", "body_timeout", "write_timeout", "idle", "evicted", "crowded", "handshake"
+    "header_timeout",
+    "body_timeout",
+    "write_timeout",
+    "idle",
+    "evicted",
+    "crowded",
+    "handshake",
+    "left",
 ]
 Reloaded = Literal["keys", "certificates"]
 
@@ -169,7 +176,8 @@ class Metrics:
         self.connections = {port: connections.labels(port) for port in get_args(Port)}
         cut = Counter(
             "dat_connections_cut",
-            "HTTP connections that the server ended because of their client or for want of room.",
+            "HTTP connections that the server ended because of their client or for want of room; "
+            "`left`: the client had closed it before its request was read.",
             ["port", "reason"],
             registry=registry,
         )

@@ -104,10 +104,6 @@ class Admission:
     A place is held from admission, through decoding and the queue, until the item goes to the
     device or is given up; the end of the context gives back what is left.
 
-    Args:
-        named: whether its caller named a deadline, which is believed: what other callers do tells
-            nothing of it.
-
     Attributes:
         since: when the places were given, loop time, seconds.
         request_id: of the request whose places these are.
@@ -124,8 +120,6 @@ class Admission:
         request_id: str = "",
         priority: Priority = "high",
         expected: Expected = UNKNOWN,
-        *,
-        named: bool = False,
     ) -> None:
         self.since = since
         self.request_id = request_id
@@ -136,7 +130,6 @@ class Admission:
         self._release = release
         self._forecast = forecast
         self._expected = expected
-        self._named = named
 
     def __enter__(self) -> Self:
         return self
@@ -148,8 +141,6 @@ class Admission:
         trace: TracebackType | None,
     ) -> None:
         self.give_back(self._places)
-        if self._named:
-            return
         age_s = asyncio.get_running_loop().time() - self.since
         if kind is asyncio.CancelledError:
             self._forecast.caller_left(age_s)
@@ -158,11 +149,8 @@ class Admission:
 
     @property
     def patient_until(self) -> float:
-        """When its caller, as callers are, will have left; loop time, seconds.
-
-        Infinite where it named a deadline.
-        """
-        return inf if self._named else self.since + self._forecast.patience_s
+        """When its caller, as callers are, will have left; loop time, seconds."""
+        return self.since + self._forecast.patience_s
 
     def all_answered(self, ratio: Histogram) -> None:
         """Note that every item has its result.
@@ -286,12 +274,13 @@ class AdmissionControl:
         expected = self._forecast.expect(ahead + places, count.running, decode_s)
         # With nothing ahead the forecast is put to the test.
         if ahead or count.running:
-            patience_s = self._forecast.patience_s if timeout_s is None else timeout_s
+            wanted_s = inf if timeout_s is None else timeout_s
+            patience_s = min(self._forecast.patience_s, wanted_s)
             answer_s = _MARGIN * expected.seconds
             if answer_s > patience_s:
                 late = f"the answer would take {answer_s:.2g} s, and " + (
-                    f"callers who name no timeout have left after {patience_s:.2g} s; name one"
-                    if timeout_s is None
+                    f"callers have left after {patience_s:.2g} s of late"
+                    if patience_s < wanted_s
                     else f"is wanted in {patience_s:.2g} s"
                 )
                 error = Overloaded(late, retry_after_s=answer_s - patience_s)
@@ -351,14 +340,7 @@ class AdmissionControl:
             self._refuse(self._full(self._places.count(), priority))
         since = asyncio.get_running_loop().time()
         return Admission(
-            places,
-            self._release,
-            self._forecast,
-            since,
-            request_id,
-            priority,
-            expected,
-            named=timeout_s is not None,
+            places, self._release, self._forecast, since, request_id, priority, expected
         )
 
     def _refuse(self, refusal: Refusal | None) -> None:

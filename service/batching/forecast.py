@@ -13,10 +13,12 @@ from typing import NamedTuple
 _SMOOTHING = 0.1  # share of the newest measurement: the last batches of a crowd are the fastest
 _SMOOTHING_OF_ANSWERS = 0.01  # of which a crowd gives hundreds
 _MOST_CORRECTED = 2.0  # times more or less; what is further off was something else
-_CALLERS = 64  # whose end is remembered
+_CALLERS = 32  # whose end is remembered
 _TELLING = 7  # of them must have left early, before they tell what the next ones will do
-_MOMENTS = 3  # at which they must have left: a program that ends takes all of its requests along
-_MOMENT_S = 0.1
+# A program that ends takes its requests along, so that callers who leave once are forgotten soon;
+# a crowd that does not wait leaves again.
+_DOUBTED_S = 0.3
+_AGAIN_AFTER_S, _AGAIN_WITHIN_S = 0.2, 1.0
 _RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
 _FORGOTTEN_S = 20.0
 _BATCHES_WAITED_FOR = 2.0  # by anybody: the one on the device, and his own
@@ -55,7 +57,7 @@ class Batches:
 
 
 class End(NamedTuple):
-    """How a caller that named no deadline went.
+    """How a caller went.
 
     Attributes:
         age_s: seconds after it came.
@@ -82,7 +84,8 @@ class Forecast:
         self._ends: deque[End] = deque(maxlen=_CALLERS)
         self._patience_s = inf
         self._evidence_at = -inf
-        self._moments: deque[float] = deque(maxlen=_MOMENTS)
+        self._suspected_at = -inf  # when they began to leave
+        self._forgotten_s = _DOUBTED_S
         self._correction = 1.0  # what answers in a crowd took of what batches alone foretell
 
     def batch_began(self) -> None:
@@ -165,12 +168,19 @@ class Forecast:
     def caller_left(self, age_s: float) -> None:
         """Learn from a caller that left before its answer, `age_s` seconds after it came."""
         self._ends.append(End(age_s, left=True))
-        if not self._moments or self._clock() - self._moments[-1] >= _MOMENT_S:
-            self._moments.append(self._clock())
         early_s = self._half_left_after_s()
-        if early_s < inf and (self.patience_s < inf or self._left_again_and_again()):
-            self._patience_s = min(self.patience_s, early_s)
-            self._evidence_at = self._clock()
+        if early_s == inf:
+            return
+        now = self._clock()
+        is_crowd = self.patience_s < inf and self._forgotten_s == _FORGOTTEN_S
+        since = now - self._suspected_at
+        if since > max(_AGAIN_WITHIN_S, 2 * early_s):
+            self._suspected_at = now
+        elif since >= _AGAIN_AFTER_S:
+            is_crowd = True
+        self._patience_s = min(self.patience_s, early_s)
+        self._forgotten_s = _FORGOTTEN_S if is_crowd else _DOUBTED_S
+        self._evidence_at = now
 
     def caller_answered(self, age_s: float) -> None:
         """Learn from a caller that waited for its answer, `age_s` seconds long."""
@@ -179,7 +189,7 @@ class Forecast:
     def _half_left_after_s(self) -> float:
         """The age at which half of all callers leave that have no answer yet; infinite if none.
 
-        Those who were answered sooner do not tell how long they would have waited, and the share of
+        Those who ended otherwise do not tell how long they would have waited, and the share of
         those who stay is estimated from the others (Kaplan and Meier, 1958). So a minority that
         leaves at once does not speak for those who wait.
         """
@@ -192,11 +202,6 @@ class Forecast:
                     return end.age_s
         return inf
 
-    def _left_again_and_again(self) -> bool:
-        """Whether callers left at several moments, of which none is forgotten."""
-        seen = self._moments
-        return len(seen) == _MOMENTS and self._clock() - seen[0] < _FORGOTTEN_S
-
     @property
     def patience_s(self) -> float:
         """After what time callers that name no deadline are likely to have left.
@@ -206,7 +211,7 @@ class Forecast:
         long enough for a place in the next batch: nobody who leaves at once keeps a device idle.
         """
         since = self._clock() - self._evidence_at
-        if since > _FORGOTTEN_S:
+        if since > self._forgotten_s:
             return inf
         batch_s = max((self.compute_s(size) for size in self.batches.compute_s), default=0.0)
         least_s = _BATCHES_WAITED_FOR * max(1.0, self.batches.stretch) * batch_s

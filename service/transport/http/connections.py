@@ -7,6 +7,7 @@ others; and offers of an upgrade are passed over, where uvicorn would lose the b
 """
 
 import asyncio
+import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -54,6 +55,7 @@ MIN_BODY_BYTES_PER_S = 1024
 # At the limit a connection gives way to a new one when its client has kept it waiting so long.
 _MAY_BE_EVICTED_S = 1.0
 _RESERVE_HEADER_TIMEOUT_S = 2.0
+_ESTABLISHED = 1  # state of a connection that nobody has closed (`TCP_ESTABLISHED` of Linux)
 _DRAINING_WRITE_TIMEOUT_S = 2.0
 # After its last answer a connection goes on to read, or the client would lose the answer to the
 # reset that unread bytes cause.
@@ -321,6 +323,11 @@ class Connection(HttpToolsProtocol):
                 raise InvalidRequest("CONNECT is for proxies, and this server is not one")
             return  # read again without the offer
         self._check_head()
+        if self.parser.get_method() == b"POST" and self._has_left():
+            self.server_state.cut(self, "left")
+            self.cycle = _TURNED_AWAY
+            self._phase = _Phase.LINGER
+            return
         if len(self.pipeline) >= MAX_PIPELINED:
             raise Overloaded(
                 f"more than {MAX_PIPELINED} requests of this connection wait for their answers",
@@ -335,6 +342,16 @@ class Connection(HttpToolsProtocol):
         if self._reserved:
             self.cycle.keep_alive = False
         self._begin_body()
+
+    def _has_left(self) -> bool:
+        """Whether the client has closed the connection, of which we are told behind its request.
+
+        In a crowd that waits for no answer every connection is one of these by the time that it
+        is read. To begin with its request, and be told then, would take all the time there is.
+        """
+        connection = self.transport.get_extra_info("socket")
+        state: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return state[0] != _ESTABLISHED
 
     def _begin_body(self) -> None:
         self._phase = _Phase.BODY

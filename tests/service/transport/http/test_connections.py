@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -376,6 +377,29 @@ def test_a_client_that_reads_nothing_is_cut(server):
     before = cut(server, "write_timeout")
     with stuck(server.http_url):
         wait_until(lambda: cut(server, "write_timeout") == before + 1)
+
+
+def test_a_request_whose_client_has_left_is_not_begun(server):
+    """As they come in crowds that wait for no answer, faster than they are read."""
+    gone, answers = cut(server, "left"), server.metrics()
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(MOST):
+            with connect(server.http_url) as connection:
+                connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(JPEG) + JPEG)
+        with connect(server.http_url) as half_closed:
+            half_closed.sendall(GET)
+            half_closed.shutdown(socket.SHUT_WR)
+            server.process.send_signal(signal.SIGCONT)
+            # Others than uploads are answered at once, and whoever only listens hears it.
+            assert b"200 OK" in read_all(half_closed)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: cut(server, "left") == gone + MOST)
+    again = server.metrics()
+    for name in (name for name in again if name.startswith("dat_requests_total")):
+        assert again[name] == answers[name]
+    assert is_ready(server)
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
