@@ -130,6 +130,7 @@ def test_the_checkpoint_names_the_classes():
     assert CHECKPOINT.stat().st_size < 4_000_000
 
 
+@pytest.mark.slow
 def test_the_bundled_model_knows_new_scenes_and_looks_at_the_object():
     views = [view(*upload(SEED, index, 320), CONFIG) for index in range(240)]
     figures = evaluate(bundled_model(), iter(views))

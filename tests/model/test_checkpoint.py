@@ -686,6 +686,7 @@ def test_tables_of_dat_pp_keep_their_size_at_any_input(tmp_path):
     assert (model.config.table_size, model.config.image_size) == (256, (160, 96))
 
 
+@pytest.mark.slow
 def test_tables_of_own_files_are_interpolated_too(tmp_path, tiny_checkpoint):
     path = tmp_path / "own.safetensors"
     write(path, load_model(tiny_checkpoint).state_dict(), {"variant": "dat_tiny_224"})

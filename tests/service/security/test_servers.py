@@ -110,6 +110,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Keyed, M
                     DAT_SECURITY__API_KEYS=file,
                     DAT_SERVER__CORS_ORIGINS=PAGE,
                     DAT_LIMITS__MAX_SHARED_MEMORY_BYTES=2**20,
+                    DAT_BATCHING__MAX_BATCH=1,
                 )
             )
         )
@@ -130,6 +131,7 @@ def start_mutual(
         DAT_SECURITY__CLIENT_CA=authority.certificate,
         DAT_SERVER__HEADER_TIMEOUT_S=SHORT_S,
         DAT_SERVER__MAX_CONNECTIONS=MOST,
+        DAT_BATCHING__MAX_BATCH=1,
     )
 
 
