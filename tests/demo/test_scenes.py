@@ -51,6 +51,7 @@ def test_the_same_scene_at_two_sizes_is_the_same_picture():
         assert (difference.max(axis=2) > 80).mean() < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_the_object_lies_inside_the_centre_crop(size):
     height, width = size

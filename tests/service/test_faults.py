@@ -272,6 +272,7 @@ async def test_a_model_that_always_fails_is_out_of_use_until_it_works(shared):
             await answers_again(server)
 
 
+@pytest.mark.slow
 async def test_a_batch_that_is_slow_is_not_taken_for_one_that_hangs(shared):
     server = shared.server
     with counted_once(server, Counter(ok=1 + 3)):

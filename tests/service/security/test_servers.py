@@ -665,7 +665,7 @@ async def test_a_drain_over_tls_answers_what_is_in_flight_and_waits_for_no_idle_
             ]
             over_grpc = [stub.Classify(message([JPEG] * 32)) for _ in range(2)]
             waiting = "dat_requests_waiting,model=dat_nano"
-            await eventually(lambda: running.metrics()[waiting] >= 32)
+            await eventually(lambda: running.metrics()[waiting] > 2 * 32)  # of three or more
             code = await asyncio.to_thread(running.terminate)
             answers = await asyncio.gather(*over_http)
             calls = await asyncio.gather(*(call.code() for call in over_grpc))

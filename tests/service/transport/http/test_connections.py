@@ -418,6 +418,7 @@ def test_where_nobody_gives_way_others_than_probes_are_told_to_come_back(server)
     assert [reply.status for reply in ask(server, GET, CLOSE)] == [200, 200]
 
 
+@pytest.mark.slow
 def test_slow_scrapers_make_no_threads_and_do_not_stop_a_good_one(server):
     threads = Path(f"/proc/{server.process.pid}/task")
     before = len(list(threads.iterdir()))
