@@ -62,29 +62,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden_file" in metafunc.fixturenames:
         folder = metafunc.config.getoption("--golden-dir")
         files = sorted(f for f in folder.glob("*.npz") if f.stem != "preprocess")
-        assert files, f"no golden cases in {folder}"
-        twice = not {"exact", "half"}.isdisjoint(metafunc.fixturenames)
-        long = {f for f in files if twice and "tiny" not in f.stem}
-        cases = [pytest.param(f, marks=[pytest.mark.slow] if f in long else []) for f in files]
-        metafunc.parametrize("golden_file", cases, ids=[f.stem for f in files], scope="module")
+        quick = {"dat_tiny_224", "dat_pp_tiny_224"}
+        if "exact" in metafunc.fixturenames:  # float64 takes its time
+            quick = {"dat_tiny_224"}
+        parametrize_cases(metafunc, "golden_file", files, quick)
     if "detector_golden_file" in metafunc.fixturenames:
         folder = metafunc.config.getoption("--detector-golden-dir")
         files = sorted(f for f in folder.glob("*.npz") if f.stem not in ("ops", "layouts"))
-        assert files, f"no golden cases in {folder}"
-        metafunc.parametrize("detector_golden_file", files, ids=lambda f: f.stem, scope="module")
+        parametrize_cases(metafunc, "detector_golden_file", files, {"mrcn_tiny", "rtn_tiny"})
     if "segmentation_golden_file" in metafunc.fixturenames:
         folder = metafunc.config.getoption("--segmentation-golden-dir")
         files = sorted(f for f in folder.glob("*.npz") if f.stem not in ("ops", "layouts"))
-        assert files, f"no golden cases in {folder}"
-        metafunc.parametrize(
-            "segmentation_golden_file", files, ids=lambda f: f.stem, scope="module"
-        )
+        parametrize_cases(metafunc, "segmentation_golden_file", files, {"fpn_tiny"})
+
+
+def parametrize_cases(
+    metafunc: pytest.Metafunc, name: str, files: list[Path], quick: set[str]
+) -> None:
+    """Run a test on each golden case; those that are not quick are for `make test-slow`."""
+    assert files, f"no golden cases for {name}"
+    cases = [
+        pytest.param(file, id=file.stem, marks=[] if file.stem in quick else pytest.mark.slow)
+        for file in files
+    ]
+    metafunc.parametrize(name, cases, scope="module")
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if isinstance(item, pytest.Function) and in_the_second_shape(item):
+        if isinstance(item, pytest.Function) and repeats_another(item):
             item.add_marker(pytest.mark.slow)
     if "gpu" in config.option.markexpr:
         return
@@ -93,14 +100,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device; `make test-gpu` insists"))
 
 
-def in_the_second_shape(item: pytest.Function) -> bool:
-    """Whether a test of the server's one shape is repeated with front ends, whose starts take long.
+def repeats_another(item: pytest.Function) -> bool:
+    """Whether a test is run again in a way that `make test` compares with the first elsewhere.
 
-    `tests/service/processes` has what is theirs alone, and compares the two shapes in every run.
+    With front ends, whose starts take long: `tests/service/processes` has what is theirs alone,
+    and compares the answers of the two shapes of a server. Over JSON and over a stream, which
+    differ from HTTP and gRPC in how images are wrapped: `test_contract.py` asks all four.
     """
-    if "processes" in item.path.parts or not hasattr(item, "callspec"):
+    if not hasattr(item, "callspec"):
         return False
-    return not {"many", "many processes", "front ends"}.isdisjoint(item.callspec.id.split("-"))
+    parameters = set(item.callspec.id.split("-"))
+    if not parameters.isdisjoint({"many", "many processes", "front ends"}):
+        return "processes" not in item.path.parts
+    if not parameters.isdisjoint({"over_json", "over_stream"}):
+        return item.path.name != "test_contract.py"
+    return False
 
 
 # The two families at a size that costs a test nothing: DAT here, DAT++ as the demo model.

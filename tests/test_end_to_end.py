@@ -20,12 +20,12 @@ LARGEST_SIDE = 640
 
 @pytest.fixture(scope="module")
 def pictures_of_one():
-    return [upload(SERIES, index, LARGEST_SIDE) for index in range(60)]
+    return [upload(SERIES, index, LARGEST_SIDE) for index in range(30)]
 
 
 @pytest.fixture(scope="module")
 def pictures_of_several():
-    return [upload_of_several(SERIES, index) for index in range(24)]
+    return [upload_of_several(SERIES, index) for index in range(12)]
 
 
 @pytest.mark.parametrize("classify", [over_http, over_json, over_grpc, over_stream])
@@ -79,7 +79,7 @@ async def test_the_demo_detector_finds_the_objects_and_their_pixels(
 
 @pytest.mark.parametrize("segment", segmentation_clients.CLIENTS)
 async def test_the_demo_segmenter_labels_the_pixels(server, segment):
-    scenes = [upload_of_large_ones(SERIES, index) for index in range(16)]
+    scenes = [upload_of_large_ones(SERIES, index) for index in range(8)]
     answers = await asyncio.gather(*(segment(server, [file]) for _, file in scenes))
     right, united = np.zeros(len(NAMES)), np.zeros(len(NAMES))
     for (scene, _), answer in zip(scenes, answers, strict=True):

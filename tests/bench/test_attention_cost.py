@@ -1,5 +1,6 @@
 """What the comparison of attentions measures, and what it compares with."""
 
+import pytest
 import torch
 
 from bench.attention_cost import MODELS, compare, measure_memory, tables
@@ -34,6 +35,7 @@ def test_what_autograd_keeps_is_held() -> None:
     assert (forgotten.peak, forgotten.held) == (2 * MIB, MIB)
 
 
+@pytest.mark.slow
 def test_sharing_keys_saves_memory() -> None:
     torch.manual_seed(0)
     networks = {name: create_model(name) for name in MODELS[::2]}

@@ -14,7 +14,9 @@ from tests import recipe
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-@pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224"])
+@pytest.mark.parametrize(
+    "name", ["dat_tiny_224", pytest.param("dat_pp_tiny_224", marks=pytest.mark.slow)]
+)
 def test_baseline_reproduces_the_official_logits(name: str) -> None:
     golden = np.load(GOLDEN / f"{name}.npz")
     meta = json.loads(str(golden["meta"]))

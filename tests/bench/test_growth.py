@@ -45,6 +45,7 @@ def peaks() -> tuple[int, int]:
     return first, peak() - before
 
 
+@pytest.mark.slow
 def test_the_peak_is_seen_after_it_is_over() -> None:
     # In a process whose heap has nothing free that the peak could take instead.
     first, after = in_own_process(IN_USE_ALONE, peaks)

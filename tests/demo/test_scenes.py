@@ -51,6 +51,7 @@ def test_the_same_scene_at_two_sizes_is_the_same_picture():
         assert (difference.max(axis=2) > 80).mean() < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_the_object_lies_inside_the_centre_crop(size):
     height, width = size
@@ -130,6 +131,7 @@ def test_the_checkpoint_names_the_classes():
     assert CHECKPOINT.stat().st_size < 4_000_000
 
 
+@pytest.mark.slow
 def test_the_bundled_model_knows_new_scenes_and_looks_at_the_object():
     views = [view(*upload(SEED, index, 320), CONFIG) for index in range(240)]
     figures = evaluate(bundled_model(), iter(views))

@@ -28,6 +28,8 @@ from tests.foreign.tensors import (
 )
 from tests.server import RunningServer, start_server
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 12
 ANSWER_BYTES = 4 * CLASSES
 

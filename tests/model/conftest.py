@@ -20,7 +20,7 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=["dat", "dat_pp", pytest.param("deformable_detr", marks=pytest.mark.slow)])
 def network(request: pytest.FixtureRequest) -> DAT:
     """A network with the weights of the recipe, in evaluation mode."""
     config = CONFIGS[request.param]

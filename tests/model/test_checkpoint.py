@@ -653,6 +653,7 @@ def test_a_published_checkpoint_serves_another_resolution(tiny_checkpoint, size)
         torch.testing.assert_close(model(images), expected(images), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_that_resolution_is_taken_as_it_is(tmp_path):
     """Fine-tuned at 384 with windows of 12 and served there, nothing is interpolated."""
     at_384 = VARIANTS["dat_tiny_224"].resized((384, 384))
@@ -675,6 +676,7 @@ def test_the_window_of_the_checkpoint_is_kept_where_it_fits():
         assert configure(checkpoint, "dat_tiny_224", (size, size)).window == window
 
 
+@pytest.mark.slow
 def test_tables_of_dat_pp_keep_their_size_at_any_input(tmp_path):
     """They are read at normalised displacements, so none is interpolated."""
     built_for_256 = replace(VARIANTS["dat_pp_tiny_224"], table_size=256, image_size=(256, 256))
@@ -686,6 +688,7 @@ def test_tables_of_dat_pp_keep_their_size_at_any_input(tmp_path):
     assert (model.config.table_size, model.config.image_size) == (256, (160, 96))
 
 
+@pytest.mark.slow
 def test_tables_of_own_files_are_interpolated_too(tmp_path, tiny_checkpoint):
     path = tmp_path / "own.safetensors"
     write(path, load_model(tiny_checkpoint).state_dict(), {"variant": "dat_tiny_224"})

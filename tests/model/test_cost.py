@@ -29,7 +29,10 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if "tiny" in name else pytest.mark.slow) for name in PUBLISHED],
+)
 def test_the_cost_is_the_published_one(name):
     parameters, gflops, paper_millions, paper_gflops = PUBLISHED[name]
     ours = cost(without_storage(VARIANTS[name]))
@@ -90,12 +93,22 @@ def counted(config):
     return products + 5 * sum(normed) + 4 * sum(sampled)
 
 
-@pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224", "dat_tiny_224_ddetr"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dat_tiny_224",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("dat_pp_tiny_224", "dat_tiny_224_ddetr")
+        ),
+    ],
+)
 def test_a_variant_computes_what_is_counted(name):
     config = VARIANTS[name]
     assert cost(without_storage(config)).flops == counted(config)
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 4), st.sampled_from(["LSDQ", "Q", "DL"]), st.integers(1, 3), st.integers(1, 5)
 )
@@ -107,6 +120,7 @@ def test_a_dat_of_any_shape_computes_what_is_counted(window, blocks, stride, poi
     assert cost(without_storage(config)).flops == counted(config)
 
 
+@pytest.mark.slow
 @given(st.integers(33, 90), st.integers(33, 140))
 @settings(max_examples=8, deadline=None)
 def test_a_dat_pp_of_any_size_computes_what_is_counted(height, width):

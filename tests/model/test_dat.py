@@ -57,7 +57,9 @@ def test_an_image_of_another_size_is_refused(small):
         small(torch.zeros(1, 3, 224, 224))
 
 
-@pytest.mark.parametrize("size", [(33, 33), (96, 128), (225, 97)])
+@pytest.mark.parametrize(
+    "size", [(33, 33), (96, 128), pytest.param((225, 97), marks=pytest.mark.slow)]
+)
 def test_dat_pp_takes_any_size_from_33_pixels(size):
     model = create_model("dat_pp_tiny_224", image_size=size)
     model.load_state_dict(official_state("dat_pp_tiny_224"))
@@ -111,6 +113,7 @@ def test_loading_into_a_model_in_evaluation_mode_takes_effect(small):
         assert not torch.allclose(before, small(images), atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224"])
 def test_half_precision_keeps_positions_in_float32(name, dtype):
@@ -145,7 +148,10 @@ def test_half_precision_tells_a_thousand_classes_apart(dtype):
     assert (ours - expected).square().mean() < (theirs - expected).square().mean()
 
 
-@pytest.mark.parametrize("name", ["dat_tiny_224", "dat_pp_tiny_224", "dat_pp_base_384"])
+@pytest.mark.parametrize(
+    "name",
+    ["dat_tiny_224", "dat_pp_tiny_224", pytest.param("dat_pp_base_384", marks=pytest.mark.slow)],
+)
 def test_the_forward_pass_can_be_captured(name):
     """Nothing depends on data, and no tensor is made from host values.
 

@@ -209,6 +209,7 @@ def test_the_variants_are_dat_tiny_with_other_attention(name, keys):
     assert kept[0] == kept[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEYS)
 def test_a_variant_runs_from_official_weights_and_from_its_own(name):
     model, again = create_model(name), create_model(name)

@@ -5,6 +5,7 @@ from model import DAT, VARIANTS
 from tests.conftest import SMALL_DAT, recipe_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [VARIANTS["dat_nano"], SMALL_DAT], ids=lambda c: c.name)
 def test_an_exported_model_has_plain_operations_and_the_same_logits(config):
     model = DAT(config).eval()

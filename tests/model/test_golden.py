@@ -126,6 +126,7 @@ def test_logits_match(case):
     assert np.abs(case.outputs.logits.numpy() - case.golden["logits"]).max() < LOGITS
 
 
+@pytest.mark.slow
 def test_logits_in_bfloat16_are_near(case, half):
     golden = case.golden["logits"]
     assert np.abs(half.numpy() - golden).max() < LOGITS_IN_BFLOAT16

@@ -26,6 +26,8 @@ from tests import recipe
 from tests.conftest import GOLDEN, official_state
 from tests.model.test_golden import LOGITS
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 # Makes a mistake, in the code or in the official weights before they are loaded.
 Make = Callable[[pytest.MonkeyPatch, State], None]

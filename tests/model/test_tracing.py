@@ -35,6 +35,7 @@ def test_a_graph_gives_the_same_bits_as_the_network(network, batch, packed):
             assert_identical(explained, network.forward_explained(part))
 
 
+@pytest.mark.slow
 def test_half_precision_and_broken_rows_give_the_same_bits(network):
     network.cast(torch.bfloat16)
     images = torch.randn(2, 3, *network.config.image_size).bfloat16()

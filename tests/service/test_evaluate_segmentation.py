@@ -204,6 +204,7 @@ def test_what_is_wrong_or_unreadable_counts(small):
     assert 0.6 < figures["aAcc"] < 0.7
 
 
+@pytest.mark.slow
 def test_several_scales_are_other_figures_of_another_journal(small):
     _, folder = small
     assert measure(small)["multi_scale"] is False

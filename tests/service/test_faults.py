@@ -272,6 +272,7 @@ async def test_a_model_that_always_fails_is_out_of_use_until_it_works(shared):
             await answers_again(server)
 
 
+@pytest.mark.slow
 async def test_a_batch_that_is_slow_is_not_taken_for_one_that_hangs(shared):
     server = shared.server
     with counted_once(server, Counter(ok=1 + 3)):
@@ -314,8 +315,9 @@ async def test_a_device_that_hangs_is_noticed_and_sigterm_ends_the_process(tmp_p
         assert any("engine cpu:0" in thread and "fail" in thread for thread in stuck["threads"])
 
 
+@pytest.mark.slow
 async def test_of_two_devices_the_one_that_is_lost_is_out_and_the_other_goes_on(tmp_path):
-    with faulty(tmp_path, DAT_ENGINE__DEVICE="cpu,cpu") as running:
+    with faulty(tmp_path, DAT_ENGINE__DEVICE="cpu,cpu", DAT_BATCHING__MAX_BATCH=2) as running:
         server = running.server
         with counted_once(server, Counter(ok=30 + 3, engine_unavailable=2 + 3)):
             with running.fault("exit"):

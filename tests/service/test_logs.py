@@ -279,7 +279,7 @@ def test_a_server_whose_output_nobody_reads_answers_and_ends():
                 (f"DAT_SERVER__{name}_PORT" for name in ("HTTP", "GRPC", "METRICS")), "0"
             )
             | {"DAT_SERVER__HOST": "127.0.0.1", "DAT_LOG__FORMAT": "json"}
-            | {"DAT_MODEL__NAME": "dat_nano"},
+            | {"DAT_MODEL__NAME": "dat_nano", "DAT_BATCHING__MAX_BATCH": "1"},
             stdout=pipe.stream,
             stderr=pipe.stream,
         )

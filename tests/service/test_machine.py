@@ -67,7 +67,10 @@ def test_without_limits_the_machine_counts(tmp_path, process):
 
 @pytest.mark.parametrize(
     ("limit", "says"),
-    [("ulimit -u 16", "more threads"), ("ulimit -v 700000", "enough memory")],
+    [
+        pytest.param("ulimit -u 16", "more threads", marks=pytest.mark.slow),
+        ("ulimit -v 700000", "enough memory"),
+    ],
 )
 def test_a_machine_that_is_too_small_is_named_in_one_line_at_the_start(limit, says):
     start = ["bash", "-c", f"{limit}; exec {sys.executable} -m service"]

@@ -112,6 +112,7 @@ for use in (
 """
 
 
+@pytest.mark.slow
 def test_what_every_kind_of_thread_kept_goes_back_and_is_kept_again() -> None:
     command = [sys.executable, "-c", _IN_ALL_THREADS]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
@@ -177,6 +178,7 @@ async def test_a_second_storm_of_large_uploads_takes_no_more_memory_than_the_fir
     assert peaks[1] < peaks[0] + UPLOADS * LARGE_DECODED / 2
 
 
+@pytest.mark.slow
 async def test_a_server_decodes_again_without_asking_the_system_for_memory(server, large) -> None:
     def faults() -> int:
         stat = Path(f"/proc/{server.process.pid}/stat").read_text("ascii")

@@ -129,6 +129,7 @@ async def test_what_cannot_be_loaded_leaves_the_version_before(served):
     assert listed(server) == {"m": "b14*"}
 
 
+@pytest.mark.slow
 async def test_models_come_and_go(served):
     models, server = served.models, served.server
     async with crowd(server, "m") as asked:
@@ -175,6 +176,7 @@ async def test_models_come_and_go(served):
     assert not asked.failures
 
 
+@pytest.mark.slow
 async def test_nothing_is_left_of_versions_before(served):
     """A few reloads; `test_fifty_reloads` does many."""
     models, server = served.models, served.server

@@ -195,6 +195,7 @@ def test_each_core_has_a_thread_that_decodes_unless_a_number_is_set(monkeypatch)
     assert Settings().limits.decoders == 7
 
 
+@pytest.mark.slow
 def test_the_command_refuses_what_only_the_models_and_devices_tell():
     messages = {
         ("DAT_MODEL__NAME", "resnet"): "resnet",

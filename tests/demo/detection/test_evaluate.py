@@ -20,6 +20,7 @@ def test_the_checkpoint_names_the_classes():
     assert CHECKPOINT.stat().st_size < 8_000_000
 
 
+@pytest.mark.slow
 def test_the_bundled_detector_finds_objects_and_looks_at_them():
     uploads = [upload(SEED, index) for index in range(24)]
     figures = evaluate(bundled_detector(), uploads)

@@ -106,6 +106,7 @@ def _shifted(mask):
     return padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
+@pytest.mark.slow
 def test_uploads_vary_in_size():
     uploads = [upload(SEED, index)[0].instances.shape for index in range(40)]
     assert len(set(uploads)) > 30

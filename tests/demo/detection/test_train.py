@@ -73,6 +73,7 @@ def test_processes_agree_on_the_size_of_a_step(plain_views):
     assert any(differ)
 
 
+@pytest.mark.slow
 def test_steps_lower_every_loss(batch):
     run = started()
     generator = torch.Generator()
@@ -89,6 +90,7 @@ def test_steps_lower_every_loss(batch):
         assert after[name] < 0.95 * before[name], name
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(batch, tmp_path):
     first = started()
     first.advance(batch)

@@ -36,7 +36,13 @@ def few_proposals(monkeypatch):
     monkeypatch.setattr(rpn, "MOST_PROPOSALS", 100)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.endswith(("small", "base")) else [])
+        for name in DETECTORS
+    ],
+)
 def test_every_published_detector_is_built(name):
     with torch.device("meta"):
         detector = create_detector(name)

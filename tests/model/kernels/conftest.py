@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, settings
+from hypothesis import Phase, is_hypothesis_test, settings
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,10 +25,13 @@ if find_spec("triton") is None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if DEVICE == "cuda":
-        for item in items:
-            if item.path.is_relative_to(Path(__file__).parent):
+    """On a GPU they are tests of it; in the interpreter, where a case takes long, many are slow."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            if DEVICE == "cuda":
                 item.add_marker(pytest.mark.gpu)
+            elif is_hypothesis_test(getattr(item, "obj", None)):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,8 @@ from tests.conftest import SMALL_DAT
 from tests.model.kernels.conftest import DEVICE, assert_close
 from tests.model.kernels.test_layers import SMALL_DAT_PP
 
+pytestmark = pytest.mark.slow
+
 BESIDE_ATTENTION = {
     "dat": {"sum + norm", "linear + GELU"},
     "dat_pp": {"sum + norm", "sum + convolution + norm", "convolution + GELU"},

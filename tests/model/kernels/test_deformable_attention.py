@@ -79,7 +79,15 @@ def published_layers() -> Iterator[tuple[DatConfig, int]]:
 
 @pytest.mark.parametrize(
     ("config", "stage"),
-    [pytest.param(*layer, id=f"{layer[0].name}-{layer[1]}") for layer in published_layers()],
+    [
+        pytest.param(
+            config,
+            stage,
+            id=f"{config.name}-{stage}",
+            marks=[] if "tiny" in config.name else pytest.mark.slow,
+        )
+        for config, stage in published_layers()
+    ],
 )
 def test_published_layers(config, stage):
     """Of one group: all keys, and so many queries from the end that they take two blocks."""

@@ -54,6 +54,7 @@ def test_different_logits_of_the_same_score():
     check(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_a_row_without_a_softmax_is_written_whole(broken):
     logits = torch.randn(3, 150, generator=generator())

@@ -76,12 +76,15 @@ def test_any_boxes_of_any_maps(*, boxes, sizes, bins, channels, dtype, seed):
     check(pyramid(sizes, channels, dtype=dtype, seed=seed), boxes, bins)
 
 
+@pytest.mark.slow
 def test_channels_of_several_programs():
     """As the heads of masks have them: not all of the last block are there."""
     check(pyramid([(6, 5)] * 4, 130 + 128), torch.tensor([[[3.0, 2, 19, 21]], [[0, 0, 9, 9]]]), 14)
 
 
-@pytest.mark.parametrize("edge", [112, 224, 448])
+@pytest.mark.parametrize(
+    "edge", [112, *(pytest.param(edge, marks=pytest.mark.slow) for edge in (224, 448))]
+)
 def test_boxes_between_two_levels(edge):
     """A square of this side is the smallest of its level; others of its area are read there too."""
     sides = [(edge, edge), (edge - 1, edge), (edge * 2, edge / 2), (edge / 2, edge * 2 - 1)]
@@ -97,6 +100,7 @@ def test_what_is_no_region_has_no_features():
         assert (align(pyramid([(4, 4)] * 4), boxes, 3) == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [2.0e3, 1.0e6])
 def test_a_box_far_larger_than_the_map(reach):
     """A bin has the share of its samples that lie on the map, along either axis."""
@@ -118,6 +122,7 @@ def share_inside(start, end, size, bins=7):
     return torch.from_numpy(inside.reshape(bins, -1).mean(1))
 
 
+@pytest.mark.slow
 def test_a_box_without_bounds_takes_no_time():
     boxes = torch.tensor([[[-side, -side, side, side], [0, 0, side, 1]] for side in (1e12, 1e30)])
     with np.errstate(over="ignore"):  # the interpreter's

@@ -165,7 +165,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-@pytest.mark.parametrize("drawing", ["smooth", pytest.param("noise", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("drawing", ["smooth", "noise"])
 def test_a_photo_of_twelve_megapixels_takes_megabytes(drawing):
     """All its logits would be 7.2 GB; the labels are 12 MB."""
     ended = subprocess.run(

@@ -34,6 +34,8 @@ from tests.conftest import GOLDEN
 from tests.model.segmentation.conftest import Case, read_case
 from tests.model.segmentation.test_golden import DIFFERENT_PIXELS
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[[pytest.MonkeyPatch, Case], None]
 
 
@@ -438,13 +440,10 @@ HEADS: tuple[tuple[str, float | None, float | None, Make], ...] = (
 
 
 def cases(mistakes: Any) -> list[Any]:
-    """UPerNet's, whose head takes a second, are slow."""
     return [
-        pytest.param(
-            case, share, make, id=f"{case}-{name}", marks=[pytest.mark.slow] if slow else []
-        )
+        pytest.param(case, share, make, id=f"{case}-{name}")
         for name, *shares, make in mistakes
-        for case, share, slow in zip(("fpn_tiny", "upn_tiny"), shares, (False, True), strict=True)
+        for case, share in zip(("fpn_tiny", "upn_tiny"), shares, strict=True)
         if share is not None
     ]
 
@@ -464,7 +463,6 @@ def test_a_mistake_behind_the_backbone_is_noticed(name, share, make, monkeypatch
     assert ours == pytest.approx(share, rel=2e-3, abs=2e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "share", "make"), cases(INPUTS))
 def test_a_mistake_before_or_in_the_backbone_is_noticed(name, share, make, monkeypatch):
     case = case_of(name)
@@ -513,7 +511,6 @@ def passes_at_several_scales(name: str) -> Any:
     return kept
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "wrong"),
     [
@@ -530,7 +527,7 @@ def test_a_mistake_at_several_scales_is_noticed(share, wrong):
     assert ours == pytest.approx(share, rel=2e-3, abs=2e-4)
 
 
-@pytest.mark.parametrize("name", ["fpn_tiny", pytest.param("upn_tiny", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["fpn_tiny", "upn_tiny"])
 def test_without_a_mistake_all_labels_are_right(name, monkeypatch):
     case, features = case_of(name), features_of(name)
     monkeypatch.setattr(Backbone, "forward", lambda *_: features)

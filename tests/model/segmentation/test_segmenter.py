@@ -44,7 +44,13 @@ def test_official_shapes_are_those_of_the_published_segmenters():
         assert official_shapes(SEGMENTERS[name]) == expected
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.endswith(("small", "base")) else [])
+        for name in PUBLISHED
+    ],
+)
 def test_every_published_segmenter_is_built(name):
     with torch.device("meta"):
         segmenter = create_segmenter(name)

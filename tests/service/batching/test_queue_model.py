@@ -265,5 +265,5 @@ class QueueModel(RuleBasedStateMachine):
                 assert not request.runs
 
 
-QueueModel.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+QueueModel.TestCase.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 test_the_queue_is_as_its_model = QueueModel.TestCase

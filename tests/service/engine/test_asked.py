@@ -48,9 +48,14 @@ def assert_equal(ours, theirs, atol):
         np.testing.assert_allclose(one.received, other.received, atol=100 * atol)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "settings", [{}, {"buckets": (8,)}, {"buckets": (4,), "capture": recorded}]
+    "settings",
+    [
+        {"max_batch": 4},
+        pytest.param({"buckets": (8,)}, marks=pytest.mark.slow),
+        {"buckets": (4,), "capture": recorded},
+    ],
 )
 def test_every_image_gets_the_attention_it_asks_for(threads, settings):
     engine, _ = opened(threads=threads, **settings)
@@ -86,6 +91,7 @@ def test_beside_openvino_torch_answers_those_who_ask():
     np.testing.assert_array_equal(outputs[2].scores, others[2].scores)
 
 
+@pytest.mark.slow
 def test_graphs_of_attention_are_captured_when_they_come_again_and_used_by_those_who_ask():
     engine, metrics = opened(buckets=(2,), capture=recorded)
     plain = inputs(2, explain=False)
@@ -162,7 +168,7 @@ def test_graphs_on_a_gpu_give_the_attention_of_the_cpu(dtype, atol):
     np.testing.assert_array_equal(outputs[0].scores, others[0].scores)
 
 
-@pytest.mark.parametrize("capture", [None, recorded])
+@pytest.mark.parametrize("capture", [None, pytest.param(recorded, marks=pytest.mark.slow)])
 async def test_a_detector_gives_every_image_the_attention_it_asks_for(capture):
     engine, _ = await opened_detector(buckets=(4,), capture=capture)
     alone, _ = await opened_detector(max_batch=1)

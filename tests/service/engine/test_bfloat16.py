@@ -43,7 +43,8 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("most", ["AVX2", pytest.param("AVX512_CORE", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", ["AVX2", "AVX512_CORE"])
 def test_a_cpu_without_instructions_for_it_computes_it_and_is_told_so(most):
     ended = subprocess.run(
         [sys.executable, "-c", ON_A_LESSER_CPU],

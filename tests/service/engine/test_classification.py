@@ -89,7 +89,7 @@ def by_class(output: ClassificationOutput) -> NDArray[np.float32]:
     return output.scores[np.argsort(output.classes)]
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("buckets", [(), (8,), (1, 3, 8)])
 def test_a_row_is_the_same_alone_and_in_any_bucket(buckets, threads):
     engine, _ = opened(buckets=buckets, max_batch=8, threads=threads)
@@ -234,6 +234,7 @@ def test_padding_is_counted():
     assert metrics.replays["eager"]._value.get() == 2
 
 
+@pytest.mark.slow
 def test_bfloat16_agrees_on_cpu():
     images = inputs(4)
     exact, _ = opened()

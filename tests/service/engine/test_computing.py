@@ -15,7 +15,7 @@ async def test_a_line_of_the_log_and_a_metric_say_what_computes_on_each_device()
     metrics, devices = Metrics(registry), open_devices("cpu,cpu", 1)
     shared = Shared(settings, devices, metrics)
     for name, dtype, bytes_each in (("dat_nano", "bfloat16", 2), ("dat_nano", "float32", 4)):
-        entry = ModelEntry(name=name, variant=name, version=dtype, dtype=dtype)
+        entry = ModelEntry(name=name, variant=name, version=dtype, dtype=dtype, max_batch=1)
         opened = open_model(entry, shared)
         with structlog.testing.capture_logs() as lines:
             await opened.load()

@@ -133,6 +133,7 @@ def test_the_graphs_kept_are_those_ahead_and_those_used_last(uses, ahead):
     assert len(cache) == len(ahead) + len(used) <= len(ahead) + kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 async def test_half_precision_finds_the_same_objects(dtype):
     exact, _ = await opened()

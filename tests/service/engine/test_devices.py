@@ -57,6 +57,7 @@ async def test_all_devices_serve_and_give_the_same_answers(server, classify):
     assert 0 < max(added) < 3 * min(added)
 
 
+@pytest.mark.slow
 async def test_detectors_run_on_all_devices(server):
     answers = await asyncio.gather(*(over_http(server, [JPEG] * 2) for _ in range(4)))
     found = Counter(

@@ -43,14 +43,23 @@ def classified(name, batch):
     return launches(work, batch, *VARIANTS[name].image_size, 3, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize(("name", "most"), [("dat_tiny_224", 110), ("dat_pp_tiny_224", 280)])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("dat_tiny_224", 110), pytest.param("dat_pp_tiny_224", 280, marks=pytest.mark.slow)],
+)
 def test_the_tiny_models_have_few_launches(name, most):
     made, _ = classified(name, 1)
     assert len(made) <= most
     assert [launch.name for launch in classified(name, 7)[0]] == [launch.name for launch in made]
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if "tiny" in name or "nano" in name else pytest.mark.slow)
+        for name in CLASSIFIERS
+    ],
+)
 def test_launches_are_those_of_the_blocks(name):
     config = VARIANTS[name]
     of_block = OF_BLOCKS[config.family]

@@ -107,6 +107,7 @@ async def test_an_image_is_the_same_alone_and_in_a_graph_of_any_bucket():
     assert metrics.graphs._value.get() == 6
 
 
+@pytest.mark.slow
 async def test_several_scales_are_passes_through_graphs_of_their_own():
     engine, metrics = await opened(buckets=(1, 2), capture=recorded)
     sizes = [(48, 64), (96, 128)]
@@ -179,6 +180,7 @@ async def test_batches_in_flight_do_not_touch_each_other():
         assert (ours.labels != theirs.labels).mean() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 async def test_half_precision_says_the_same_of_most_pixels(dtype):
     half, _ = await opened(dtype=dtype)

@@ -17,6 +17,7 @@ def fast_server():
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classify", [over_http, over_grpc])
 async def test_answers_of_fast_decoding_are_near_the_exact_ones(server, fast_server, classify):
     scenes = [upload(SERIES, index, LARGEST_SIDE) for index in range(12)]

@@ -50,6 +50,7 @@ def convert(chosen, out):
     return converting.convert(chosen, out, LOADERS)
 
 
+@pytest.mark.slow
 def test_a_converted_segmenter_says_what_it_is_and_where_from(official, converted):
     with safe_open(converted, framework="pt") as file:
         assert file.metadata() == {

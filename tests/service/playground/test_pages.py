@@ -1,10 +1,7 @@
 """The pages as a browser fetches them: what they are made of, and who may have them."""
 
-import contextlib
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from urllib.parse import urljoin
 
 import grpc
@@ -35,43 +32,40 @@ MEDIA_TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A server of each shape that asks for keys, and one without pages."""
-
-    shapes: dict[str, RunningServer]
-    off: RunningServer
+@pytest.fixture(scope="module", params=SHAPES)
+def shown(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """A server that asks for keys."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.toml"
+    add_key(keys, "somebody")
+    with start_server(
+        ("service",),
+        DAT_MODEL__NAME="dat_nano",
+        DAT_SECURITY__API_KEYS=keys,
+        DAT_LIMITS__MAX_IMAGE_BYTES=LIMIT,
+        DAT_LIMITS__MAX_PIXELS=PIXELS,
+        DAT_BATCHING__MAX_BATCH=1,
+        **SHAPES[request.param],
+    ) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    keys = tmp_path_factory.mktemp("keys") / "keys.toml"
-    add_key(keys, "somebody")
-    settings = {
-        "DAT_MODEL__NAME": "dat_nano",
-        "DAT_SECURITY__API_KEYS": keys,
-        "DAT_LIMITS__MAX_IMAGE_BYTES": LIMIT,
-        "DAT_LIMITS__MAX_PIXELS": PIXELS,
-    }
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
-
-        def start(**own: object) -> RunningServer:
-            return stack.enter_context(start_server(("service",), **own))
-
-        starting = {name: pool.submit(start, **settings, **own) for name, own in SHAPES.items()}
-        off = pool.submit(
-            start,
-            DAT_MODEL__NAME="dat_nano",
-            DAT_SERVER__PLAYGROUND="false",
-            DAT_SERVER__OPEN_INFERENCE="false",
-        )
-        shapes = {name: started.result() for name, started in starting.items()}
-        yield Shown(shapes, off.result())
+def off() -> Iterator[RunningServer]:
+    """A server without pages."""
+    with start_server(
+        DAT_MODEL__NAME="dat_nano",
+        DAT_BATCHING__MAX_BATCH=1,
+        DAT_SERVER__PLAYGROUND="false",
+        DAT_SERVER__OPEN_INFERENCE="false",
+    ) as running:
+        yield running
 
 
-@pytest.fixture(params=SHAPES)
-def client(request: pytest.FixtureRequest, shown: Shown) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=shown.shapes[request.param].http_url) as client:
+@pytest.fixture
+def client(shown: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=shown.http_url) as client:
         yield client
 
 
@@ -143,11 +137,10 @@ def test_what_the_pages_ask_for_needs_a_key_as_ever(client):
         assert client.post(path).status_code == 401
 
 
-def test_the_page_knows_what_the_server_takes_and_what_to_try(client, request, shown):
+def test_the_page_knows_what_the_server_takes_and_what_to_try(client, shown):
     facts = client.get("/playground/server.json").json()
     assert facts["limits"] == {"image_bytes": LIMIT, "pixels": PIXELS, "timeout_s": 30}
-    server = shown.shapes[request.node.callspec.params["client"]]
-    assert server.grpc_target.endswith(f":{facts['grpc_port']}")
+    assert shown.grpc_target.endswith(f":{facts['grpc_port']}")
     known = {task for sample in facts["samples"] for task in sample["tasks"]}
     assert known == {"classify", "detect", "segment"}
     for sample in facts["samples"]:
@@ -157,12 +150,12 @@ def test_the_page_knows_what_the_server_takes_and_what_to_try(client, request, s
 
 
 @pytest.mark.parametrize("path", [*PAGES, "/playground/main.js", "/playground/server.json"])
-def test_pages_that_are_switched_off_are_not_there(shown, path):
-    answer = httpx.get(shown.off.http_url + path)
+def test_pages_that_are_switched_off_are_not_there(off, path):
+    answer = httpx.get(off.http_url + path)
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
     assert answer.headers["cache-control"] == "no-store"
-    assert httpx.get(f"{shown.off.http_url}/openapi.json").status_code == 200
+    assert httpx.get(f"{off.http_url}/openapi.json").status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/playground/..%2ffiles.py", "/docs/index.html", "/playground/"])
@@ -170,12 +163,12 @@ def test_nothing_else_is_served(server, path):
     assert httpx.get(server.http_url + path).status_code == 404
 
 
-def test_the_open_inference_protocol_is_not_there_where_it_is_switched_off(shown):
+def test_the_open_inference_protocol_is_not_there_where_it_is_switched_off(off):
     infer = "/v2/models/dat_nano/infer"
-    answers = [httpx.get(f"{shown.off.http_url}/v2"), httpx.post(f"{shown.off.http_url}{infer}")]
+    answers = [httpx.get(f"{off.http_url}/v2"), httpx.post(f"{off.http_url}{infer}")]
     assert [answer.status_code for answer in answers] == [404, 404]
-    assert "/v2" not in httpx.get(f"{shown.off.http_url}/openapi.json").text
-    with grpc.insecure_channel(shown.off.grpc_target) as channel:
+    assert "/v2" not in httpx.get(f"{off.http_url}/openapi.json").text
+    with grpc.insecure_channel(off.grpc_target) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.RpcError) as failure:
             stub.ServerLive(inference_pb2.ServerLiveRequest())

@@ -125,6 +125,7 @@ async def test_the_bound_of_the_queue_is_that_of_all_front_ends_together(held):
     await the_queue_holds_what_it_should(held)
 
 
+@pytest.mark.slow
 async def test_a_worker_that_is_killed_idle_is_replaced(held):
     server = held.server
     before, restarted = counters(server), restarts(server, "worker-0")

@@ -208,7 +208,7 @@ ERRORS = (DeadlineExceeded, EngineFailed, EngineUnavailable, Overloaded, asyncio
 
 
 @given(STEPS, st.integers(1, 4), st.integers(1, 8))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_every_image_has_one_outcome_and_every_place_comes_back(steps, max_batch, limit):
     async def scenario():
         server = Server(max_batch, limit)

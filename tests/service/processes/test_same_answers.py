@@ -101,9 +101,11 @@ def over_http(server: RunningServer, path: str, images: list[bytes], **options: 
         ("classify", {"explain": "points", "top_k": "12"}),
         ("classify", {"model": "no such model"}),
         ("detect", {"explain": "points"}),
-        ("detect", {"masks": "polygon", "resize_mode": "letterbox"}),
+        pytest.param(
+            "detect", {"masks": "polygon", "resize_mode": "letterbox"}, marks=pytest.mark.slow
+        ),
         ("segment", {"explain": "points", "confidence": "true"}),
-        ("segment", {"format": "polygon", "min_share": "0.05"}),
+        pytest.param("segment", {"format": "polygon", "min_share": "0.05"}, marks=pytest.mark.slow),
         ("mean-colour", {"inverted": "true"}),
     ],
 )

@@ -336,7 +336,7 @@ async def test_transports_give_the_same(server):
                     np.testing.assert_allclose(mine.group_points, yours.group_points, atol=PIXELS)
 
 
-@pytest.mark.parametrize("task", ["classify", "detect"])
+@pytest.mark.parametrize("task", ["classify", pytest.param("detect", marks=pytest.mark.slow)])
 async def test_those_who_ask_and_those_who_do_not_get_their_own(any_server, task):
     images = [encoded(index=n, size=(90 + 7 * n, 140)) for n in range(6)]
     options: list[dict[str, Any]] = [

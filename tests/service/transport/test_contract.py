@@ -320,12 +320,19 @@ async def test_a_message_over_the_limit_is_refused_by_grpc(server):
     assert (answer.status, answer.error) == ("INVALID_ARGUMENT", "image_too_large")
 
 
-@every_transport
-async def test_a_picture_with_too_many_pixels_is_refused_by_its_header(server, classify):
+@pytest.fixture(scope="module")
+def many_pixels():
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG", optimize=True)
     assert len(file.getvalue()) < 100_000
-    assert (await classify(server, [file.getvalue()])).error == "image_too_large"
+    return file.getvalue()
+
+
+@every_transport
+async def test_a_picture_with_too_many_pixels_is_refused_by_its_header(
+    server, classify, many_pixels
+):
+    assert (await classify(server, [many_pixels])).error == "image_too_large"
 
 
 async def test_stream_answers_every_request_by_its_id(server):
@@ -447,6 +454,7 @@ async def test_overload_says_when_to_come_back(slow_server):
     assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
 
 
+@pytest.mark.slow
 async def test_an_image_whose_deadline_passes_never_reaches_the_device(fresh_slow_server):
     """Nothing was computed yet, so the server cannot foresee that they come too late."""
     server = fresh_slow_server.server
@@ -508,7 +516,9 @@ async def test_sigterm_answers_what_was_admitted_and_exits_with_0(fresh_slow_ser
 
 
 async def test_readiness_goes_off_first_and_requests_are_admitted_for_the_drain_delay():
-    with start_server(DAT_SERVER__DRAIN_DELAY_S=2) as server:
+    with start_server(
+        DAT_MODEL__NAME="dat_nano", DAT_BATCHING__MAX_BATCH=1, DAT_SERVER__DRAIN_DELAY_S=2
+    ) as server:
         server.process.terminate()
         server.wait_for_event("draining")
         async with httpx.AsyncClient(base_url=server.http_url) as client:
@@ -528,6 +538,7 @@ def test_a_signal_right_after_the_start_or_during_it_ends_in_order():
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once():
     with start_server(DAT_SERVER__DRAIN_DELAY_S=60) as server:
         server.process.terminate()
@@ -562,6 +573,7 @@ async def test_grpc_keeps_the_request_id_of_the_caller(server):
             assert (answered == given) == kept
 
 
+@pytest.mark.slow
 def test_a_starting_server_is_alive_and_refuses_until_it_is_ready(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -29,6 +29,7 @@ name = "wide"
 variant = "dat_nano"
 image_size = [96, 160]
 dtype = "bfloat16"
+max_batch = 1
 """
 
 

@@ -36,6 +36,7 @@ def server() -> Iterator[RunningServer]:
     with start_server(
         DAT_LIMITS__MAX_BYTES_IN_FLIGHT=64 * MB,
         DAT_SERVER__CORS_ORIGINS='["https://example.com"]',
+        DAT_BATCHING__MAX_BATCH=1,
     ) as running:
         yield running
 

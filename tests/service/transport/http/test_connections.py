@@ -38,6 +38,7 @@ POST = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n"
 LENGTH = b"Content-Length: 1\r\n"
 CODING = b"Transfer-Encoding: chunked\r\n"
 CHUNKED = POST + CODING + b"\r\n"
+POST_NOWHERE = b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def server() -> Iterator[RunningServer]:
         DAT_SERVER__WRITE_TIMEOUT_S=SHORT_S,
         DAT_SERVER__KEEP_ALIVE_S=KEEP_ALIVE_S,
         DAT_SERVER__MAX_CONNECTIONS=MOST,
+        DAT_BATCHING__MAX_BATCH=1,
     ) as running:
         yield running
 
@@ -296,8 +298,8 @@ async def test_an_upload_with_an_offer_is_classified(server):
     [
         (b"GET / HTTP/1.1\r\nX: ", b"a", "header_timeout"),
         (POST + b"Content-Length: 1000000\r\n\r\n", b"a", "body_timeout"),
-        (CHUNKED, b"1\r\na\r\n", "body_timeout"),
-        (b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n", b"a", None),
+        pytest.param(CHUNKED, b"1\r\na\r\n", "body_timeout", marks=pytest.mark.slow),
+        pytest.param(POST_NOWHERE, b"a", None, marks=pytest.mark.slow),
     ],
     ids=["head", "body", "chunks", "body after its answer"],
 )
@@ -440,6 +442,7 @@ def test_where_nobody_gives_way_others_than_probes_are_told_to_come_back(server)
     assert [reply.status for reply in ask(server, GET, CLOSE)] == [200, 200]
 
 
+@pytest.mark.slow
 def test_slow_scrapers_make_no_threads_and_do_not_stop_a_good_one(server):
     threads = Path(f"/proc/{server.process.pid}/task")
     before = len(list(threads.iterdir()))

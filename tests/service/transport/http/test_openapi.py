@@ -33,7 +33,7 @@ def test_the_document_and_the_answers_agree(server):
 
             @given(operation.as_strategy(generation_mode=mode))
             @settings(
-                max_examples=8, deadline=None, derandomize=True, suppress_health_check=HealthCheck
+                max_examples=4, deadline=None, derandomize=True, suppress_health_check=HealthCheck
             )
             def agree(case):
                 case.call_and_validate()

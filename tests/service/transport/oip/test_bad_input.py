@@ -25,7 +25,7 @@ SHAPE, COUNT = [2, 3, 4, 3], 72
 SIZES = st.sampled_from([-1, -(2**63), 0, 1, 5, 2**31, 2**32, 2**62, 2**63 - 1])
 SEEN: Counter[str] = Counter()
 EXAMPLES = settings(
-    max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -174,7 +174,7 @@ def test_lengths_that_are_absurd_or_past_the_body_are_refused(client):
     head = json.dumps({"inputs": [one]}).encode()
 
     @given(HEADER_LENGTHS, st.integers(-2, 2))
-    @settings(EXAMPLES, max_examples=200)
+    @settings(EXAMPLES, max_examples=100)
     def refused(length, more):
         body = head + sent.raw[: 3 + more] + bytes(max(0, more))
         if length == str(len(head)) and more == 0:
@@ -293,7 +293,7 @@ def test_malformed_bytes_in_place_of_a_message_are_refused(server):
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 
         @given(st.data())
-        @settings(EXAMPLES, max_examples=300)
+        @settings(EXAMPLES, max_examples=150)
         def refused(data):
             changed = bytearray(sent)
             for _ in range(data.draw(st.integers(1, 3))):

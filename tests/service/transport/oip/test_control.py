@@ -122,6 +122,7 @@ async def test_a_load_waits_until_every_front_end_has_the_new_version(served):
         assert (await over_http(server, [JPEG], model="m")).version == "b5"
 
 
+@pytest.mark.slow
 async def test_a_load_touches_no_other_model(served):
     models = served.models
     models.serve({"m": "a10", "n": "a11", "new": "b12"}, default="new")
@@ -210,6 +211,7 @@ async def test_an_unload_answers_what_was_asked_and_nothing_after(served):
     assert not others.failures
 
 
+@pytest.mark.slow
 async def test_the_last_model_may_be_unloaded_and_a_reload_brings_all_back(served):
     models, server = served.models, served.server
     models.serve({"m": "a50", "n": "b0"})
@@ -230,6 +232,7 @@ async def test_the_last_model_may_be_unloaded_and_a_reload_brings_all_back(serve
     assert (await over_http(server, [JPEG])).model == "m"
 
 
+@pytest.mark.slow
 async def test_nothing_is_left_of_what_was_unloaded(served):
     models, server = served.models, served.server
     models.serve({"m": "a55", "n": "b0"})
@@ -274,6 +277,7 @@ async def test_no_client_brings_a_model_of_its_own(served, operator, parameter):
     assert parameter in refused.message
 
 
+@pytest.mark.slow
 async def test_what_is_asked_all_at_once_is_done_one_after_the_other(served):
     models, server = served.models, served.server
     models.serve({"m": "b60", "n": "b0"})

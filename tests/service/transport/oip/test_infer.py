@@ -122,16 +122,15 @@ def test_a_detector_fills_up_to_the_most_objects(shaped):
         over_rest(shaped, [pixels(ARRAYS)], path=path, parameters=asked, binary=False),
         over_rpc(shaped, message([files(PNG)], DETECTOR, parameters=parameters(**asked))),
     ]
+    url, query = f"{shaped.http_url}/v1/detect", {**asked, "model": DETECTOR}
+    alone = [httpx.post(url, content=png, params=query).json()["results"][0] for png in PNG]
     for answer in answers:
         assert answer.error is None
         outputs = answer.outputs
         count, most = outputs["count"], int(outputs["count"].max())
         assert outputs["boxes"].shape == (3, most, 4)
-        for index, png in enumerate(PNG):
-            url = f"{shaped.http_url}/v1/detect"
-            query = {**asked, "model": DETECTOR}
-            (alone,) = httpx.post(url, content=png, params=query).json()["results"]
-            found = alone["detections"]
+        for index, result in enumerate(alone):
+            found = result["detections"]
             assert count[index] == len(found)
             boxes = np.array([one["box"] for one in found]).reshape(-1, 4)
             np.testing.assert_allclose(outputs["boxes"][index, : len(found)], boxes, atol=0.1)

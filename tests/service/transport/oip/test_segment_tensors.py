@@ -36,7 +36,9 @@ def server(tmp_path_factory):
     meta = {"CLASSES": [f"kind {index}" for index in range(CLASSES)]}
     state = segmenter_state(SEGMENTERS[NAME])
     torch.save({"meta": meta, "state_dict": state}, folder / f"{NAME}.pth")
-    with start_server(DAT_MODEL__CHECKPOINT=folder / f"{NAME}.pth") as running:
+    with start_server(
+        DAT_MODEL__CHECKPOINT=folder / f"{NAME}.pth", DAT_BATCHING__MAX_BATCH=len(PNG)
+    ) as running:
         yield running
 
 

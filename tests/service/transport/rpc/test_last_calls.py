@@ -26,6 +26,7 @@ async def ask_until_refused(server: RunningServer, told: Counter[str]) -> None:
             told["ok"] += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_no_call_is_cancelled_by_a_server_that_stops(shape):
     settings = {"DAT_ENGINE__THREADS": 1, "DAT_LIMITS__DEFAULT_TIMEOUT_S": 100}

@@ -39,6 +39,7 @@ def small_server() -> Iterator[RunningServer]:
         DAT_LIMITS__MAX_BYTES_IN_FLIGHT=BUDGET_MIB * MIB,
         DAT_LIMITS__MAX_STREAMS=2,
         DAT_SERVER__GRPC_MIN_PING_INTERVAL_S=PING_INTERVAL_S,
+        DAT_BATCHING__MAX_BATCH=1,
     ) as running:
         yield running
 
