@@ -123,7 +123,10 @@ async def open_servers(  # noqa: PLR0917
         services.append(OPEN_INFERENCE_SERVICE)
     health = Health(services)
     await health.show(serving=False)
-    budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
+    limits = settings.limits
+    budget = ByteBudget(
+        limits.bytes_in_flight, metrics.bytes_in_flight, within_s=limits.default_timeout_s
+    )
     pages = Pages(settings.limits) if server.playground else None
     http_server = HttpServer(
         create_app(
