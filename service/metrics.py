@@ -41,7 +41,14 @@ Reload = Literal["added", "reloaded", "removed", "failed"]
 Part = Literal["weights", "graphs"]
 Port = Literal["http", "metrics"]
 Cut = Literal[
-    "header_timeout", "body_timeout", "write_timeout", "idle", "evicted", "crowded", "handshake"
+    "header_timeout",
+    "body_timeout",
+    "write_timeout",
+    "idle",
+    "evicted",
+    "crowded",
+    "handshake",
+    "unread",
 ]
 Reloaded = Literal["keys", "certificates"]
 

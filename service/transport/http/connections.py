@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from ipaddress import AddressValueError, IPv6Address
 from json import dumps
+from math import inf
 from re import compile as pattern
 from typing import Any
 
@@ -37,6 +38,7 @@ from service.settings import Server
 from service.transport import request_id as request_ids
 from service.transport.http.error_forms import error_json, is_open_inference
 from service.transport.http.schema import error_body, error_headers
+from service.transport.unread import LARGE_BYTES, UnreadAnswers
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +106,7 @@ class Connections(ServerState):
         port: as the metrics call it.
         metrics: count what became of connections.
         gate: why a request is turned away by its head alone, if it is.
+        unread: bounds the large answers that clients have not taken.
 
     Attributes:
         draining: whether the server is leaving, so that stuck connections end soon.
@@ -120,8 +123,10 @@ class Connections(ServerState):
         port: Port,
         metrics: Metrics,
         gate: Gate = _let_pass,
+        unread: UnreadAnswers | None = None,
     ) -> None:
         super().__init__()
+        self.unread = UnreadAnswers(inf) if unread is None else unread
         self.limits = limits
         self.draining = False
         self.opened = metrics.connections[port]
@@ -178,6 +183,7 @@ class Connections(ServerState):
         """Keep no place for a connection that ends."""
         self.waiting.pop(connection, None)
         self.reserved.pop(connection, None)
+        self.unread.forget(connection)
 
     async def watch(self) -> None:
         """Look after the time of all connections, until cancelled."""
@@ -238,7 +244,7 @@ class Connection(HttpToolsProtocol):
         self._wait(_Phase.HEAD, now)
 
     def _answer_over(self, transport: asyncio.Transport) -> None:
-        self._answers = _Answers(transport, self._end)
+        self._answers = _Answers(transport, self._write, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application, and free the place."""
@@ -501,6 +507,25 @@ class Connection(HttpToolsProtocol):
         if last:
             self._linger()
 
+    def _write(self, data: bytes) -> None:
+        """Write an answer; a large one is counted until the client has taken it."""
+        if len(data) <= LARGE_BYTES:
+            self.transport.write(data)
+            return
+        unread = self.server_state.unread
+        if self.has_taken_all():
+            unread.forget(self)
+        self.transport.write(data)
+        unread.add(self, len(data))
+
+    def has_taken_all(self) -> bool:
+        """Whether the client has taken all answers."""
+        return not self._pending()
+
+    def cut_unread(self) -> None:
+        """End the connection, because too many answers are not taken."""
+        self.server_state.cut(self, "unread")
+
     def _end(self) -> None:
         """Close after an answer that was the last."""
         if self._phase in (_Phase.BODY, _Phase.BROKEN):
@@ -558,6 +583,8 @@ class Connection(HttpToolsProtocol):
     def _is_stuck(self, now: float) -> bool:
         """Whether the client has taken nothing of its answers for too long."""
         unsent = self._pending()
+        if not unsent:
+            self.server_state.unread.forget(self)
         if not unsent or not self._unsent or unsent < self._unsent:
             self._taken_at = now
         self._unsent = unsent
@@ -652,12 +679,19 @@ class _Answers(asyncio.Transport):
 
     Args:
         transport: of the connection.
+        write: writes an answer to it.
         end: called in place of closing it.
     """
 
-    def __init__(self, transport: asyncio.Transport, end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        write: Callable[[bytes], None],
+        end: Callable[[], None],
+    ) -> None:
         super().__init__()
         self._transport = transport
+        self._write = write
         self._end = end
         self._head = b""
 
@@ -668,7 +702,7 @@ class _Answers(asyncio.Transport):
             asyncio.get_running_loop().call_soon(self.flush)
         else:
             head, self._head = self._head, b""
-            self._transport.write(head + data)
+            self._write(head + data)
 
     def flush(self) -> None:
         """Write a head whose body did not come yet."""
