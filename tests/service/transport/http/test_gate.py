@@ -68,6 +68,24 @@ async def test_a_crowd_is_turned_away_by_the_head_and_its_connections_go_on(fres
     assert said["code"] == "overloaded"
 
 
+async def test_a_timeout_that_there_is_not_is_refused_as_such_in_a_crowd_too(fresh_slow_server):
+    server = fresh_slow_server.server
+    async with (
+        channel(server) as open_channel,
+        httpx.AsyncClient(base_url=server.http_url, timeout=60) as client,
+    ):
+        stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
+        with fresh_slow_server.fault("wait"):
+            crowd = [stub.Classify(message([JPEG]))]
+            while (await asyncio.to_thread(waiting, server)) < 4:
+                crowd.append(stub.Classify(message([JPEG])))
+            for timeout in ("-inf", "-1e308", "0", "nan"):
+                answer = await client.post(f"/v1/classify?timeout={timeout}", content=JPEG)
+                assert answer.status_code == 400
+                assert "'timeout': Input should be" in answer.json()["error"]["message"]
+        await asyncio.gather(*(call.code() for call in crowd))
+
+
 def png_head(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
