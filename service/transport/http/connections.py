@@ -509,6 +509,8 @@ class Connection(HttpToolsProtocol):
 
     def _write(self, data: bytes) -> None:
         """Write an answer; a large one is counted until the client has taken it."""
+        if self.transport.is_closing():  # the application is told in the next turn of the loop
+            return
         if len(data) <= LARGE_BYTES:
             self.transport.write(data)
             return
