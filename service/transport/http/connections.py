@@ -225,6 +225,7 @@ class Connection(HttpToolsProtocol):
         self._phase = _Phase.HEAD
         self._deadline = 0.0  # of the phase, loop time
         self._reserved = False
+        self._running: Any = None  # uvicorn's cycle of the request that is being answered
         self._exchange: _Exchange
         self._answers: _Answers
         self._last_word: ServiceError | None = None
@@ -249,6 +250,10 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application, and free the place."""
         super().connection_lost(exc)
+        # uvicorn tells only the newest request, which of several is not the one being answered.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         self.server_state.forget(self)
         self.server_state.opened.dec()
 
@@ -336,6 +341,8 @@ class Connection(HttpToolsProtocol):
             return
         self._exchange = self.app = _Exchange(self.config.loaded_app)
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
         self.headers = []  # of the trailers, which are not the request's headers
         self.cycle.transport = self._answers
         if self._reserved:
@@ -445,6 +452,7 @@ class Connection(HttpToolsProtocol):
         now = self.loop.time()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
+            self._running = cycle
             task = self.loop.create_task(cycle.run_asgi(app))
             task.add_done_callback(self.tasks.discard)
             self.tasks.add(task)

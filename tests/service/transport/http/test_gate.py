@@ -11,7 +11,7 @@ import pytest
 
 from service.images.containers import declared_pixels, read_container
 from service.pb import dat_pb2_grpc
-from tests.clients import JPEG, channel, encoded, message
+from tests.clients import JPEG, channel, encoded, eventually, message
 
 
 def ask(server, identity: str) -> list[tuple[int, dict[str, str], bytes]]:
@@ -84,6 +84,31 @@ async def test_a_timeout_that_there_is_not_is_refused_as_such_in_a_crowd_too(fre
                 assert answer.status_code == 400
                 assert "'timeout': Input should be" in answer.json()["error"]["message"]
         await asyncio.gather(*(call.code() for call in crowd))
+
+
+async def test_a_client_that_leaves_with_several_requests_leaves_none_in_the_queue(
+    fresh_slow_server,
+):
+    server = fresh_slow_server.server
+    host, port = server.http_url.removeprefix("http://").split(":")
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(JPEG)}\r\n\r\n"
+    async with channel(server) as open_channel:
+        stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
+        with fresh_slow_server.fault("wait"):
+            # The device takes no image beyond these.
+            before = [stub.Classify(message([JPEG])) for _ in range(3)]
+            await eventually(lambda: busy(server) == 3)
+            with socket.create_connection((host, int(port)), timeout=30) as connection:
+                connection.sendall((head.encode() + JPEG) * 2)
+                await eventually(lambda: busy(server) == 4)
+            await eventually(lambda: busy(server) == 3)
+        await asyncio.gather(*(call.code() for call in before))
+
+
+def busy(server):
+    """How many images are waiting or on the device."""
+    metrics = server.metrics()
+    return waiting(server) + metrics["dat_requests_running,model=dat_nano"]
 
 
 def png_head(width: int, height: int) -> bytes:
