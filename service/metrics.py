@@ -49,6 +49,7 @@ Cut = Literal[
     "crowded",
     "handshake",
     "left",
+    "unread",
 ]
 Reloaded = Literal["keys", "certificates"]
 

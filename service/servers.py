@@ -35,6 +35,7 @@ from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.server import create_server
 from service.transport.rpc.v1 import MODEL_SERVICE
 from service.transport.rpc.watching import Health
+from service.transport.unread import UnreadAnswers
 
 # As many connections beyond the limit may ask for the health of the replica.
 _RESERVE = 8
@@ -123,7 +124,11 @@ async def open_servers(  # noqa: PLR0917
         services.append(OPEN_INFERENCE_SERVICE)
     health = Health(services)
     await health.show(serving=False)
-    budget = ByteBudget(settings.limits.bytes_in_flight, metrics.bytes_in_flight)
+    limits = settings.limits
+    budget = ByteBudget(
+        limits.bytes_in_flight, metrics.bytes_in_flight, within_s=limits.default_timeout_s
+    )
+    unread = UnreadAnswers(limits.bytes_in_flight)
     pages = Pages(settings.limits) if server.playground else None
     http_server = HttpServer(
         create_app(
@@ -154,6 +159,7 @@ async def open_servers(  # noqa: PLR0917
                 cross_origin=bool(server.cors_origins),
                 open_paths=() if pages is None else pages.paths,
             ),
+            unread=unread,
         ),
         ceil(server.drain_grace_s),
         Connection if security.tls is None else over_tls(security.tls),
@@ -165,6 +171,7 @@ async def open_servers(  # noqa: PLR0917
         health,
         metrics,
         budget,
+        unread,
         inference=inference,
         control=control,
         last_calls=last_calls,

@@ -265,8 +265,9 @@ class Limits(_Group):
         0,
         ge=0,
         description="Most bytes of requests that are received and not yet decoded, over HTTP and "
-        "gRPC together; beyond it 429 before a body is read. 0: a quarter of the memory that the "
-        "process may have.",
+        "gRPC together; beyond it 429 before a body is read. As many bytes of answers may wait "
+        "for clients that do not take them; beyond it the connection with the most is cut. 0: a "
+        "quarter of the memory that the process may have.",
     )
     max_pixels: int = Field(
         25_000_000,

@@ -23,15 +23,15 @@ TORCH_FREE = {
     "model.detection.config", "model.detection.masks", "model.detection.transforms",
     "model.segmentation.config", "model.segmentation.transforms",
 }  # fmt: skip
-# What both wires say in the same words.
+# What both wires have in common, above all words.
 WORDS = {
     "service.transport.request_id", "service.transport.priority", "service.transport.base64_text",
-    "service.transport.attention_text",
+    "service.transport.attention_text", "service.transport.unread",
 }  # fmt: skip
 # What each room may know beside itself and the leaves, from the top of the house down.
 ROOMS = {
     "service.transport.request_id": set(), "service.transport.priority": set(),
-    "service.transport.base64_text": set(),
+    "service.transport.base64_text": set(), "service.transport.unread": set(),
     "service.transport.attention_text": {"service.tasks"},
     "service.transport.oip": WORDS | {
         "service.tasks", "service.models.card", "service.images.raw",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from ipaddress import AddressValueError, IPv6Address
 from json import dumps
+from math import inf
 from re import compile as pattern
 from typing import Any
 
@@ -38,6 +39,7 @@ from service.settings import Server
 from service.transport import request_id as request_ids
 from service.transport.http.error_forms import error_json, is_open_inference
 from service.transport.http.schema import error_body, error_headers
+from service.transport.unread import LARGE_BYTES, UnreadAnswers
 
 log = structlog.get_logger(__name__)
 
@@ -106,6 +108,7 @@ class Connections(ServerState):
         port: as the metrics call it.
         metrics: count what became of connections.
         gate: why a request is turned away by its head alone, if it is.
+        unread: bounds the large answers that clients have not taken.
 
     Attributes:
         draining: whether the server is leaving, so that stuck connections end soon.
@@ -122,8 +125,10 @@ class Connections(ServerState):
         port: Port,
         metrics: Metrics,
         gate: Gate = _let_pass,
+        unread: UnreadAnswers | None = None,
     ) -> None:
         super().__init__()
+        self.unread = UnreadAnswers(inf) if unread is None else unread
         self.limits = limits
         self.draining = False
         self.opened = metrics.connections[port]
@@ -180,6 +185,7 @@ class Connections(ServerState):
         """Keep no place for a connection that ends."""
         self.waiting.pop(connection, None)
         self.reserved.pop(connection, None)
+        self.unread.forget(connection)
 
     async def watch(self) -> None:
         """Look after the time of all connections, until cancelled."""
@@ -221,6 +227,7 @@ class Connection(HttpToolsProtocol):
         self._phase = _Phase.HEAD
         self._deadline = 0.0  # of the phase, loop time
         self._reserved = False
+        self._running: Any = None  # uvicorn's cycle of the request that is being answered
         self._exchange: _Exchange
         self._answers: _Answers
         self._last_word: ServiceError | None = None
@@ -240,11 +247,15 @@ class Connection(HttpToolsProtocol):
         self._wait(_Phase.HEAD, now)
 
     def _answer_over(self, transport: asyncio.Transport) -> None:
-        self._answers = _Answers(transport, self._end)
+        self._answers = _Answers(transport, self._write, self._end)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application, and free the place."""
         super().connection_lost(exc)
+        # uvicorn tells only the newest request, which of several is not the one being answered.
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         self.server_state.forget(self)
         self.server_state.opened.dec()
 
@@ -337,6 +348,8 @@ class Connection(HttpToolsProtocol):
             return
         self._exchange = self.app = _Exchange(self.config.loaded_app)
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
         self.headers = []  # of the trailers, which are not the request's headers
         self.cycle.transport = self._answers
         if self._reserved:
@@ -456,6 +469,7 @@ class Connection(HttpToolsProtocol):
         now = self.loop.time()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
+            self._running = cycle
             task = self.loop.create_task(cycle.run_asgi(app))
             task.add_done_callback(self.tasks.discard)
             self.tasks.add(task)
@@ -518,6 +532,27 @@ class Connection(HttpToolsProtocol):
         if last:
             self._linger()
 
+    def _write(self, data: bytes) -> None:
+        """Write an answer; a large one is counted until the client has taken it."""
+        if self.transport.is_closing():  # the application is told in the next turn of the loop
+            return
+        if len(data) <= LARGE_BYTES:
+            self.transport.write(data)
+            return
+        unread = self.server_state.unread
+        if self.has_taken_all():
+            unread.forget(self)
+        self.transport.write(data)
+        unread.add(self, len(data))
+
+    def has_taken_all(self) -> bool:
+        """Whether the client has taken all answers."""
+        return not self._pending()
+
+    def cut_unread(self) -> None:
+        """End the connection, because too many answers are not taken."""
+        self.server_state.cut(self, "unread")
+
     def _end(self) -> None:
         """Close after an answer that was the last."""
         if self._phase in (_Phase.BODY, _Phase.BROKEN):
@@ -575,6 +610,8 @@ class Connection(HttpToolsProtocol):
     def _is_stuck(self, now: float) -> bool:
         """Whether the client has taken nothing of its answers for too long."""
         unsent = self._pending()
+        if not unsent:
+            self.server_state.unread.forget(self)
         if not unsent or not self._unsent or unsent < self._unsent:
             self._taken_at = now
         self._unsent = unsent
@@ -669,12 +706,19 @@ class _Answers(asyncio.Transport):
 
     Args:
         transport: of the connection.
+        write: writes an answer to it.
         end: called in place of closing it.
     """
 
-    def __init__(self, transport: asyncio.Transport, end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        write: Callable[[bytes], None],
+        end: Callable[[], None],
+    ) -> None:
         super().__init__()
         self._transport = transport
+        self._write = write
         self._end = end
         self._head = b""
 
@@ -685,7 +729,7 @@ class _Answers(asyncio.Transport):
             asyncio.get_running_loop().call_soon(self.flush)
         else:
             head, self._head = self._head, b""
-            self._transport.write(head + data)
+            self._write(head + data)
 
     def flush(self) -> None:
         """Write a head whose body did not come yet."""

@@ -7,6 +7,7 @@ same questions as there (`Catalogue.check_room`), at a fifth of the cost.
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
+from math import inf
 from time import monotonic
 from typing import NamedTuple
 from urllib.parse import parse_qsl
@@ -158,9 +159,7 @@ def _asked(query: bytes) -> _Asked:
     if not any(option in query for option in (b"model=", b"timeout=", b"priority=")):
         return _Asked()
     options = dict(parse_qsl(query.decode("latin-1")))
-    timeout = options.get("timeout")
-    return _Asked(
-        options.get("model"),
-        None if timeout is None else float(timeout),
-        priority.read(options.get("priority")),
-    )
+    timeout_s = None if (given := options.get("timeout")) is None else float(given)
+    if timeout_s is not None and not 0 < timeout_s < inf:
+        raise ValueError("no request has such a timeout")
+    return _Asked(options.get("model"), timeout_s, priority.read(options.get("priority")))

@@ -38,7 +38,9 @@ class MaskBody(BaseModel):
             case RunLengths():
                 return cls(rle=RunLengthsBody(size=mask.image_size, counts=mask.counts))
             case Polygons():
-                return cls.model_construct(polygon=[ring.tolist() for ring in mask.rings])
+                # Pydantic warns of a list in place of a tuple, in words that Python keeps for ever.
+                rings = [list(map(tuple, ring.tolist())) for ring in mask.rings]
+                return cls.model_construct(polygon=rings)
             case PngMask():
                 text = b64encode(mask.png).decode()
                 return cls(png=PngMaskBody(png=text, left=mask.left, top=mask.top))

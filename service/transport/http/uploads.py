@@ -210,22 +210,29 @@ async def receive(request: Request, coding: str, limit: int, held: HeldBytes) ->
 
     Raises:
         ImageTooLarge: more bytes than allowed, or than that when decompressed.
-        Overloaded: more bytes are in flight than the budget allows.
+        Overloaded: more bytes are in flight than the budget allows, or the body gave way to others.
         InvalidRequest: what was sent is not of that coding.
         ClientDisconnect: the client left before the end.
     """
-    chunks: AsyncIterator[bytes] = request.stream()
+    chunks = _counted(request.stream(), held)
     if coding:
         chunks = content_coding.decompressed(chunks, coding, limit)
     body = bytearray()
-    async for chunk in chunks:
-        size = len(body) + len(chunk)
-        if size > limit:
-            raise too_large(limit)
-        if size > held.size:
-            held.grow(size - held.size)
-        body += chunk
+    async with held.coming():
+        async for chunk in chunks:
+            size = len(body) + len(chunk)
+            if size > limit:
+                raise too_large(limit)
+            if size > held.size:
+                held.grow(size - held.size)
+            body += chunk
     return body
+
+
+async def _counted(chunks: AsyncIterator[bytes], held: HeldBytes) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        held.came(len(chunk))
+        yield chunk
 
 
 def _lowered(options: Options, named: Priority) -> Options:

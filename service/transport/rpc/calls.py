@@ -16,6 +16,8 @@ from service.security.access import CREDENTIALS, Access, Caller
 from service.transport import request_id
 from service.transport.rpc.last_calls import LastCalls
 from service.transport.rpc.reading import Context
+from service.transport.rpc.untaken import until_done
+from service.transport.unread import UnreadAnswers
 
 # What answers a call, from its context: bytes, or nothing where it wrote its answers itself.
 Answer = Callable[[Context], Awaitable[Any]]
@@ -151,10 +153,13 @@ def _headers(context: Context) -> list[tuple[bytes, bytes]]:
 class Calls:
     """What calls have in common: who may ask, and what became of them, told and counted."""
 
-    def __init__(self, metrics: Metrics, access: Access, last_calls: LastCalls) -> None:
+    def __init__(
+        self, metrics: Metrics, access: Access, last_calls: LastCalls, unread: UnreadAnswers
+    ) -> None:
         self._responses = metrics.responses
         self._access = access
         self._last_calls = last_calls
+        self._unread = unread
 
     def counted(self, method: str, answer: Answer, *, stream: bool = False) -> Answer:
         """Answer a call if its caller may ask, show what became of it, and count that.
@@ -176,7 +181,7 @@ class Calls:
             failure: ServiceError | None = None
             try:
                 await self._last_calls.enter()
-                return await answer(context)
+                return self._until_taken(await answer(context), context)
             except ServiceError as error:
                 code = error.grpc_code
                 failure = error.with_traceback(None)
@@ -195,6 +200,11 @@ class Calls:
             return None
 
         return serve
+
+    def _until_taken(self, answered: bytes | None, context: Context) -> bytes | None:
+        if answered is not None:
+            until_done(self._unread, context, len(answered))
+        return answered
 
     def _log(self, method: str, code: grpc.StatusCode, start: float, identity: str) -> None:
         self._responses.labels("grpc", code.name).inc()

@@ -141,6 +141,7 @@ class InferCalls:
         access: Access,
         limits: Limits,
         reading: Reading,
+        streams: Streams,
     ) -> None:
         self._inference = inference
         self._metrics = metrics
@@ -148,7 +149,7 @@ class InferCalls:
         self._access = access
         self._limits = limits
         self._reading = reading
-        self._streams = Streams(budget, limits)
+        self._streams = streams
 
     async def one(self, context: Context) -> bytes:
         """Answer the one request of a call."""

@@ -21,9 +21,11 @@ from service.transport.rpc.oip_control import control_calls
 from service.transport.rpc.oip_shared_memory import shared_memory_calls
 from service.transport.rpc.picture_messages import RPC_VISUALIZE
 from service.transport.rpc.reading import Reading
+from service.transport.rpc.streams import Streams
 from service.transport.rpc.task import RpcTask
 from service.transport.rpc.v1 import UNREAD_BYTES, OneCall, TaskCalls, add_models
 from service.transport.rpc.watching import Health, add_health, add_reflection
+from service.transport.unread import UnreadAnswers
 
 # gRPC refuses a message that is too large in its own words. To refuse it in ours, gRPC is told
 # a limit that is larger by this factor.
@@ -43,12 +45,13 @@ _SMALL_MESSAGES = 8
 _SMALL_PATIENCE_S = 0.1
 
 
-def create_server(
+def create_server(  # noqa: PLR0917
     tasks: Sequence[RpcTask[Any, Any]],
     catalogue: Catalogue,
     health: Health,
     metrics: Metrics,
     budget: ByteBudget,
+    unread: UnreadAnswers,
     *,
     inference: Inference | None,
     control: Control | None,
@@ -67,6 +70,7 @@ def create_server(
         health: what is said of it.
         metrics: of the replica.
         budget: of the bytes of requests.
+        unread: bounds the answers that clients have not taken.
         inference: the models as the Open Inference Protocol sees them, if it is served.
         control: what that protocol's clients call beside inference.
         last_calls: what calls pass that come before this server stops.
@@ -77,14 +81,21 @@ def create_server(
         shared: whether other processes of this server listen to the same port.
     """
     rpc_server = grpc.aio.server(options=_options(limits, server, shared=shared))
-    calls = Calls(metrics, access, last_calls)
+    calls = Calls(metrics, access, last_calls, unread)
     timeout_s = server.grpc_message_timeout_s
     small = Reading(_SMALL_MESSAGES, patience_s=_SMALL_PATIENCE_S, timeout_s=timeout_s)
     places = max(1, budget.limit // (_RECEIVED * limits.max_body_bytes))
     large = Reading(places, patience_s=_PATIENCE_S, timeout_s=timeout_s)
     for task in tasks:
         requests = TaskCalls(
-            task, catalogue, metrics, budget, access=access, limits=limits, reading=large
+            task,
+            catalogue,
+            metrics,
+            budget,
+            access=access,
+            limits=limits,
+            reading=large,
+            streams=Streams(budget, limits, unread),
         )
         stream = f"{task.method}Stream"
         methods = {
@@ -100,7 +111,15 @@ def create_server(
         RPC_VISUALIZE.service, {method: one_answer(calls.counted(method, pictures.one))}
     )
     if inference is not None:
-        infer = InferCalls(inference, metrics, budget, access=access, limits=limits, reading=large)
+        infer = InferCalls(
+            inference,
+            metrics,
+            budget,
+            access=access,
+            limits=limits,
+            reading=large,
+            streams=Streams(budget, limits, unread),
+        )
         beside = dict(shared_memory_calls(inference.memory, access, small))
         if control is not None:
             beside |= control_calls(control, small)

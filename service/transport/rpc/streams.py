@@ -11,6 +11,8 @@ from service.errors import InvalidRequest, Overloaded
 from service.settings import Limits
 from service.transport.rpc import wire
 from service.transport.rpc.reading import Context
+from service.transport.rpc.untaken import being_written
+from service.transport.unread import UnreadAnswers
 
 # Requests of one stream that are worked on at a time; more wait in the flow control of HTTP/2.
 _CONCURRENCY = 64
@@ -23,9 +25,10 @@ Answering = Callable[[wire.Received], Callable[[], Awaitable[bytes]]]
 class Streams:
     """The streams of one call that are open, a bounded number at a time."""
 
-    def __init__(self, budget: ByteBudget, limits: Limits) -> None:
+    def __init__(self, budget: ByteBudget, limits: Limits, unread: UnreadAnswers) -> None:
         self._budget = budget
         self._limits = limits
+        self._unread = unread
         self._open = 0
 
     async def serve(self, context: Context, answer: Answering) -> None:
@@ -54,10 +57,11 @@ class Streams:
         async def write(answering: Callable[[], Awaitable[bytes]]) -> None:
             try:
                 answered = await answering()
-                async with writing:
-                    # Whoever left reads no answer; gRPC then cancels this call.
-                    with suppress(grpc.aio.InternalError):
-                        await context.write(answered)
+                with being_written(self._unread, context, len(answered)):
+                    async with writing:
+                        # Whoever left reads no answer; gRPC then cancels this call.
+                        with suppress(grpc.aio.InternalError):
+                            await context.write(answered)
             finally:
                 free.release()
 

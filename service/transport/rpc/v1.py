@@ -141,12 +141,13 @@ class TaskCalls(OneCall):
         access: Access,
         limits: Limits,
         reading: Reading,
+        streams: Streams,
     ) -> None:
         super().__init__(
             task, catalogue, metrics, budget, access=access, limits=limits, reading=reading
         )
         self._stream = task
-        self._streams = Streams(budget, limits)
+        self._streams = streams
 
     async def many(self, context: Context) -> None:
         """Answer the requests of a stream, a bounded number at a time, as they are ready."""

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import re
+import select
 import socket
 import time
 import zlib
@@ -472,8 +473,8 @@ IN_FLIGHT = "dat_request_bytes_in_flight"
 async def test_bytes_in_flight_have_a_budget_that_is_asked_before_a_body_is_read(server, client):
     await eventually(lambda: server.metrics()[IN_FLIGHT] == 0)
     with contextlib.ExitStack() as stack:
-        for _ in range(4):
-            stack.enter_context(begun(server, announced(16 * MB - 1024)))
+        for _ in range(4):  # with enough of it to be in time for a while
+            stack.enter_context(begun(server, announced(16 * MB - 1024), b"x" * (8 * MB)))
         await eventually(lambda: server.metrics()[IN_FLIGHT] == 64 * MB - 4096)
         with begun(server, announced(5000)) as refused:
             status, head = answered(refused)
@@ -492,6 +493,22 @@ async def test_bytes_in_flight_have_a_budget_that_is_asked_before_a_body_is_read
     body = b'{"image":"%b"}' % (b"AAAA" * (10 * MB))
     assert read_http(post(client, body)).error == "image_too_large"
     assert server.metrics()[IN_FLIGHT] == 0
+
+
+async def test_late_uploads_give_way_when_bytes_are_short(server, client):
+    """Whoever announces much and sends little would shut all others out until his deadline."""
+    await eventually(lambda: server.metrics()[IN_FLIGHT] == 0)
+    with contextlib.ExitStack() as stack:
+        late = [
+            stack.enter_context(begun(server, announced(16 * MB, query="?timeout=600")))
+            for _ in range(4)
+        ]
+        await eventually(lambda: server.metrics()[IN_FLIGHT] == 64 * MB)
+        await eventually(lambda: post(client, JPEG, "image/jpeg").status_code == 200)
+        # One of them was enough.
+        readable, _, _ = select.select(late, [], [], 10)
+        assert [answered(connection)[0] for connection in readable] == [429]
+        assert server.metrics()[IN_FLIGHT] == 48 * MB
 
 
 @pytest.mark.parametrize(

@@ -605,7 +605,7 @@ class Written(asyncio.Transport):
 
 async def test_the_head_of_an_answer_leaves_with_its_body_and_never_waits_for_it():
     transport = Written()
-    answers = _Answers(transport, lambda: transport.writes.append("closed"))
+    answers = _Answers(transport, transport.write, lambda: transport.writes.append("closed"))
     answers.write(b"HTTP/1.1 200 OK\r\n\r\n")
     answers.write(b"body")
     assert transport.writes == [b"HTTP/1.1 200 OK\r\n\r\nbody"]

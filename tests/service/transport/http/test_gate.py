@@ -11,7 +11,7 @@ import pytest
 
 from service.images.containers import declared_pixels, read_container
 from service.pb import dat_pb2_grpc
-from tests.clients import JPEG, channel, encoded, message
+from tests.clients import JPEG, channel, encoded, eventually, message
 
 
 def ask(server, identity: str) -> list[tuple[int, dict[str, str], bytes]]:
@@ -66,6 +66,49 @@ async def test_a_crowd_is_turned_away_by_the_head_and_its_connections_go_on(fres
     # Only the gate says this: the application was not asked.
     said = await asyncio.to_thread(server.wait_for_event, "requests turned away")
     assert said["code"] == "overloaded"
+
+
+async def test_a_timeout_that_there_is_not_is_refused_as_such_in_a_crowd_too(fresh_slow_server):
+    server = fresh_slow_server.server
+    async with (
+        channel(server) as open_channel,
+        httpx.AsyncClient(base_url=server.http_url, timeout=60) as client,
+    ):
+        stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
+        with fresh_slow_server.fault("wait"):
+            crowd = [stub.Classify(message([JPEG]))]
+            while (await asyncio.to_thread(waiting, server)) < 4:
+                crowd.append(stub.Classify(message([JPEG])))
+            for timeout in ("-inf", "-1e308", "0", "nan"):
+                answer = await client.post(f"/v1/classify?timeout={timeout}", content=JPEG)
+                assert answer.status_code == 400
+                assert "'timeout': Input should be" in answer.json()["error"]["message"]
+        await asyncio.gather(*(call.code() for call in crowd))
+
+
+async def test_a_client_that_leaves_with_several_requests_leaves_none_in_the_queue(
+    fresh_slow_server,
+):
+    server = fresh_slow_server.server
+    host, port = server.http_url.removeprefix("http://").split(":")
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(JPEG)}\r\n\r\n"
+    async with channel(server) as open_channel:
+        stub = dat_pb2_grpc.ClassifierServiceStub(open_channel)
+        with fresh_slow_server.fault("wait"):
+            # The device takes no image beyond these.
+            before = [stub.Classify(message([JPEG])) for _ in range(3)]
+            await eventually(lambda: busy(server) == 3)
+            with socket.create_connection((host, int(port)), timeout=30) as connection:
+                connection.sendall((head.encode() + JPEG) * 2)
+                await eventually(lambda: busy(server) == 4)
+            await eventually(lambda: busy(server) == 3)
+        await asyncio.gather(*(call.code() for call in before))
+
+
+def busy(server):
+    """How many images are waiting or on the device."""
+    metrics = server.metrics()
+    return waiting(server) + metrics["dat_requests_running,model=dat_nano"]
 
 
 def png_head(width: int, height: int) -> bytes:
