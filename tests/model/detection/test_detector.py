@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from model.backbone import SIZES_KEPT
 from model.checkpoint import CheckpointError, read, write
@@ -181,6 +182,16 @@ def test_our_own_file_says_what_it_holds(tmp_path):
         load_detector(path, "mask_rcnn_dat_pp_tiny")
     with pytest.raises(CheckpointError, match=r"own\.safetensors: not a checkpoint of retinanet"):
         load_detector(path)
+
+
+def test_a_detector_inside_of_another_network_loads_its_weights():
+    detector, again = small_detector(KINDS[0]), small_detector(KINDS[0])
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    nn.ModuleList([again]).load_state_dict(nn.ModuleList([detector]).state_dict())
+    for name, tensor in detector.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from model.backbone import SIZES_KEPT
 from model.checkpoint import Checkpoint, CheckpointError, read, write
@@ -369,6 +370,16 @@ def test_our_own_file_says_what_it_holds(official_file, tmp_path):
         load_segmenter(own, "semantic_fpn_dat_nano")
     with pytest.raises(CheckpointError, match=r"own\.safetensors: not a checkpoint of upernet"):
         load_segmenter(own)
+
+
+def test_a_segmenter_inside_of_another_network_loads_its_weights():
+    segmenter, again = small_segmenter(KINDS[0]), small_segmenter(KINDS[0])
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    nn.ModuleList([again]).load_state_dict(nn.ModuleList([segmenter]).state_dict())
+    for name, tensor in segmenter.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("kind", KINDS)
