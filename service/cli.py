@@ -251,7 +251,7 @@ def _supervise_on(
     *,
     front_ends: int,
 ) -> int:
-    folder = metrics_folder.open_folder()
+    folder = metrics_folder.open_folder(front_ends + 1 + len(chosen.engine.device.split(",")))
     try:
         process.share_metrics(folder)
         from service.processes.supervisor import ChildFailed, supervise  # noqa: PLC0415
