@@ -135,8 +135,13 @@ def segment(
         confidence: ask for probabilities and margins of the labels.
 
     Raises:
-        ValueError: a side would be left with 32 pixels or less at one of the scales.
+        ValueError: the pixels are no such image, or a side of it would be left with 32 pixels or
+            less at one of the scales.
     """
+    is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    if not is_array or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        shape, kind = tuple(np.shape(pixels)), getattr(pixels, "dtype", type(pixels).__name__)
+        raise ValueError(f"expected an RGB image (H, W, 3), NumPy's uint8; got {shape}, {kind}")
     weights = next(segmenter.parameters())
     normalise = Normalise(weights.dtype).to(weights.device)
     height, width = pixels.shape[:2]

@@ -237,6 +237,22 @@ def test_a_loaded_segmenter_labels_and_colours_a_picture():
     assert torch.equal(loaded.segment(pixels).labels, segmentation.labels)
 
 
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((64, 96), np.uint8),
+        np.zeros((64, 96, 4), np.uint8),
+        np.zeros((64, 96, 3), np.float32),
+        np.zeros((0, 96, 3), np.uint8),
+        torch.zeros(64, 96, 3, dtype=torch.uint8),
+    ],
+    ids=["grey", "transparent", "of floats", "empty", "of torch"],
+)
+def test_what_is_no_picture_is_refused(picture):
+    with pytest.raises(ValueError, match=r"expected an RGB image \(H, W, 3\), NumPy's uint8"):
+        segment(small_segmenter("semantic_fpn"), picture)
+
+
 def test_several_scales_are_those_of_the_official_tests(monkeypatch):
     loaded = LoadedSegmenter(small_segmenter("semantic_fpn"), None, ())
     seen = []
