@@ -123,6 +123,23 @@ def test_the_network_without_the_server(tiny_checkpoint: Path):
     run([sys.executable, "-c", f"import torch\nimages = torch.zeros(2, 3, 224, 224)\n{code}"])
 
 
+SCRIPTS = re.findall(r"```python\n(.*?)```", page("docs/models.md"), re.DOTALL)
+
+
+@pytest.mark.parametrize("script", range(len(SCRIPTS)))
+def test_the_networks_of_the_page_on_models(script: int, tmp_path: Path):
+    samples = ROOT / "demo" / "segmentation"
+    files = {
+        '"upn_tiny.pth"': samples / "semantic_fpn_dat_nano.safetensors",
+        '"street.jpg"': samples / "samples" / "two.jpg",
+        '"street.png"': tmp_path / "street.png",
+    }
+    code = SCRIPTS[script]
+    for named, file in files.items():
+        code = code.replace(named, repr(str(file)))
+    run([sys.executable, "-c", code])
+
+
 def anchors(path: Path) -> Iterator[str]:
     """The names that GitHub gives the headings of a page."""
     for heading in re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE):
