@@ -32,6 +32,7 @@ from model.official import (
     fold,
     is_official,
     official_shapes,
+    own_shapes,
     parameters,
     position_table,
     unwrapped,
@@ -139,7 +140,7 @@ def _opened(path: Path) -> BufferedReader:
         raise CheckpointError(f"{path}: {(fault.strerror or str(fault)).lower()}") from fault
 
 
-def read(path: Path, *, ema: bool = False) -> Checkpoint:
+def read(path: str | Path, *, ema: bool = False) -> Checkpoint:
     """Read a `.safetensors` file or an official `.pth` without executing anything in it.
 
     Tensors are mapped from the file where its format allows: replace such a file by renaming
@@ -153,6 +154,7 @@ def read(path: Path, *, ema: bool = False) -> Checkpoint:
         CheckpointError: the file is missing, damaged, hostile, or holds no state dict, or no
             moving average of one.
     """
+    path = Path(path)
     _opened(path).close()
     try:
         if path.suffix == ".safetensors":
@@ -324,10 +326,11 @@ def _variant(checkpoint: Checkpoint, asked: str | None) -> DatConfig:
 def _identify(checkpoint: Checkpoint) -> DatConfig:
     """The published variant with the names and shapes of a state dict."""
     given = shapes(parameters(checkpoint.state))
+    expected = official_shapes if is_official(given) else own_shapes
     found = [
         config
         for config in VARIANTS.values()
-        if given == official_shapes(replace(config, num_classes=checkpoint.classes or 1))
+        if given == expected(replace(config, num_classes=checkpoint.classes or 1))
     ]
     if len(found) > 1:
         # Two variants share their weights and differ in the size of the image.
@@ -446,9 +449,9 @@ def _not_finite(given: State) -> Iterator[str]:
 
 
 def _prefix_note(state: State) -> str:
-    """Names a prefix before the official names, as wrappers of training loops put it there."""
-    first = "patch_proj.0.weight"
-    for key in state:
-        if key.endswith(f".{first}"):
-            return f" (its keys begin with {key.removesuffix(first)!r}, expected no prefix)"
+    """Names a prefix before the names, as wrappers of training loops put it there."""
+    for first in ("patch_proj.0.weight", "stem.0.conv.weight"):
+        for key in state:
+            if key.endswith(f".{first}"):
+                return f" (its keys begin with {key.removesuffix(first)!r}, expected no prefix)"
     return ""

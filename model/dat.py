@@ -185,7 +185,6 @@ class DAT(Trunk):
         super().__init__(config)
         self.norm = nn.LayerNorm(config.stages[-1].dim)
         self.head = nn.Linear(config.stages[-1].dim, config.num_classes)
-        self.register_load_state_dict_pre_hook(_translate)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of normalised images `(B, 3, H, W)`."""
@@ -203,6 +202,19 @@ class DAT(Trunk):
         """
         maps, locations, attention = self.stage_maps(images, layers, cells)
         return Explained(self.head(self.pooled(maps[-1])), locations, attention)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Take over weights of the official names or of the network's own, as torch does.
+
+        Raises:
+            CheckpointError: keys are missing, unexpected or misshapen, or values are not finite
+                numbers; the message names them. Without `strict`, own names may be a part.
+        """
+        if strict or is_official(state_dict):
+            state_dict = checkpoint.translate(state_dict, self.config, self.state_dict())
+        return super().load_state_dict(state_dict, strict, assign)
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """What the head reads, `(B, C)`, from the last map `(B, H, W, C)`.
@@ -367,15 +379,6 @@ def make_stem(config: DatConfig) -> nn.Sequential:
     return nn.Sequential(OrderedDict({"0": first, "2": second}))
 
 
-def _translate(module: nn.Module, state: dict[str, Tensor], *context: Any) -> None:
-    assert isinstance(module, DAT)
-    strict = context[2]
-    if strict or is_official(state):
-        translated = checkpoint.translate(state, module.config, module.state_dict())
-        state.clear()
-        state.update(translated)
-
-
 def create_model(name: str, **changes: Any) -> DAT:
     """Build a published variant in evaluation mode, with parameters not yet loaded.
 
@@ -393,7 +396,7 @@ def create_model(name: str, **changes: Any) -> DAT:
 
 
 def load_model(
-    weights: Path | Checkpoint,
+    weights: str | Path | Checkpoint,
     variant: str | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> DAT:

@@ -29,7 +29,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 _AVERAGED_COUNT = "n_averaged"  # beside the weights of torch's own averaged models
 
 
-def is_official(state: State) -> bool:
+def is_official(state: Mapping[str, object]) -> bool:
     """Whether a state dict uses the official names."""
     return "patch_proj.0.weight" in state
 
@@ -72,6 +72,14 @@ def fold(state: State, config: DatConfig) -> dict[str, Tensor]:
     The names and shapes must be those of `official_shapes`.
     """
     return apply(_rules(config), state)
+
+
+def own_shapes(config: DatConfig) -> Shapes:
+    """The parameters of this repository's own network of this variant, by name."""
+    given = {
+        name: torch.empty(*shape, device="meta") for name, shape in official_shapes(config).items()
+    }
+    return {name: tuple(tensor.shape) for name, tensor in fold(given, config).items()}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ name `bn`, and `meta` has the names of the classes. Here are their rules and wha
 (see `model.official`).
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -155,9 +156,18 @@ def translated(
 def class_names(given: Checkpoint, expected: int) -> tuple[str, ...] | None:
     """The names of the classes, in order of their index, or `None` if the file has none.
 
+    Those of a converted file, or those that OpenMMLab's training stores.
+
     Raises:
         CheckpointError: names that are not those of the classes.
     """
+    if "labels" in given.metadata:
+        entries = stored_list(given, "labels")
+        stored = [one.get("name") if isinstance(one, dict) else one for one in entries]
+        labels = tuple(name for name in stored if isinstance(name, str))
+        if not len(labels) == len(entries) == expected:
+            raise CheckpointError(f"{given.path}: labels, expected {expected} names")
+        return labels
     names = given.meta.get("CLASSES")
     if names is None:
         return None
@@ -168,3 +178,18 @@ def class_names(given: Checkpoint, expected: int) -> tuple[str, ...] | None:
     ):
         raise CheckpointError(f"{given.path}: meta CLASSES, expected {expected} names")
     return tuple(names)
+
+
+def stored_list(given: Checkpoint, name: str) -> list[Any]:
+    """A list that a converted file keeps as JSON.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        entries = json.loads(given.metadata[name].removeprefix("\ufeff"))
+    except ValueError as fault:
+        raise CheckpointError(f"{given.path}: {name}, expected a JSON list: {fault}") from fault
+    if not isinstance(entries, list):
+        raise CheckpointError(f"{given.path}: {name}, expected a JSON list")
+    return entries

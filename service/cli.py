@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from service import healthcheck, logs, machine, preconditions, process, settings
 from service.command_errors import CommandError
+from service.leaving import leave_while_starting
 from service.models.lineup import Lineup, choose_models, require_files
 from service.ports import Ports, open_ports
 from service.processes import metrics_folder
@@ -197,6 +198,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _serve(_: Namespace) -> int:
+    leave_while_starting()
     chosen = settings.Settings()
     lineup = choose_models(chosen)
     require_files(chosen, lineup)
@@ -249,7 +251,7 @@ def _supervise_on(
     *,
     front_ends: int,
 ) -> int:
-    folder = metrics_folder.open_folder()
+    folder = metrics_folder.open_folder(front_ends + 1 + len(chosen.engine.device.split(",")))
     try:
         process.share_metrics(folder)
         from service.processes.supervisor import ChildFailed, supervise  # noqa: PLC0415

@@ -29,6 +29,16 @@ _IDLE = (
 )
 
 
+def leave_while_starting() -> None:
+    """Until `leave_on_signal`: end at once, with 0, on SIGTERM, and let SIGHUP wait.
+
+    Libraries take seconds to load, in which the first process of a container would get neither:
+    the kernel drops its signals that have no handler, so it would start, serve, and be killed.
+    """
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
 def leave_on_signal(
     within_s: float, flush: Callable[[], None], on_hangup: Callable[[], None] = lambda: None
 ) -> asyncio.Event:
@@ -50,14 +60,17 @@ def leave_on_signal(
     writer.setblocking(False)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        # The next one ends the process even if no Python runs any more.
-        for one in _SIGNALS:
-            signal.signal(one, signal.SIG_DFL)
+        # The next one ends the process even if no Python runs any more. From the first process of a
+        # container the kernel would keep it then; there the thread below ends the process.
+        if os.getpid() != 1:
+            for one in _SIGNALS:
+                signal.signal(one, signal.SIG_DFL)
 
     for number in _SIGNALS:
         signal.signal(number, on_signal)
     signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     def tell(callback: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed: the process is at its end

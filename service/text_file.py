@@ -1,7 +1,11 @@
 """Text that is read from disk: labels, model files, annotations."""
 
 import codecs
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
+
+from pydantic import ValidationError
 
 # The marks of UTF-32 begin with those of UTF-16.
 _OTHER_MARKS = {
@@ -42,3 +46,21 @@ def parse_text(data: bytes) -> str:
         raise ValueError(
             f"line {line} is not in UTF-8 (byte 0x{data[fault.start]:02x}), save the text as UTF-8"
         ) from fault
+
+
+def first_fault(error: ValidationError, fields: Iterable[str]) -> str:
+    """Where the content of a file is wrong, and how; without the value, which may be a secret.
+
+    Args:
+        error: of the content.
+        fields: names that the file may use, one of which a wrong name may be meant for.
+    """
+    faults = error.errors(include_url=False, include_input=False)
+    # A name that is misspelt is why another one is missing.
+    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        near = get_close_matches(str(fault["loc"][-1]), fields, n=1)
+        message = "there is no such field" + "".join(f"; did you mean {name}?" for name in near)
+    where = ".".join(map(str, fault["loc"]))
+    return f"{where}: {message}" if where else message

@@ -66,12 +66,12 @@ def start_server(
         program: a module that is a server, with its arguments.
         settings: from the environment.
     """
-    with running([sys.executable, "-m", *program], _environment(settings), ROOT) as server:
+    with running([sys.executable, "-m", *program], environment(settings), ROOT) as server:
         yield server
 
 
-def _environment(settings: Mapping[str, object]) -> dict[str, str]:
-    """This process's, with no settings but these."""
+def environment(settings: Mapping[str, object]) -> dict[str, str]:
+    """Variables of this process, with no settings but these."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("DAT_")}
     return inherited | {name: str(value) for name, value in settings.items()}
 

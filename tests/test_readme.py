@@ -47,6 +47,7 @@ CURL = [line[2:] for line in (README + API).splitlines() if line.startswith("$ c
 (GRPC, GRPC_PRINTS) = re.findall(
     r"```python\n(import grpc\n.*?)```.*?```text\n(.*?)```", README, re.DOTALL
 )[0]
+(NETWORK,) = re.findall(r"```python\n(from pathlib import Path\n.*?)```", README, re.DOTALL)
 (HTTP_ANSWER,) = re.findall(r"```http\n(.*?)```", README, re.DOTALL)
 
 
@@ -116,6 +117,28 @@ def test_grpc(server):
     printed = run([sys.executable, "-c", GRPC.replace("localhost:8001", server.grpc_target)])
     score = r"(score: 0\.\d{4})\d*"
     assert re.sub(score, r"\1", printed) == re.sub(score, r"\1", GRPC_PRINTS)
+
+
+def test_the_network_without_the_server(tiny_checkpoint: Path):
+    code = NETWORK.replace('"dat_tiny_in1k_224.pth"', repr(str(tiny_checkpoint)))
+    run([sys.executable, "-c", f"import torch\nimages = torch.zeros(2, 3, 224, 224)\n{code}"])
+
+
+SCRIPTS = re.findall(r"```python\n(.*?)```", page("docs/models.md"), re.DOTALL)
+
+
+@pytest.mark.parametrize("script", range(len(SCRIPTS)))
+def test_the_networks_of_the_page_on_models(script: int, tmp_path: Path):
+    samples = ROOT / "demo" / "segmentation"
+    files = {
+        '"upn_tiny.pth"': samples / "semantic_fpn_dat_nano.safetensors",
+        '"street.jpg"': samples / "samples" / "two.jpg",
+        '"street.png"': tmp_path / "street.png",
+    }
+    code = SCRIPTS[script]
+    for named, file in files.items():
+        code = code.replace(named, repr(str(file)))
+    run([sys.executable, "-c", code])
 
 
 def anchors(path: Path) -> Iterator[str]:

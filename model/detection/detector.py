@@ -1,12 +1,12 @@
 """Detectors: backbone, pyramid and head in one, built by name or from a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model import checkpoint, openmmlab
 from model.attention_weights import AttentionWeights
@@ -84,7 +84,6 @@ class Detector(DenseNetwork):
         self.fpn = DetectorPyramid(config)
         self.head = RetinaNetHead(config) if config.kind == "retinanet" else TwoStageHead(config)
         keep_kernels_channels_last(self)
-        self.register_load_state_dict_pre_hook(_translate)
 
     def forward(self, images: Tensor, resized_sizes: Tensor, scales_xy: Tensor) -> list[Detections]:
         """Detections of every image; for the arguments see `forward_explained`."""
@@ -150,21 +149,29 @@ class Detector(DenseNetwork):
         limits = _limits(resized_sizes, dense.levels[0].dtype)
         return self.head.find(dense.levels, dense.candidates, limits, scales_xy)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Take over weights, as `DAT.load_state_dict` does.
+
+        Raises:
+            CheckpointError: as there.
+        """
+        config, given = self.config, openmmlab.parameters(state_dict)
+        if strict or openmmlab.is_official(given):
+            given = openmmlab.translated(
+                given,
+                self.state_dict(),
+                official_shapes(config),
+                lambda state: fold(state, config),
+                config.name,
+            )
+        return super().load_state_dict(given, strict, assign)
+
 
 def _limits(resized_sizes: Tensor, dtype: torch.dtype) -> Tensor:
     """`(B, 2)`, `(x, y)`: width and height of the images without padding."""
     return resized_sizes.flip(-1).to(torch.promote_types(dtype, torch.float32))
-
-
-def _translate(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
-    assert isinstance(module, Detector)
-    config = module.config
-    shapes, own = official_shapes(config), module.state_dict()
-    translated = openmmlab.translated(
-        openmmlab.parameters(state), own, shapes, lambda given: fold(given, config), config.name
-    )
-    state.clear()
-    state.update(translated)
 
 
 def create_detector(name: str, **changes: Any) -> Detector:
@@ -195,7 +202,7 @@ class LoadedDetector:
     labels: tuple[str, ...] | None
 
 
-def load_detector(weights: Path | Checkpoint, name: str | None = None) -> LoadedDetector:
+def load_detector(weights: str | Path | Checkpoint, name: str | None = None) -> LoadedDetector:
     """Build the detector that a checkpoint is of, with its weights.
 
     Args:

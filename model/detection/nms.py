@@ -139,7 +139,7 @@ def _best_first(scores: Tensor, valid: Tensor) -> Tensor:
 
 def _search(boxes: Tensor, counts: Tensor, threshold: float, limit: int) -> Rows:
     """What `model.kernels.nms.search` does, on the CPU, for boxes on any device."""
-    of_images = zip(boxes.cpu().numpy(), counts.tolist(), strict=True)
+    of_images = zip(boxes.numpy(force=True), counts.tolist(), strict=True)
     kept = [_search_image(ordered[:count], threshold, limit) for ordered, count in of_images]
     found = torch.tensor([len(positions) for positions in kept], device=counts.device)
     columns = needed(found, limit)

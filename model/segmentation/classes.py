@@ -25,13 +25,6 @@ def class_names(given: Checkpoint, classes: int) -> tuple[str, ...] | None:
     Raises:
         CheckpointError: names that are not those of the classes.
     """
-    if "labels" in given.metadata:
-        entries = _parse(given, "labels")
-        given_names = [e.get("name") if isinstance(e, dict) else e for e in entries]
-        names = tuple(name for name in given_names if isinstance(name, str))
-        if not len(names) == len(entries) == classes:
-            raise CheckpointError(f"{given.path}: labels, expected {classes} names")
-        return names
     names_of_file = openmmlab.class_names(given, classes)
     if names_of_file is None and classes == len(_ade20k()["names"]):
         return tuple(_ade20k()["names"])
@@ -47,7 +40,7 @@ def class_colours(given: Checkpoint, classes: int) -> Palette:
         CheckpointError: colours that are not those of the classes.
     """
     if "palette" in given.metadata:
-        return _palette(given, _parse(given, "palette"), classes)
+        return _palette(given, openmmlab.stored_list(given, "palette"), classes)
     if (stored := given.meta.get("PALETTE")) is not None:
         return _palette(given, stored, classes)
     if classes == len(_ade20k()["palette"]):
@@ -86,16 +79,6 @@ def overlay(
 def _ade20k() -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(_ADE20K.read_text())
     return facts
-
-
-def _parse(given: Checkpoint, name: str) -> list[Any]:
-    try:
-        entries = json.loads(given.metadata[name].removeprefix("\ufeff"))
-    except ValueError as fault:
-        raise CheckpointError(f"{given.path}: {name}, expected a JSON list: {fault}") from fault
-    if not isinstance(entries, list):
-        raise CheckpointError(f"{given.path}: {name}, expected a JSON list")
-    return entries
 
 
 def _palette(given: Checkpoint, stored: object, classes: int) -> Palette:

@@ -1,6 +1,6 @@
 """Segmenters: backbone and head in one, built by name or from a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from model import checkpoint, openmmlab
 from model.attention_weights import AttentionWeights
@@ -53,7 +53,6 @@ class Segmenter(DenseNetwork):
         head = SemanticFpnHead if config.kind == "semantic_fpn" else UperNetHead
         self.decode_head = head(config)
         keep_kernels_channels_last(self)
-        self.register_load_state_dict_pre_hook(_translate)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, h, w, num_classes)`; for the images see `forward_explained`."""
@@ -81,16 +80,24 @@ class Segmenter(DenseNetwork):
         logits = self.decode_head(features.maps)
         return ExplainedLogits(logits, features.sampling_locations, features.attention)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Take over weights, as `DAT.load_state_dict` does.
 
-def _translate(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
-    assert isinstance(module, Segmenter)
-    config = module.config
-    shapes, own = official_shapes(config), module.state_dict()
-    translated = openmmlab.translated(
-        parameters(state), own, shapes, lambda given: fold(given, config), config.name
-    )
-    state.clear()
-    state.update(translated)
+        Raises:
+            CheckpointError: as there.
+        """
+        config, given = self.config, parameters(state_dict)
+        if strict or openmmlab.is_official(given):
+            given = openmmlab.translated(
+                given,
+                self.state_dict(),
+                official_shapes(config),
+                lambda state: fold(state, config),
+                config.name,
+            )
+        return super().load_state_dict(given, strict, assign)
 
 
 def create_segmenter(name: str, **changes: Any) -> Segmenter:
@@ -128,8 +135,13 @@ def segment(
         confidence: ask for probabilities and margins of the labels.
 
     Raises:
-        ValueError: a side would be left with 32 pixels or less at one of the scales.
+        ValueError: the pixels are no such image, or a side of it would be left with 32 pixels or
+            less at one of the scales.
     """
+    is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    if not is_array or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        shape, kind = tuple(np.shape(pixels)), getattr(pixels, "dtype", type(pixels).__name__)
+        raise ValueError(f"expected an RGB image (H, W, 3), NumPy's uint8; got {shape}, {kind}")
     weights = next(segmenter.parameters())
     normalise = Normalise(weights.dtype).to(weights.device)
     height, width = pixels.shape[:2]
@@ -187,7 +199,7 @@ class LoadedSegmenter:
         return overlay(pixels, segmentation.labels.numpy(force=True), self.palette, opacity)
 
 
-def load_segmenter(weights: Path | Checkpoint, name: str | None = None) -> LoadedSegmenter:
+def load_segmenter(weights: str | Path | Checkpoint, name: str | None = None) -> LoadedSegmenter:
     """Build the segmenter that a checkpoint is of, with its weights.
 
     Args:

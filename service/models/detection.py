@@ -19,7 +19,8 @@ def _load(chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None) -> L
         )
     loaded = load_detector(checkpoint, variant)
     detector, config = loaded.detector, loaded.detector.config
-    if chosen.labels is None and loaded.labels is not None:
+    # Those of a converted file have more than a name.
+    if chosen.labels is None and loaded.labels and "labels" not in checkpoint.metadata:
         labels = unmarked(tuple(map(Label, loaded.labels)))
     else:
         labels = choose_labels(chosen.labels, checkpoint, config.num_classes, COCO)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from service.command_errors import StartupError
 from service.models.folder import look_into
 from service.settings import PREFIX, Batching, Dtype, ModelChoice, Settings
-from service.text_file import read_text
+from service.text_file import first_fault, read_text
 
 
 class ModelFileError(StartupError):
@@ -134,7 +134,8 @@ def _read_file(path: Path, settings: Settings) -> Lineup:
                     f"({settings.limits.max_images}), or a full request could never be admitted"
                 )
     except ValidationError as faults:
-        raise ModelFileError(f"{path}: {_first(faults)}") from faults
+        fields = (*Lineup.model_fields, *ModelEntry.model_fields)
+        raise ModelFileError(f"{path}: {first_fault(faults, fields)}") from faults
     except (OSError, ValueError) as fault:
         raise ModelFileError(f"{path}: {fault}") from fault
     beside = settings.model.model_fields_set - {"file", "folder", "name"}
@@ -199,10 +200,3 @@ def _beside(path: Path, entry: ModelEntry) -> ModelEntry:
     """Files are named relative to the folder of the model file."""
     files = {field: path.parent / file for field, file in entry.files}
     return entry.model_copy(update=files)
-
-
-def _first(faults: ValidationError) -> str:
-    fault = faults.errors(include_url=False)[0]
-    where = ".".join(map(str, fault["loc"]))
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

@@ -134,7 +134,7 @@ def load(chosen: ModelChoice, loaders: Sequence[Loader]) -> LoadedModel:
     path = chosen.checkpoint
     if path is None:
         variant = variant or (_DEFAULT if chosen.name is None else None)
-        path = _bundled(loaders, variant or chosen.name)
+        path = _bundled(loaders, variant, chosen.name)
     if chosen.sha256 is not None:
         _check_sha256(path, chosen.sha256.lower())
     checkpoint = checkpoints.read(path, ema=chosen.weights == "ema")
@@ -146,12 +146,19 @@ def both_sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size
 
 
-def _bundled(loaders: Sequence[Loader], variant: str | None) -> Path:
+def _bundled(loaders: Sequence[Loader], variant: str | None, name: str | None) -> Path:
+    if variant is None:
+        raise CheckpointError(
+            f"{name}: no checkpoint is given, and this is none of the bundled models, "
+            f"{', '.join(BUNDLED)}"
+        )
     if variant in BUNDLED:
         return BUNDLED[variant]
     if not any(variant in loader.variants for loader in loaders):
         raise CheckpointError(_unknown(loaders, variant))
-    raise CheckpointError(f"{variant} has no bundled weights: set DAT_MODEL__CHECKPOINT")
+    raise CheckpointError(
+        f"{variant} has no bundled weights: give a checkpoint (DAT_MODEL__CHECKPOINT)"
+    )
 
 
 def _unknown(loaders: Sequence[Loader], variant: str | None) -> str:

@@ -6,13 +6,40 @@ Here nothing of prometheus_client is imported, which looks for the folder when i
 import os
 import shutil
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryFile, gettempdir
+
+from service.command_errors import StartupError
 
 _PREFIX = "dat-serve-metrics-"
+_BYTES_OF_PROCESS = 1 << 20
 
 
-def open_folder() -> Path:
-    """A folder for the files of this server; those of servers that were killed are removed."""
+def open_folder(processes: int) -> Path:
+    """A folder for the files of this server; those of servers that were killed are removed.
+
+    The files are mapped into memory, and who writes to a page that finds no room is killed: so the
+    room is asked for at the start.
+
+    Args:
+        processes: how many write there.
+
+    Raises:
+        StartupError: there is no folder for temporary files, or it has not enough room.
+    """
+    room = processes * _BYTES_OF_PROCESS
+    try:
+        folder = _make_folder()
+        with TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, room)
+    except OSError as fault:
+        raise StartupError(
+            f"DAT_SERVER__FRONT_ENDS needs {room >> 20} MiB in a folder for temporary files: "
+            f"{fault.strerror}; mount a tmpfs on /tmp, or name a folder in TMPDIR"
+        ) from fault
+    return folder
+
+
+def _make_folder() -> Path:
     everywhere = Path(gettempdir())
     for left in everywhere.glob(f"{_PREFIX}*"):
         owner = left.name.removeprefix(_PREFIX)

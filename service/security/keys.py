@@ -19,7 +19,7 @@ from typing import Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from service.command_errors import StartupError
-from service.text_file import parse_text, read_text
+from service.text_file import first_fault, parse_text, read_text
 
 _PREFIX = "dat_"  # by which scanners for secrets find a key that was published by mistake
 _RANDOM_BYTES = 32
@@ -121,11 +121,9 @@ def _parse(text: str) -> tuple[Key, ...]:
     try:
         return _KeyFile.model_validate(tomllib.loads(text)).key
     except ValidationError as faults:
-        # Not the value: it may be a key that somebody wrote where its hash belongs.
-        fault = faults.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        message = fault["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{where}: {message}" if where else message) from None
+        # Not its cause, which shows the value: it may be a key where its hash belongs.
+        fields = (*_KeyFile.model_fields, *Key.model_fields)
+        raise ValueError(first_fault(faults, fields)) from None
 
 
 def add_key(

@@ -57,6 +57,21 @@ def labels(page):
     return [bar.text for bar in page.all("#results .bar-label")]
 
 
+# Lets no question out to the server until `release` is called with its number.
+HOLD = """
+const ask = window.fetch;
+const held = [];
+window.fetch = (path, options) => options?.method === "POST"
+  ? new Promise((resolve, reject) => { held.push(() => ask(path, options).then(resolve, reject)); })
+  : ask(path, options);
+window.asked = () => held.length;
+window.release = async (index) => {
+  await held[index]();
+  await new Promise((resolve) => { setTimeout(resolve, 500); });
+};
+"""
+
+
 # Pictures in
 
 
@@ -88,6 +103,20 @@ def test_a_sample_brings_the_model_that_knows_such_pictures(page):
     page.sample("few")
     page.wait(lambda: page.all("#results .object"))
     assert page.find("#model").get_attribute("value") == "mask_rcnn_dat_nano"
+
+
+def test_a_model_that_is_chosen_while_another_is_asked_is_waited_for(page):
+    page.script(HOLD)
+    page.pick([STAR])
+    page.wait(lambda: page.script("return window.asked()") == 1)
+    page.find("#model option[value=mask_rcnn_dat_nano]").click()
+    page.wait(lambda: page.script("return window.asked()") == 2)
+    page.script("return window.release(0)")
+    assert page.find("#asking").is_displayed()
+    assert not page.find("#failure").is_displayed()
+    page.script("return window.release(1)")
+    page.wait(lambda: page.all("#results .object"))
+    assert not page.find("#asking").is_displayed()
 
 
 def test_one_of_several_pictures_fails_alone(page, tmp_path):

@@ -243,6 +243,37 @@ def test_a_prefix_before_the_keys_is_named(tmp_path):
             load_model(path, variant)
 
 
+def own_state(name, **changes):
+    model = create_model(name, **changes)
+    model.load_state_dict(official_state(name, **changes))
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("name", ["dat_nano", "dat_tiny_224", "dat_tiny_224_ddetr"])
+def test_the_state_dict_of_a_network_says_which_it_is(tmp_path, name):
+    """As after a training with this repository's own networks."""
+    state = own_state(name, num_classes=7)
+    path = tmp_path / "trained.pth"
+    torch.save({"model": prefixed(state, "module."), "epoch": 3}, path)
+    model = load_model(path)
+    assert (model.config.name, model.config.num_classes) == (name, 7)
+    assert_same(model.state_dict(), state)
+
+
+def test_a_prefix_before_the_keys_of_a_network_is_named(tmp_path):
+    path = tmp_path / "wrapped.pth"
+    torch.save(prefixed(own_state("dat_nano"), "net."), path)
+    for variant in (None, "dat_nano"):
+        with pytest.raises(CheckpointError, match=r"begin with 'net\.', expected no prefix"):
+            load_model(path, variant)
+
+
+def test_a_path_may_be_text(tmp_path):
+    path = tmp_path / "official.pth"
+    torch.save(official_state("dat_nano"), path)
+    assert load_model(str(path)).config.name == "dat_nano"
+
+
 WRAPPED = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."]
 
 

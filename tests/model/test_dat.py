@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from model import DAT, VARIANTS, create_model
+from model.checkpoint import CheckpointError
 from model.official import official_shapes
 from service.engine.classify import Classify
 from tests.conftest import SMALL_DAT, official_state, recipe_state
@@ -165,3 +167,22 @@ def test_the_forward_pass_can_be_captured(name):
     assert attention == ()
     assert scores.shape == (2, 1000)
     assert len(locations) == len(classify.model.deformable_layers)
+
+
+def test_weights_without_a_head_are_taken_where_that_is_said(small):
+    fresh = DAT(replace(small.config, num_classes=3)).eval()
+    trunk = {key: value for key, value in small.state_dict().items() if not key.startswith("head.")}
+    missing, unexpected = fresh.load_state_dict(trunk, strict=False)
+    assert (set(missing), unexpected) == ({"head.weight", "head.bias"}, [])
+    torch.testing.assert_close(fresh.norm.weight, small.norm.weight)
+    with pytest.raises(CheckpointError, match=r"missing head\.weight"):
+        fresh.load_state_dict(trunk)
+
+
+def test_a_network_inside_of_another_loads_its_weights(small):
+    outer = nn.Sequential(small, nn.Softmax(-1))
+    other = nn.Sequential(DAT(small.config).eval(), nn.Softmax(-1))
+    other.load_state_dict(outer.state_dict())
+    images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(7))
+    with torch.inference_mode():
+        torch.testing.assert_close(other(images), outer(images))

@@ -154,18 +154,22 @@ async function askOne(item, model) {
     update(item, "failed", refused);
     return;
   }
+  running.get(item)?.abort(); // of a model that was chosen before
   const stopping = new AbortController();
+  const isLast = () => running.get(item) === stopping;
   running.set(item, stopping);
   update(item, "asking");
   const wishes = { query: null, layer: store.now.layer, ...restored };
   try {
     await askAbout(item, model, { ...wishes, signal: stopping.signal, waiting: tellWaiting });
+    if (!isLast()) return;
     update(item, "done");
     if (item === store.now.chosen && model === store.now.model) settle(item, { isFirst: true });
   } catch (failure) {
+    if (!isLast()) return;
     update(item, "failed", failure.name === "AbortError" ? new Failure("stopped") : failure);
   } finally {
-    running.delete(item);
+    if (isLast()) running.delete(item);
   }
 }
 

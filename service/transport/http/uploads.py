@@ -284,7 +284,9 @@ def _checked(validate: Callable[..., T], given: Any, **how: bool) -> T:
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         message = "; ".join(
-            f"{quoted('.'.join(map(str, fault['loc'])))}: {fault['msg']}" for fault in faults[:4]
+            f"{quoted('.'.join(map(str, fault['loc'])))}: "
+            + ("there is no such option" if fault["type"] == "extra_forbidden" else fault["msg"])
+            for fault in faults[:4]
         )
         if faults[0]["type"] == "json_invalid":
             raise InvalidRequest(f"the options of the body are not JSON: {message}") from error

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from model.backbone import SIZES_KEPT
 from model.checkpoint import CheckpointError, read, write
@@ -15,6 +16,7 @@ from model.geometry import MOST_QUERIES
 from tests.conftest import GOLDEN
 from tests.fake_cuda import OnDevice, fake_cuda, move
 from tests.model.detection.conftest import KINDS, SMALL_BACKBONE, detector_state, small_detector
+from tests.server import ROOT
 
 
 def test_official_shapes_are_those_of_the_published_detectors():
@@ -84,6 +86,20 @@ def test_a_batch_gives_what_its_images_give_alone(detector):
                 together.sampling_locations, alone.sampling_locations, strict=True
             ):
                 torch.testing.assert_close(ours[part], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_outside_of_inference_mode_it_finds_the_same(detector):
+    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(9))
+    sizes, scales = torch.tensor([[96, 128]]), torch.ones(1, 2)
+    (found,) = detector(images, sizes, scales)
+    with torch.inference_mode():
+        (expected,) = detector(images, sizes, scales)
+    assert len(found.scores)
+    torch.testing.assert_close(found.boxes.detach(), expected.boxes)
+    torch.testing.assert_close(found.scores.detach(), expected.scores)
+    found.scores.sum().backward()
+    assert detector.backbone.stem[0].conv.weight.grad.abs().sum() > 0
+    detector.zero_grad()
 
 
 def test_boxes_lie_inside_the_image_and_are_best_first(detector):
@@ -187,6 +203,22 @@ def test_our_own_file_says_what_it_holds(tmp_path):
         load_detector(path, "mask_rcnn_dat_pp_tiny")
     with pytest.raises(CheckpointError, match=r"own\.safetensors: not a checkpoint of retinanet"):
         load_detector(path)
+
+
+def test_a_converted_detector_has_its_labels():
+    loaded = load_detector(ROOT / "demo/detection/mask_rcnn_dat_nano.safetensors")
+    assert loaded.labels is not None
+    assert (len(loaded.labels), loaded.labels[0]) == (loaded.detector.config.num_classes, "arrow")
+
+
+def test_a_detector_inside_of_another_network_loads_its_weights():
+    detector, again = small_detector(KINDS[0]), small_detector(KINDS[0])
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    nn.ModuleList([again]).load_state_dict(nn.ModuleList([detector]).state_dict())
+    for name, tensor in detector.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("kind", KINDS)

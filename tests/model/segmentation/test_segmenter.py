@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from model.backbone import SIZES_KEPT
 from model.checkpoint import Checkpoint, CheckpointError, read, write
@@ -242,6 +243,22 @@ def test_a_loaded_segmenter_labels_and_colours_a_picture():
     assert torch.equal(loaded.segment(pixels).labels, segmentation.labels)
 
 
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((64, 96), np.uint8),
+        np.zeros((64, 96, 4), np.uint8),
+        np.zeros((64, 96, 3), np.float32),
+        np.zeros((0, 96, 3), np.uint8),
+        torch.zeros(64, 96, 3, dtype=torch.uint8),
+    ],
+    ids=["grey", "transparent", "of floats", "empty", "of torch"],
+)
+def test_what_is_no_picture_is_refused(picture):
+    with pytest.raises(ValueError, match=r"expected an RGB image \(H, W, 3\), NumPy's uint8"):
+        segment(small_segmenter("semantic_fpn"), picture)
+
+
 def test_several_scales_are_those_of_the_official_tests(monkeypatch):
     loaded = LoadedSegmenter(small_segmenter("semantic_fpn"), None, ())
     seen = []
@@ -375,6 +392,16 @@ def test_our_own_file_says_what_it_holds(official_file, tmp_path):
         load_segmenter(own, "semantic_fpn_dat_nano")
     with pytest.raises(CheckpointError, match=r"own\.safetensors: not a checkpoint of upernet"):
         load_segmenter(own)
+
+
+def test_a_segmenter_inside_of_another_network_loads_its_weights():
+    segmenter, again = small_segmenter(KINDS[0]), small_segmenter(KINDS[0])
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.zero_()
+    nn.ModuleList([again]).load_state_dict(nn.ModuleList([segmenter]).state_dict())
+    for name, tensor in segmenter.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("kind", KINDS)

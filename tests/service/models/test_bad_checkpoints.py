@@ -134,4 +134,4 @@ def test_a_model_file_is_refused_as_a_whole(tmp_path):
     models.write_text("[[models]]\nname = 'a'\nvariant = 'dat_nano'\n[[models]]\nname = 'b'\n")
     (ended,) = run_all([(("serve",), {"DAT_MODEL__FILE": models})])
     assert ended.returncode == 1
-    assert "no variant 'b'" in ended.stderr
+    assert "b: no checkpoint is given, and this is none of the bundled models" in ended.stderr
