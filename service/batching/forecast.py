@@ -7,20 +7,23 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
+from operator import attrgetter
 from time import monotonic
 from typing import NamedTuple
 
 _SMOOTHING = 0.1  # share of the newest measurement: the last batches of a crowd are the fastest
 _SMOOTHING_OF_ANSWERS = 0.01  # of which a crowd gives hundreds
 _MOST_CORRECTED = 2.0  # times more or less; what is further off was something else
-_CALLERS = 32  # whose end is remembered
+_CALLERS = 32  # whose end is remembered, for a while
+_RECENT_S = 1.0
 _TELLING = 7  # of them must have left early, before they tell what the next ones will do
 # A program that ends takes its requests along, so that callers who leave once are forgotten soon;
 # a crowd that does not wait leaves again.
-_DOUBTED_S = 0.3
+_DOUBTED_S = 0.5
+_RELAXED_IN_DOUBT_PER_S = 200.0
 _AGAIN_AFTER_S, _AGAIN_WITHIN_S = 0.2, 1.0
-_RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
 _FORGOTTEN_S = 20.0
+_RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
 _BATCHES_WAITED_FOR = 2.0  # by anybody: the one on the device, and his own
 
 
@@ -60,10 +63,12 @@ class End(NamedTuple):
     """How a caller went.
 
     Attributes:
+        at: when, by the clock of the forecast.
         age_s: seconds after it came.
         left: whether that was before it had its answer.
     """
 
+    at: float
     age_s: float
     left: bool
 
@@ -167,7 +172,7 @@ class Forecast:
 
     def caller_left(self, age_s: float) -> None:
         """Learn from a caller that left before its answer, `age_s` seconds after it came."""
-        self._ends.append(End(age_s, left=True))
+        self._ends.append(End(self._clock(), age_s, left=True))
         early_s = self._half_left_after_s()
         if early_s == inf:
             return
@@ -184,7 +189,7 @@ class Forecast:
 
     def caller_answered(self, age_s: float) -> None:
         """Learn from a caller that waited for its answer, `age_s` seconds long."""
-        self._ends.append(End(age_s, left=False))
+        self._ends.append(End(self._clock(), age_s, left=False))
 
     def _half_left_after_s(self) -> float:
         """The age at which half of all callers leave that have no answer yet; infinite if none.
@@ -193,10 +198,11 @@ class Forecast:
         those who stay is estimated from the others (Kaplan and Meier, 1958). So a minority that
         leaves at once does not speak for those who wait.
         """
-        stay, left = 1.0, 0
-        for after, end in enumerate(sorted(self._ends)):
+        now, stay, left = self._clock(), 1.0, 0
+        recent = [end for end in self._ends if now - end.at <= max(_RECENT_S, 2 * end.age_s)]
+        for after, end in enumerate(sorted(recent, key=attrgetter("age_s"))):
             if end.left:
-                stay *= 1 - 1 / (len(self._ends) - after)
+                stay *= 1 - 1 / (len(recent) - after)
                 left += 1
                 if stay <= 0.5 and left >= _TELLING:
                     return end.age_s
@@ -215,7 +221,9 @@ class Forecast:
             return inf
         batch_s = max((self.compute_s(size) for size in self.batches.compute_s), default=0.0)
         least_s = _BATCHES_WAITED_FOR * max(1.0, self.batches.stretch) * batch_s
-        return max(least_s, self._patience_s * float(_RELAXED_PER_S**since))
+        is_crowd = self._forgotten_s == _FORGOTTEN_S
+        relaxed = (_RELAXED_PER_S if is_crowd else _RELAXED_IN_DOUBT_PER_S) ** since
+        return max(least_s, self._patience_s * float(relaxed))
 
 
 def _smoothed(before: float, newest: float) -> float:

@@ -124,7 +124,7 @@ def test_a_program_that_ends_with_requests_under_way_says_nothing_for_long(ages,
     for _ in range(2):
         ends(forecast, clock, *[0.05] * answered)
         ends(forecast, clock, *(-age for age in ages), apart_s=0.1 / len(ages))
-        clock.now += 0.31
+        clock.now += 0.51
         assert forecast.patience_s == inf
         clock.now += 2 * max(ages) + 1
 
@@ -145,7 +145,7 @@ def test_a_crowd_that_comes_again_when_it_was_forgotten_is_known_from_then_on():
     forecast = Forecast(clock)
     ends(forecast, clock, *[-0.05] * 10, apart_s=0.005)
     assert forecast.patience_s < inf  # at once
-    clock.now += 0.35
+    clock.now += 0.55
     assert forecast.patience_s == inf
     ends(forecast, clock, *[-0.05] * 10, apart_s=0.005)
     clock.now += 5
