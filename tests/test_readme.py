@@ -532,6 +532,10 @@ def test_the_rows_of_speed_in_the_readme_are_those_of_the_pages():
         "requests/s of mosec, PyTriton, KServe, LitServe / ours, same engine, 32 in flight "
         "(demo model)": (on_cpu, peers_of_the_readme("32 in flight")),
         "the same, 8 in flight": (on_cpu, peers_of_the_readme("8 in flight")),
+        "requests/s of mosec, KServe / ours, same engine, 8 in flight": (
+            on_cpu,
+            ", ".join(figures("`dat_tiny_224`, 8 in flight")[1:]),
+        ),
     }.items():
         assert figures(label, README) == [where, *expected], label
 
@@ -542,6 +546,16 @@ PEERS = ("mosec", "PyTriton", "KServe", "LitServe", "BentoML", "Ray Serve")
 def peers_of_the_readme(label: str) -> str:
     _, *ratios = figures(label)
     return ", ".join(ratio.strip("*") for ratio in ratios[:4])
+
+
+@pytest.mark.parametrize("in_flight", [1, 8, 32])
+def test_the_figures_of_peers_with_a_large_model_are_those_of_the_results(in_flight: int):
+    measured = result("peers-dat_tiny_224-cpu")
+    loads = {row["side"]: row for row in measured["loads"] if row["concurrency"] == in_flight}
+    ratios = [f"{loads[peer]['ratio']:.2f}" for peer in ("mosec", "KServe")]
+    cells = [f"**{ratio}**" if float(ratio) > 1 else ratio for ratio in ratios]
+    ours = f"{loads['ours, one process']['requests_per_s']:.1f}"
+    assert figures(f"`dat_tiny_224`, {in_flight} in flight") == [ours, *cells]
 
 
 @pytest.mark.parametrize("in_flight", [1, 8, 32])
