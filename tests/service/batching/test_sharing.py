@@ -154,6 +154,24 @@ def test_callers_share_the_cores_and_none_waits_for_another():
     assert value(metrics.running) == value(metrics.waiting) == 0
 
 
+def test_of_two_callers_neither_is_taken_for_alone_when_the_other_is_just_answered():
+    runner = Cores(2, 8)
+    batcher, _ = served(runner)
+
+    async def caller(pause_s):
+        for _ in range(10):
+            await submit(batcher, 1)
+            await asyncio.sleep(pause_s)
+
+    async def both():
+        run = asyncio.create_task(batcher.run())
+        await asyncio.gather(caller(0.1), caller(0.2))
+        run.cancel()
+
+    in_virtual_time(both())
+    assert {(1, 1)} == set(runner.batches[1:16])
+
+
 def test_what_waits_is_dealt_to_the_cores_that_are_free():
     runner = Cores(2, 8)
     batcher, _ = served(runner)
