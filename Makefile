@@ -61,7 +61,7 @@ proto: $(VENV)/.dev ## regenerate the gRPC stubs
 		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/dat.proto service/pb/inference.proto
 
 settings: $(VENV)/.dev ## regenerate the table of settings in docs/settings.md
-	$(BIN)/python -m service.settings docs/settings.md
+	$(BIN)/python -m service.settings.table docs/settings.md
 
 attention-page: $(VENV)/.dev ## regenerate the page that servers have of docs/attention.md
 	$(BIN)/python -m deploy.attention_page

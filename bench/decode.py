@@ -26,7 +26,7 @@ from model.transforms import Preprocessing
 from service import process
 from service.images.decode import decode, prepare
 from service.open_core import open_workers
-from service.settings import Limits
+from service.settings.limits import Limits
 
 PICTURES = 2  # of a case
 EXACT, FAST = Limits(), Limits(decode="fast")

@@ -15,13 +15,17 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from service import healthcheck, logs, machine, preconditions, process, settings
+from service import healthcheck, logs, machine, preconditions, process
 from service.command_errors import CommandError
 from service.leaving import leave_while_starting
 from service.models.lineup import Lineup, choose_models, require_files
 from service.ports import Ports, open_ports
 from service.processes import metrics_folder
 from service.security.keys import add_key
+from service.settings.environment import PREFIX
+from service.settings.model import ModelChoice, ResizeMode, Weights
+from service.settings.settings import Settings
+from service.settings.table import table
 
 _SIGNALLED = 130  # what a shell says of a command that was interrupted
 
@@ -166,7 +170,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )
     parser.add_argument(
         "--resize-mode",
-        choices=get_args(settings.ResizeMode),
+        choices=get_args(ResizeMode),
         help="how a detector resizes the images; without it, as its settings say",
     )
     parser.add_argument("--model", help="name of the model; without it, the default")
@@ -187,7 +191,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--variant", help="where the weights do not tell")
     parser.add_argument(
         "--weights",
-        choices=get_args(settings.Weights),
+        choices=get_args(Weights),
         default="model",
         help="those that were trained, or their moving average (default: %(default)s)",
     )
@@ -199,7 +203,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _serve(_: Namespace) -> int:
     leave_while_starting()
-    chosen = settings.Settings()
+    chosen = Settings()
     lineup = choose_models(chosen)
     require_files(chosen, lineup)
     preconditions.require(chosen)
@@ -227,7 +231,7 @@ def _with_enough(work: Callable[[], int]) -> int:
 def _serve_on(
     ports: Ports,
     metrics_port: socket.socket,
-    chosen: settings.Settings,
+    chosen: Settings,
     lineup: Lineup,
     lines: logs.LineWriter,
 ) -> int:
@@ -245,7 +249,7 @@ def _serve_on(
 def _supervise_on(
     ports: Ports,
     metrics_port: socket.socket,
-    chosen: settings.Settings,
+    chosen: Settings,
     lineup: Lineup,
     lines: logs.LineWriter,
     *,
@@ -275,7 +279,7 @@ def _child(arguments: Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     birth = Birth.read(arguments.birth)
-    chosen = settings.Settings()
+    chosen = Settings()
     lines = logs.configure(chosen.log, process=birth.name)
     logs.never_wait_for_errors()
     process.begin()
@@ -309,7 +313,7 @@ def _run(serving: Coroutine[Any, Any, None]) -> int:
 def _evaluate(arguments: Namespace) -> int:
     if (wrong := _contradiction(arguments)) is not None:
         return _fail(wrong)
-    chosen = settings.Settings()
+    chosen = Settings()
     lineup = choose_models(chosen)
     require_files(chosen, lineup)
     logs.configure(chosen.log, sys.stderr)  # standard output is for the result
@@ -365,7 +369,7 @@ def _convert(arguments: Namespace) -> int:
     from service.models.convert import convert  # noqa: PLC0415
 
     try:
-        chosen = settings.ModelChoice(
+        chosen = ModelChoice(
             variant=arguments.variant,
             checkpoint=arguments.checkpoint,
             weights=arguments.weights,
@@ -400,7 +404,7 @@ def _faults(error: ValidationError, name: Callable[[tuple[int | str, ...]], str]
 
 def _variable(place: tuple[int | str, ...]) -> str:
     """The variable of a setting, from where pydantic found a fault: a group and its field."""
-    return settings.PREFIX + "__".join(map(str, place[:2])).upper() if place else ""
+    return PREFIX + "__".join(map(str, place[:2])).upper() if place else ""
 
 
 def _option(place: tuple[int | str, ...]) -> str:
@@ -417,7 +421,7 @@ def _fail(*messages: str) -> int:
 def _healthcheck(arguments: Namespace) -> int:
     url = arguments.url
     if url is None:
-        chosen = settings.Settings()
+        chosen = Settings()
         tls = chosen.security.tls_certificate is not None
         url = healthcheck.address(chosen.server, tls=tls)
     trust = healthcheck.Trust(
@@ -432,7 +436,7 @@ def _healthcheck(arguments: Namespace) -> int:
 
 
 def _key(arguments: Namespace) -> int:
-    path = arguments.file or settings.Settings().security.api_keys
+    path = arguments.file or Settings().security.api_keys
     if path is None:
         return _fail("which key file? Give --file or set DAT_SECURITY__API_KEYS")
     try:
@@ -446,5 +450,5 @@ def _key(arguments: Namespace) -> int:
 
 
 def _settings(_: Namespace) -> int:
-    print(settings.table())  # noqa: T201
+    print(table())  # noqa: T201
     return 0

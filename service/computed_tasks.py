@@ -24,8 +24,8 @@ from service.models.lineup import ModelEntry, ModelFileError
 from service.models.load import LoadedModel, Loader
 from service.models.segmentation import SEGMENTATION
 from service.served_tasks import CLASSIFY, DETECT, SEGMENT, ServedTask
-from service.settings import Batching
-from service.settings import Engine as EngineSettings
+from service.settings.batching import Batching
+from service.settings.engine import Engine as EngineSettings
 
 
 class Engine(Runner, Protocol):

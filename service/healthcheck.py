@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from service import process
 from service.command_errors import CommandError
-from service.settings import Server
+from service.settings.server import Server
 
 
 class HealthcheckError(CommandError):

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import InvalidRequest
 from service.metrics import Metrics
-from service.settings import Server
+from service.settings.server import Server
 from service.threads import show_name
 from service.transport.http.connections import Connection, Connections
 

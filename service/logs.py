@@ -30,7 +30,7 @@ from structlog.processors import ExceptionRenderer, add_log_level
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict
 
-from service.settings import Log
+from service.settings.log import Log
 from service.threads import show_name
 
 _LINES = 4096  # that wait to be written

@@ -10,7 +10,7 @@ from service.memory import reach_heap
 from service.metrics import Metrics, ModelMetrics
 from service.models.card import ModelFacts
 from service.served_tasks import TASKS, ServedTask
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.core import AnyCore
 from service.threads import open_pool
 

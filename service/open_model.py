@@ -29,7 +29,7 @@ from service.models.card import ModelCard, ModelFacts
 from service.models.lineup import ModelEntry
 from service.models.load import LoadedModel, load
 from service.served_tasks import ServedTask
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.threads import open_pool
 
 log = structlog.get_logger(__name__)

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from service.command_errors import StartupError
-from service.settings import Server
+from service.settings.server import Server
 
 _BACKLOG = 2048
 

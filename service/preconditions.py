@@ -7,7 +7,9 @@ from tempfile import TemporaryFile
 from service.command_errors import StartupError
 from service.security.certificates import read_certificates
 from service.security.keys import read_keys
-from service.settings import PREFIX, Security, Settings
+from service.settings.environment import PREFIX
+from service.settings.security import Security
+from service.settings.settings import Settings
 
 
 class PreconditionError(StartupError):

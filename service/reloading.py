@@ -29,7 +29,7 @@ from service.errors import (
 )
 from service.metrics import Metrics, Reload
 from service.models.lineup import Lineup, ModelEntry, choose_models
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.tasks.repository import Listed
 from service.tasks.statistics import ModelStatistics, Statistics
 

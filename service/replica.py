@@ -32,7 +32,7 @@ from service.ports import Ports
 from service.reloading import Reloads
 from service.security.security import open_security
 from service.servers import Servers, open_servers
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
 from service.threads import need_spare

@@ -18,7 +18,7 @@ from service.metrics import VISUALIZE, Metrics
 from service.ports import Ports
 from service.security.security import Security, Tls
 from service.served_tasks import ServedTask
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.tasks.catalogue import Catalogue
 from service.tasks.repository import GuardedRepository, Repository
 from service.transport.http.app import create_app

@@ -158,8 +158,16 @@ def test_what_stands_before_the_device_does_without_torch():
     assert not torch_is_there
 
 
+def test_settings_are_read_before_anything_that_is_slow_to_load():
+    code = "import sys, service.settings.table; print(*sys.modules)"
+    seen = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "grpc", "prometheus_client", "uvicorn"} & set(seen.stdout.split())
+
+
 def test_the_environment_is_read_in_one_place():
     for path in (ROOT / "service").rglob("*.py"):
-        if path.name not in ("settings.py", "process.py"):  # the latter sets what libraries read
+        if path.name not in ("environment.py", "process.py"):  # the latter sets what libraries read
             assert "os.environ" not in path.read_text(), path
             assert "getenv" not in path.read_text(), path

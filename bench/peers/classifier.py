@@ -24,7 +24,7 @@ from service.metrics import Metrics
 from service.models.classification import CLASSIFICATION
 from service.models.lineup import choose_models
 from service.models.load import load
-from service.settings import Settings
+from service.settings.settings import Settings
 
 TOP_K = 5
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.peers.setting import Setting
-from service.settings import Server
+from service.settings.server import Server
 
 # The best class first: each has a `label` and a `score`.
 Predictions = list[dict[str, Any]]

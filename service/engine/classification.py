@@ -25,7 +25,7 @@ from service.engine.items import ClassificationInput, ClassificationOutput, Want
 from service.engine.on_cpu import OnCpu, share, team
 from service.engine.openvino import check_available
 from service.metrics import ModelMetrics
-from service.settings import Backend
+from service.settings.engine import Backend
 from service.share import Share
 
 DEFAULT_MAX_BATCH = {"cpu": 8, "cuda": 64}

@@ -25,7 +25,7 @@ from service.engine.graphs import pick_bucket
 from service.engine.items import ClassificationInput, Wanted
 from service.engine.openvino import OpenVinoClassify
 from service.metrics import ModelMetrics
-from service.settings import Backend
+from service.settings.engine import Backend
 from service.share import Share
 
 # Multiply-adds of an image for each of the threads of a CPU that compute it together: with fewer

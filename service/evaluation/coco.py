@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from service.evaluation.run import Answers, Evaluation, EvaluationError
-from service.settings import ResizeMode
+from service.settings.model import ResizeMode
 from service.tasks.core import AnyCore
 from service.tasks.detection import DetectedImage, DetectionCore, DetectOptions
 from service.tasks.masks import RunLengths

@@ -27,7 +27,7 @@ from service.metrics import Metrics
 from service.models.lineup import ModelEntry
 from service.open_core import open_core, open_decoders
 from service.open_model import OpenModel, Shared, open_model
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.tasks.core import Answer, AnyCore, Options, TaskAnswer
 from service.text_file import read_text
 

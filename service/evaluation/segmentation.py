@@ -28,7 +28,7 @@ from service.images.decode import decode
 from service.models.lineup import ModelEntry
 from service.models.load import load
 from service.open_model import ModelUnusable
-from service.settings import Settings
+from service.settings.settings import Settings
 
 # One is decoded, and another one counted, while the device has a third.
 _AT_ONCE = 3

@@ -19,7 +19,7 @@ from model.transforms import PixelMap, Preprocessing, to_model_pixels
 from service.errors import ImageTooLarge, InvalidImage
 from service.images.containers import Container, read_container
 from service.images.raw import NormalisedPixels, RawImage, RawPixels
-from service.settings import Limits
+from service.settings.limits import Limits
 
 # The largest side of a JPEG. Resizing takes about 32 bytes for each pixel of a side: a PNG of
 # 50 000 000 x 1 pixels, a few kB, would take 1.6 GB.

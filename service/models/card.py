@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from service.settings import ResizeMode
+from service.settings.model import ResizeMode
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from model.swin import create_swin, is_swin, parameters, read_swin
 from model.swin_config import SWINS
 from service.models.labels import IMAGENET, as_text, choose_labels, read_labels
 from service.models.load import Converted, LoadedModel, Loader, both_sides
-from service.settings import ModelChoice
+from service.settings.model import ModelChoice
 
 
 def _load(chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None) -> LoadedModel:

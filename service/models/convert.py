@@ -6,7 +6,7 @@ from pathlib import Path
 from model import checkpoint as checkpoints
 from model.checkpoint import CheckpointError
 from service.models.load import Loader, choose_loader
-from service.settings import ModelChoice
+from service.settings.model import ModelChoice
 
 
 def convert(chosen: ModelChoice, out: Path, loaders: Sequence[Loader]) -> dict[str, str]:

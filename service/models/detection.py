@@ -8,7 +8,7 @@ from model.detection.official import is_detector
 from service.models.card import Label
 from service.models.labels import COCO, as_text, choose_labels, unmarked
 from service.models.load import Converted, LoadedModel, Loader
-from service.settings import ModelChoice
+from service.settings.model import ModelChoice
 
 
 def _load(chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None) -> LoadedModel:

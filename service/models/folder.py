@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.command_errors import StartupError
-from service.settings import PREFIX
+from service.settings.environment import PREFIX
 
 MODEL_FILE = "models.toml"
 _CHECKPOINTS = (".safetensors", ".pth", ".pt")

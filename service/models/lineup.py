@@ -8,7 +8,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from service.command_errors import StartupError
 from service.models.folder import look_into
-from service.settings import PREFIX, Batching, Dtype, ModelChoice, Settings
+from service.settings.batching import Batching
+from service.settings.engine import Dtype
+from service.settings.environment import PREFIX
+from service.settings.model import ModelChoice
+from service.settings.settings import Settings
 from service.text_file import first_fault, read_text
 
 

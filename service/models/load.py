@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model import checkpoint as checkpoints
 from model.checkpoint import Checkpoint, CheckpointError
 from service.models.card import Label, ModelCard
-from service.settings import ModelChoice, ResizeMode
+from service.settings.model import ModelChoice, ResizeMode
 
 _DEMO = Path(__file__).parent.parent.parent / "demo"
 BUNDLED = {

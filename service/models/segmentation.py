@@ -9,7 +9,7 @@ from model.segmentation.official import is_segmenter
 from service.models.card import Label
 from service.models.labels import as_text, choose_labels, unmarked
 from service.models.load import Converted, LoadedModel, Loader
-from service.settings import ModelChoice
+from service.settings.model import ModelChoice
 
 
 def _read(

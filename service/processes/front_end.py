@@ -44,7 +44,8 @@ from service.processes.remote_repository import RemoteRepository
 from service.security.security import open_security
 from service.served_tasks import TASKS
 from service.servers import Servers, open_servers
-from service.settings import Limits, Settings
+from service.settings.limits import Limits
+from service.settings.settings import Settings
 from service.tasks.catalogue import Catalogue, Held
 from service.tasks.core import AnyCore
 

@@ -45,7 +45,7 @@ from service.processes.messages import (
     Unloaded,
 )
 from service.reloading import LEAVE_S, Became, Change, Outcome, Stamp, compare
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.tasks.repository import Listed
 
 log = structlog.get_logger(__name__)

@@ -40,7 +40,7 @@ from service.processes.messages import (
 from service.processes.remote_repository import answer_for
 from service.processes.rollout import Rollout, places
 from service.reloading import Reloads
-from service.settings import Settings
+from service.settings.settings import Settings
 
 log = structlog.get_logger(__name__)
 

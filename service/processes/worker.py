@@ -35,7 +35,7 @@ from service.processes.messages import (
     Unloaded,
 )
 from service.processes.shared_forecast import PublishedForecast
-from service.settings import Settings
+from service.settings.settings import Settings
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,8 @@ from time import time
 from typing import Any, NoReturn
 
 from service.command_errors import StartupError
-from service.settings import PREFIX, Security
+from service.settings.environment import PREFIX
+from service.settings.security import Security
 
 # Of TLS 1.2; both have forward secrecy and authenticate what they encrypt. TLS 1.3 has no others.
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"

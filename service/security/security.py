@@ -12,7 +12,7 @@ from service.security.access import Access
 from service.security.certificates import Certificates, files, read_certificates
 from service.security.keys import read_keys
 from service.security.reloading import Reloading
-from service.settings import Security as Settings
+from service.settings.security import Security as Settings
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from service.images.decode import prepare
 from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks import attention
 from service.tasks.attention import Seen
 from service.tasks.core import Answer, Options

@@ -33,7 +33,7 @@ from service.models.card import Label, ModelCard
 from service.pictures.compose import Thing
 from service.pictures.regions import Regions
 from service.priority import Priority
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.attention import AttendedLayer, AttentionOptions, Layer
 from service.tasks.drawing import MEDIA_TYPES, Drawing, Drawn, Picture, draw
 from service.tasks.passage import ImagePassage, RequestPassage, Timing

@@ -20,7 +20,8 @@ from service.images.decoders import Decoders
 from service.metrics import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.compose import Thing
-from service.settings import Limits, ResizeMode
+from service.settings.limits import Limits
+from service.settings.model import ResizeMode
 from service.tasks import attention, explanation
 from service.tasks.attention import Seen
 from service.tasks.core import Answer, Options

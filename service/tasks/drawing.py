@@ -14,7 +14,7 @@ from service.pictures.compose import Layer as DrawnLayer
 from service.pictures.compose import Query, Said, Thing, Window, compose
 from service.pictures.regions import Regions
 from service.pictures.shapes import Scene
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.attention import AttendedLayer, AttendedQuery, Layer
 from service.tasks.points import LayerPoints
 

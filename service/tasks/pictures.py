@@ -11,7 +11,7 @@ from model.config import DatConfig
 from model.swin_config import SwinConfig
 from service.errors import InvalidOption, ServiceError, TooManyImages
 from service.metrics import VISUALIZE
-from service.settings import ResizeMode
+from service.settings.model import ResizeMode
 from service.tasks.attention import (
     MOST_KEYS,
     AttentionOptions,

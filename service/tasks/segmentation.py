@@ -21,7 +21,7 @@ from service.models.card import Label, ModelCard
 from service.pictures.colours import Colour
 from service.pictures.indexed import MOST_COLOURS, indexed_png
 from service.pictures.regions import NamedRegion, Regions
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks import attention, explanation, segments
 from service.tasks.attention import Seen
 from service.tasks.core import Answer, Options

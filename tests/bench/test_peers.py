@@ -16,7 +16,7 @@ from bench.peers.load import Answer, summarize
 from bench.peers.running import WrongAnswer, check
 from bench.peers.setting import Setting
 from bench.peers.sides import PEERS, Side, in_a_tensor, ours, sides
-from service.settings import Server
+from service.settings.server import Server
 
 FOLDER = Path(peers.__file__).parent
 DEMO = {"DAT_MODEL__NAME": "dat_nano"}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import PREFIX, Settings
+from service.settings.environment import PREFIX
+from service.settings.settings import Settings
 from tests.deploy.dockerfile import Dockerfile
 
 

@@ -16,7 +16,7 @@ from service.metrics import ModelMetrics
 from service.models.card import Label
 from service.models.load import Converted, LoadedModel, Loader
 from service.served_tasks import ServedTask
-from service.settings import ModelChoice
+from service.settings.model import ModelChoice
 from service.share import Share
 from tests.mean_colour.core import SIDE, MeanColourCore, MeanColourInput
 from tests.mean_colour.messages import RPC_MEAN_COLOUR

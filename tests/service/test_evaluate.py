@@ -20,7 +20,7 @@ from service.evaluation.coco import CocoPrecision
 from service.evaluation.run import EvaluationError, evaluate
 from service.models.card import Label
 from service.models.lineup import choose_models
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.tasks.masks import Mask, run_lengths
 from tests.clients import JPEG, encoded
 from tests.service.commands import command, run, run_all

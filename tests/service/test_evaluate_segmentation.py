@@ -18,7 +18,7 @@ from service.evaluation.label_maps import IGNORED, LabelMaps, mean_iou, measured
 from service.evaluation.run import EvaluationError
 from service.evaluation.segmentation import evaluate_segmenter
 from service.models.lineup import choose_models
-from service.settings import Settings
+from service.settings.settings import Settings
 from tests.model.detection.recipe import picture
 from tests.model.segmentation.conftest import segmenter_state, small_config
 from tests.service.commands import run

@@ -16,7 +16,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from service import cli, healthcheck
-from service.settings import Server
+from service.settings.server import Server
 from tests.server import ROOT
 from tests.service.commands import run
 

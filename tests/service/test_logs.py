@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from service import logs
 from service.metrics import Metrics
-from service.settings import Log
+from service.settings.log import Log
 from tests.server import ROOT
 
 PRINTABLE = re.compile(r"[\x20-\x7e]+")

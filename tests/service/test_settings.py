@@ -9,7 +9,7 @@ from service import cli
 from service.computed_tasks import TASKS
 from service.models.lineup import choose_models
 from service.models.load import load
-from service.settings import Settings, variables
+from service.settings.settings import Settings, variables
 from tests.server import ROOT
 from tests.service.commands import run_all
 
@@ -222,7 +222,7 @@ def test_every_setting_is_described():
     ],
 )
 def test_shared_memory_needs_one_process_and_its_protocol(monkeypatch, name, value, needed):
-    monkeypatch.setattr("service.settings.cores", lambda: 8)
+    monkeypatch.setattr("service.settings.settings.cores", lambda: 8)
     monkeypatch.setenv("DAT_LIMITS__MAX_SHARED_MEMORY_BYTES", "1000")
     Settings()
     monkeypatch.setenv(name, value)
@@ -243,7 +243,7 @@ def test_models_are_not_controlled_over_a_protocol_that_is_not_served(monkeypatc
     [(1, "cpu", 0), (2, "cpu", 0), (4, "cpu", 3), (4, "cuda:0,cuda:1", 2), (4, "cpu,cpu,cpu", 0)],
 )
 def test_front_ends_have_cores_that_no_device_has(monkeypatch, cores, device, front_ends):
-    monkeypatch.setattr("service.settings.cores", lambda: cores)
+    monkeypatch.setattr("service.settings.settings.cores", lambda: cores)
     monkeypatch.setenv("DAT_SERVER__FRONT_ENDS", "auto")
     monkeypatch.setenv("DAT_ENGINE__DEVICE", device)
     assert Settings().front_ends == front_ends

@@ -13,7 +13,7 @@ from service.byte_budget import ByteBudget
 from service.lifecycle import Lifecycle
 from service.metrics import VISUALIZE, Metrics
 from service.security.access import Access
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.catalogue import Catalogue
 from service.transport.http.callers import KnownCallers
 from service.transport.http.context import EXPOSED_HEADERS, RequestContext

@@ -35,7 +35,7 @@ from service.errors import (
     UrlTooLong,
 )
 from service.metrics import Cut, Metrics, Port
-from service.settings import Server
+from service.settings.server import Server
 from service.transport import request_id as request_ids
 from service.transport.http.error_forms import error_json, is_open_inference
 from service.transport.http.schema import error_body, error_headers

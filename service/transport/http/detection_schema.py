@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, FailFast, Field
 from typing_extensions import override
 
-from service.settings import ResizeMode
+from service.settings.model import ResizeMode
 from service.tasks.core import Explain
 from service.tasks.detection import DetectedImage, Detection, DetectOptions
 from service.transport.http.attention_schema import AttentionLayerBody

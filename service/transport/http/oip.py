@@ -14,7 +14,7 @@ from service.byte_budget import ByteBudget, HeldBytes
 from service.errors import Cancelled, DeadlineExceeded
 from service.metrics import Metrics
 from service.priority import Priority
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.core import AnyCore, Options
 from service.transport import priority
 from service.transport.http import content_coding

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.playground.files import SAMPLES, File, load
-from service.settings import Limits
+from service.settings.limits import Limits
 
 FACTS = "/playground/server.json"
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")

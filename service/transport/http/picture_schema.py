@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import FailFast, Field
 from typing_extensions import override
 
-from service.settings import ResizeMode
+from service.settings.model import ResizeMode
 from service.tasks.drawing import LEAST_SIZE, MOST_SIZE, FileFormat, Layout, Shown
 from service.tasks.pictures import PICTURED_SCORE, REGIONS_OPACITY, PictureOptions
 from service.transport.http.schema import CommonOptionsBody, ImagesBody

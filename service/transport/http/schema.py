@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictStr
 
 from service.errors import ServiceError, Unauthenticated
 from service.priority import Priority
-from service.settings import ResizeMode
+from service.settings.model import ResizeMode
 from service.tasks.attention import AttentionOptions
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore

@@ -21,7 +21,7 @@ from service.errors import (
     quoted,
 )
 from service.priority import Priority
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.core import Options, Upload
 from service.transport import priority
 from service.transport.http import content_coding

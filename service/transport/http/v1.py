@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from service.byte_budget import ByteBudget
 from service.metrics import Metrics
 from service.models.card import ModelCard
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore, Options
 from service.tasks.pictures import PicturedCore, PictureOptions

@@ -9,7 +9,7 @@ from typing import Any
 
 from service.errors import InvalidRequest, quoted
 from service.models.card import ModelCard
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.repository import GuardedRepository
 from service.tasks.statistics import ModelStatistics, Spent
 from service.transport.oip.images import NORMALISED, PIXELS

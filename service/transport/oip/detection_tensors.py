@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from service.errors import InvalidOption, quoted
-from service.settings import ResizeMode
+from service.settings.model import ResizeMode
 from service.tasks.core import AnyCore
 from service.tasks.detection import DetectedImage, Detection, DetectionCore, DetectOptions
 from service.tasks.masks import RunLengths

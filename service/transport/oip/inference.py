@@ -16,7 +16,7 @@ from service.errors import (
 )
 from service.lifecycle import Lifecycle
 from service.priority import Priority
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import Answer, AnyCore, Options, Upload
 from service.transport import priority

@@ -7,7 +7,7 @@ from service.errors import InvalidOption, ServiceError
 from service.models.card import Label
 from service.pb import dat_pb2
 from service.priority import Priority
-from service.settings import ResizeMode
+from service.settings.model import ResizeMode
 from service.tasks.attention import AttendedLayer, AttendedQuery, AttentionOptions, Queries
 from service.tasks.core import Answer, Explain
 from service.tasks.passage import Timing

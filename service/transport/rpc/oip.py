@@ -16,7 +16,7 @@ from service.metrics import Metrics, Protocol
 from service.pb import inference_pb2
 from service.priority import Priority
 from service.security.access import Access
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.core import AnyCore, Options
 from service.transport import priority
 from service.transport.oip.inference import NAME, Inference, Understood

@@ -10,7 +10,8 @@ from service.byte_budget import ByteBudget
 from service.machine import open_files
 from service.metrics import Metrics
 from service.security.access import Access
-from service.settings import Limits, Server
+from service.settings.limits import Limits
+from service.settings.server import Server
 from service.tasks.catalogue import Catalogue
 from service.transport.oip.control import Control
 from service.transport.oip.inference import Inference

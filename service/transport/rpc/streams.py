@@ -8,7 +8,7 @@ import grpc
 
 from service.byte_budget import RETRY_AFTER_S, ByteBudget
 from service.errors import InvalidRequest, Overloaded
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.transport.rpc import wire
 from service.transport.rpc.reading import Context
 from service.transport.rpc.untaken import being_written

@@ -26,7 +26,7 @@ from service.metrics import CountedRequest, Metrics, Protocol
 from service.pb import dat_pb2
 from service.priority import Priority
 from service.security.access import Access
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.catalogue import Catalogue
 from service.tasks.core import AnyCore
 from service.transport import priority

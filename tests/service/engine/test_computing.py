@@ -7,7 +7,7 @@ from service.engine.device import open_devices
 from service.metrics import Metrics
 from service.models.lineup import ModelEntry
 from service.open_model import Shared, open_model
-from service.settings import Settings
+from service.settings.settings import Settings
 
 
 async def test_a_line_of_the_log_and_a_metric_say_what_computes_on_each_device():

@@ -19,7 +19,7 @@ from service.errors import OutOfMemory
 from service.metrics import Metrics
 from service.models.lineup import ModelEntry
 from service.open_model import OpenModel, Shared, open_model
-from service.settings import Settings
+from service.settings.settings import Settings
 from tests.clients import eventually
 
 

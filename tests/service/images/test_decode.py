@@ -16,7 +16,7 @@ from service import process
 from service.errors import ImageTooLarge, InvalidImage, ServiceError
 from service.images.containers import Container, read_container
 from service.images.decode import _decode_pixels, decode, prepare
-from service.settings import Limits
+from service.settings.limits import Limits
 from tests import recipe
 
 LIMITS = Limits()

@@ -11,7 +11,7 @@ from model.transforms import MEAN, STD, Preprocessing
 from service.errors import ImageTooLarge, InvalidImage
 from service.images.decode import decode, decode_pixels, prepare
 from service.images.raw import NormalisedPixels, RawPixels
-from service.settings import Limits
+from service.settings.limits import Limits
 
 LIMITS = Limits()
 WITH_CROP = Preprocessing.of(VARIANTS["dat_nano"])

@@ -11,7 +11,7 @@ from model.detection import DETECTORS, load_detector
 from service.computed_tasks import TASKS
 from service.models import convert as converting
 from service.models import load as loading
-from service.settings import Model, ModelChoice
+from service.settings.model import Model, ModelChoice
 from tests import detection_clients
 from tests.clients import JPEG, over_http
 from tests.conftest import official_state

@@ -9,7 +9,7 @@ from service.computed_tasks import TASKS
 from service.models.folder import FolderError
 from service.models.lineup import ModelFileError, choose_models, require_files
 from service.models.load import BUNDLED, LoadedModel, load
-from service.settings import Settings, variables
+from service.settings.settings import Settings, variables
 
 DEMO = BUNDLED["dat_nano"]
 LABELS = "\n".join(f"class {index}" for index in range(12))

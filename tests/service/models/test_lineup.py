@@ -2,7 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from service.models.lineup import ModelEntry, ModelFileError, choose_models, require_files
-from service.settings import Batching, Settings
+from service.settings.batching import Batching
+from service.settings.settings import Settings
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from model.detection import DETECTORS
 from service.computed_tasks import TASKS
 from service.models import load as loading
 from service.models.card import Label
-from service.settings import Model
+from service.settings.model import Model
 from tests.conftest import official_state
 from tests.model.detection.conftest import detector_state
 

@@ -12,7 +12,7 @@ from service.computed_tasks import TASKS
 from service.models import convert as converting
 from service.models import load as loading
 from service.models.segmentation import SEGMENTATION
-from service.settings import ModelChoice
+from service.settings.model import ModelChoice
 from tests.model.segmentation.test_segmenter import CLASSES, PALETTE, official_content
 from tests.service.commands import run
 

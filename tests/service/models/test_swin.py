@@ -13,7 +13,7 @@ from model.swin import read_swin, swin_shapes
 from model.swin_config import SwinConfig
 from service.computed_tasks import TASKS
 from service.models import load as loading
-from service.settings import Model
+from service.settings.model import Model
 from tests.service.commands import run
 
 SMALL = SwinConfig("swin", 8, (1, 2), (1, 2), window=4, image_size=(32, 32), num_classes=3)

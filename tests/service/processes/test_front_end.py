@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.processes.front_end import share
-from service.settings import Limits, Settings
+from service.settings.limits import Limits
+from service.settings.settings import Settings
 
 
 @given(threads=st.integers(1, 64), front_ends=st.integers(1, 16))

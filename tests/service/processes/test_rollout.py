@@ -24,7 +24,7 @@ from service.processes.child import Child
 from service.processes.messages import Follows, Load, Loaded, Models, NotLoaded, Unload, Unloaded
 from service.processes.rollout import Rollout, places
 from service.reloading import Outcome
-from service.settings import Settings
+from service.settings.settings import Settings
 
 WORKERS, FRONT_ENDS = 2, 2
 NAMES = "abc"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from service.security.certificates import CertificateError, read_certificates
-from service.settings import Security
+from service.settings.security import Security
 from tests.certificates import Authority, Pair, openssl
 from tests.service.commands import run_all
 

@@ -19,7 +19,7 @@ from service.errors import InvalidOption
 from service.images.decode import decode, decode_at
 from service.pictures.colours import PALETTE
 from service.pictures.compose import Thing
-from service.settings import Limits
+from service.settings.limits import Limits
 from service.tasks.drawing import DEFAULT_LEAST, DEFAULT_MOST, Drawing, draw
 from service.tasks.points import LayerPoints, explained, point_layers
 

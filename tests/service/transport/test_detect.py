@@ -26,7 +26,7 @@ from service.models.lineup import ModelEntry, ModelFileError
 from service.open_core import open_core, open_decoders
 from service.open_model import Shared, open_model
 from service.pb import dat_pb2, dat_pb2_grpc
-from service.settings import Settings
+from service.settings.settings import Settings
 from service.tasks.detection import DetectOptions
 from service.transport.rpc.messages import RESIZE_MODES
 from tests.clients import JPEG, channel, encoded

@@ -31,7 +31,8 @@ from service.models.segmentation import SEGMENTATION
 from service.open_core import open_core, open_decoders
 from service.open_model import Shared, open_model
 from service.pb import dat_pb2, dat_pb2_grpc
-from service.settings import ModelChoice, Settings
+from service.settings.model import ModelChoice
+from service.settings.settings import Settings
 from service.tasks import segmentation
 from service.tasks.segments import parts
 from tests.clients import JPEG, channel, encoded

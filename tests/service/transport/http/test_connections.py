@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.command_errors import StartupError
 from service.ports import open_ports
-from service.settings import Server
+from service.settings.server import Server
 from service.transport.http.connections import _Answers
 from tests.clients import JPEG, eventually, over_http
 from tests.server import START_TIMEOUT_S, RunningServer, start_server

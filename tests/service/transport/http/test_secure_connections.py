@@ -16,7 +16,8 @@ from service.metrics import Metrics
 from service.security.certificates import read_certificates
 from service.security.reloading import Reloading
 from service.security.security import Tls
-from service.settings import Security, Server
+from service.settings.security import Security
+from service.settings.server import Server
 from service.transport.http.connections import Connections
 from service.transport.http.secure_connections import over_tls
 from tests.certificates import Authority
