@@ -13,7 +13,7 @@ from service import process
 from service.engine.classification import ClassificationEngine
 from service.engine.detection import DetectionEngine
 from service.engine.device import Device
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from service.engine.computing import Computing
 from service.engine.detection import DetectionEngine
 from service.engine.device import Device
 from service.engine.segmentation import SegmentationEngine
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.models.classification import CLASSIFICATION
 from service.models.detection import DETECTION
 from service.models.lineup import ModelEntry, ModelFileError

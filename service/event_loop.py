@@ -3,7 +3,7 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.threads import open_pool
 
 _LAG_PERIOD_S = 0.5

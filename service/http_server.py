@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, make_asgi_app
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import InvalidRequest
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.settings.server import Server
 from service.threads import show_name
 from service.transport.http.connections import Connection, Connections

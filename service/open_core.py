@@ -7,7 +7,8 @@ from service import process
 from service.batching.queue import Queue
 from service.images.decoders import Decoders
 from service.memory import reach_heap
-from service.metrics import Metrics, ModelMetrics
+from service.metrics.model import ModelMetrics
+from service.metrics.replica import Metrics
 from service.models.card import ModelFacts
 from service.served_tasks import TASKS, ServedTask
 from service.settings.limits import Limits

@@ -24,7 +24,8 @@ from service.computed_tasks import TASKS, ComputedTask, Engine, EngineChoice
 from service.engine.device import Device
 from service.errors import EngineUnavailable
 from service.memory import reach_heap
-from service.metrics import Metrics, ModelMetrics
+from service.metrics.model import ModelMetrics
+from service.metrics.replica import Metrics
 from service.models.card import ModelCard, ModelFacts
 from service.models.lineup import ModelEntry
 from service.models.load import LoadedModel, load

@@ -27,7 +27,7 @@ from service.errors import (
     UnknownModel,
     quoted,
 )
-from service.metrics import Metrics, Reload
+from service.metrics.replica import Metrics, Reload
 from service.models.lineup import Lineup, ModelEntry, choose_models
 from service.settings.settings import Settings
 from service.tasks.repository import Listed

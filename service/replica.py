@@ -24,7 +24,7 @@ from service.local_models import LocalModels
 from service.logs import LineWriter
 from service.machine import raise_open_files
 from service.memory import give_back_when_quiet
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models.lineup import Lineup
 from service.open_core import open_core, open_decoders
 from service.open_model import OpenModel, Shared

@@ -14,7 +14,8 @@ from service.byte_budget import ByteBudget
 from service.command_errors import StartupError
 from service.http_server import HttpServer
 from service.lifecycle import Lifecycle
-from service.metrics import VISUALIZE, Metrics
+from service.metrics.replica import Metrics
+from service.metrics.requests import VISUALIZE
 from service.ports import Ports
 from service.security.security import Security, Tls
 from service.served_tasks import ServedTask
@@ -109,7 +110,7 @@ async def open_servers(  # noqa: PLR0917
     server = settings.server
     names = [*(task.name for task in tasks), VISUALIZE]
     for name in names:
-        metrics.add_task(name)
+        metrics.requests.add_task(name)
     services = [*(task.rpc.service for task in tasks), RPC_VISUALIZE.service, MODEL_SERVICE]
     inference: Inference | None = None
     control: Control | None = None

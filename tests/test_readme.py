@@ -24,7 +24,7 @@ from bench.harness import RESULTS
 from model import DAT, VARIANTS
 from model.cost import cost
 from service.errors import ServiceError, all_errors
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.processes.board import Board, Extent
 from service.processes.merged_metrics import MergedMetrics
 from tests.server import ROOT, RunningServer

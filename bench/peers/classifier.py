@@ -20,7 +20,7 @@ from service.engine.classification import ClassificationEngine
 from service.engine.device import Device
 from service.engine.items import ClassificationInput
 from service.images.decode import prepare
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models.classification import CLASSIFICATION
 from service.models.lineup import choose_models
 from service.models.load import load

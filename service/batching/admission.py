@@ -10,7 +10,8 @@ from prometheus_client import Histogram
 
 from service.batching.forecast import UNKNOWN, Expected, Forecast
 from service.errors import Draining, EngineUnavailable, NotReady, Overloaded, ServiceError
-from service.metrics import ModelMetrics, Rejection
+from service.metrics.model import ModelMetrics
+from service.metrics.requests import Rejection
 from service.priority import Priority, fits
 
 # A forecast that is too short costs the work of a caller that leaves; one that is too long turns

@@ -31,7 +31,7 @@ from service.errors import (
     OutOfMemory,
     ServiceError,
 )
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.priority import Priority
 from service.share import Share
 

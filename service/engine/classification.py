@@ -24,7 +24,7 @@ from service.engine.in_graphs import InGraphs
 from service.engine.items import ClassificationInput, ClassificationOutput, Wanted, wanted_of
 from service.engine.on_cpu import OnCpu, share, team
 from service.engine.openvino import check_available
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.settings.engine import Backend
 from service.share import Share
 

@@ -6,7 +6,7 @@ from itertools import chain
 import torch
 from torch import nn
 
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 
 
 @dataclass(frozen=True)

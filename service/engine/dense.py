@@ -24,7 +24,7 @@ from service.engine.graphs import Capture, CudaCapture, Outputs
 from service.engine.items import AskingItem, LayerAttention, Wanted
 from service.engine.pipeline import Pipeline
 from service.engine.slots import Row
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 
 # A batch gains nothing on a CPU, where one large image keeps all cores busy.
 DEFAULT_MAX_BATCH = {"cpu": 1, "cuda": 8}

@@ -12,7 +12,7 @@ from service.engine import gpu
 from service.engine.computing import Computing
 from service.engine.device import Device
 from service.engine.graphs import choose_buckets, pick_bucket
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.share import Share
 
 

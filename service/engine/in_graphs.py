@@ -14,7 +14,7 @@ from service.engine.graphs import Capture, fused
 from service.engine.items import ClassificationInput, Wanted
 from service.engine.pipeline import Pipeline
 from service.engine.slots import Row
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 
 
 class InGraphs:

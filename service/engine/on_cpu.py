@@ -24,7 +24,7 @@ from service.engine.device import Device
 from service.engine.graphs import pick_bucket
 from service.engine.items import ClassificationInput, Wanted
 from service.engine.openvino import OpenVinoClassify
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.settings.engine import Backend
 from service.share import Share
 

@@ -22,7 +22,7 @@ from service.engine.device import CAPTURE_LIMIT_S, Device
 from service.engine.graphs import Capture, CapturedGraph, GraphCache, Outputs, pick_bucket
 from service.engine.slots import Row, Slot
 from service.errors import EngineFailed, EngineUnavailable
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 
 # A capture costs about as much as so many batches, and a graph is paid for in memory.
 CAPTURE_AFTER = 2

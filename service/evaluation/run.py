@@ -23,7 +23,7 @@ from service import process
 from service.command_errors import CommandError
 from service.engine.device import open_devices
 from service.errors import InvalidImage, ServiceError
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models.lineup import ModelEntry
 from service.open_core import open_core, open_decoders
 from service.open_model import OpenModel, Shared, open_model

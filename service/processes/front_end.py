@@ -20,7 +20,8 @@ from service.lifecycle import Lifecycle
 from service.logs import LineWriter
 from service.machine import raise_open_files
 from service.memory import give_back_when_quiet
-from service.metrics import Metrics, ModelMetrics
+from service.metrics.model import ModelMetrics
+from service.metrics.replica import Metrics
 from service.models.card import ModelFacts
 from service.open_core import open_core, open_decoders
 from service.ports import Ports

@@ -19,7 +19,7 @@ from service.batching.batcher import too_late
 from service.batching.queue import Empty, HeldPlace, Served, Turn
 from service.batching.waiting import T, Turns
 from service.errors import DeadlineExceeded, EngineUnavailable, WorkerLost
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.priority import Priority
 from service.processes.arena import QUEUED, TAKEN, Arena, Slot, Slots
 from service.processes.board import Board, SharedPlaces, WorkerState, class_of

@@ -18,7 +18,7 @@ from service.http_server import serve_metrics
 from service.leaving import leave_on_signal
 from service.logs import LineWriter
 from service.machine import raise_open_files
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models.lineup import Lineup
 from service.ports import Ports, reserve_grpc
 from service.processes.acceptor import Acceptor, Door

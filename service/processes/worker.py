@@ -17,7 +17,7 @@ from service.cpus import seats
 from service.engine.device import Device
 from service.event_loop import open_loop_pool
 from service.memory import give_back, give_back_when_quiet
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models.lineup import ModelEntry
 from service.open_model import ModelUnusable, OpenModel, Shared, open_model
 from service.processes.birth import Birth

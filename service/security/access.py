@@ -8,7 +8,7 @@ from prometheus_client import Counter
 
 from service.errors import RateLimited, ServiceError, Unauthenticated
 from service.logs import Summed
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.security.keys import Key, Keyring
 from service.security.rate import TokenBucket
 

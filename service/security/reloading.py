@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from service.metrics import Metrics, Reloaded
+from service.metrics.replica import Metrics, Reloaded
 
 T = TypeVar("T")
 

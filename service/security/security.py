@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.security.access import Access
 from service.security.certificates import Certificates, files, read_certificates
 from service.security.keys import read_keys

@@ -8,7 +8,7 @@ from weakref import finalize
 
 from service.batching.admission import Refusal
 from service.errors import NotReady, UnknownModel, quoted
-from service.metrics import CountedRequest
+from service.metrics.requests import CountedRequest
 from service.priority import Priority
 from service.tasks.core import AnyCore
 

@@ -14,7 +14,7 @@ from service.engine.items import Cells, ClassificationInput, ClassificationOutpu
 from service.errors import EngineFailed, InvalidOption
 from service.images.decode import prepare
 from service.images.decoders import Decoders
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.settings.limits import Limits
 from service.tasks import attention

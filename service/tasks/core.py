@@ -28,7 +28,7 @@ from service.errors import (
 from service.images.containers import declared_pixels
 from service.images.decode import Source
 from service.images.decoders import Decoders
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.compose import Thing
 from service.pictures.regions import Regions

@@ -17,7 +17,7 @@ from service.engine.items import DetectionInput, DetectionOutput
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
 from service.images.decode import Empty, Source, decode_pixels
 from service.images.decoders import Decoders
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.compose import Thing
 from service.settings.limits import Limits

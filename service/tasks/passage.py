@@ -14,7 +14,7 @@ from service.engine.items import Item
 from service.errors import DeadlineExceeded, InvalidImage
 from service.images.decode import Empty, Source
 from service.images.decoders import DecodingRequest, T
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 
 
 @dataclass(frozen=True)

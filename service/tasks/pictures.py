@@ -10,7 +10,7 @@ from typing_extensions import override
 from model.config import DatConfig
 from model.swin_config import SwinConfig
 from service.errors import InvalidOption, ServiceError, TooManyImages
-from service.metrics import VISUALIZE
+from service.metrics.requests import VISUALIZE
 from service.settings.model import ResizeMode
 from service.tasks.attention import (
     MOST_KEYS,

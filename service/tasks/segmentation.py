@@ -16,7 +16,7 @@ from service.engine.items import SegmentationInput, SegmentationOutput
 from service.errors import EngineFailed, InvalidImage, InvalidOption, quoted
 from service.images.decode import Empty, Source, decode_pixels
 from service.images.decoders import Decoders
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.models.card import Label, ModelCard
 from service.pictures.colours import Colour
 from service.pictures.indexed import MOST_COLOURS, indexed_png

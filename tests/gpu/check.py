@@ -46,7 +46,8 @@ from service.engine.items import (
     DetectionOutput,
     Wanted,
 )
-from service.metrics import Metrics, ModelMetrics
+from service.metrics.model import ModelMetrics
+from service.metrics.replica import Metrics
 from tests import recipe
 from tests.service.recorded import recorded
 

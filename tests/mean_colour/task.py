@@ -12,7 +12,7 @@ from service.computed_tasks import ComputedTask, EngineChoice
 from service.engine import gpu
 from service.engine.computing import Computing, memory_of
 from service.engine.device import Device
-from service.metrics import ModelMetrics
+from service.metrics.model import ModelMetrics
 from service.models.card import Label
 from service.models.load import Converted, LoadedModel, Loader
 from service.served_tasks import ServedTask

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service import logs
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.settings.log import Log
 from tests.server import ROOT
 

@@ -11,7 +11,8 @@ from starlette.types import ASGIApp
 
 from service.byte_budget import ByteBudget
 from service.lifecycle import Lifecycle
-from service.metrics import VISUALIZE, Metrics
+from service.metrics.replica import Metrics
+from service.metrics.requests import VISUALIZE
 from service.security.access import Access
 from service.settings.limits import Limits
 from service.tasks.catalogue import Catalogue

@@ -34,7 +34,7 @@ from service.errors import (
     TooManyConnections,
     UrlTooLong,
 )
-from service.metrics import Cut, Metrics, Port
+from service.metrics.replica import Cut, Metrics, Port
 from service.settings.server import Server
 from service.transport import request_id as request_ids
 from service.transport.http.error_forms import error_json, is_open_inference

@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.transport import request_id as request_ids
 from service.transport.http.connections import PROBES, SECURITY_HEADERS
 

@@ -16,7 +16,7 @@ import structlog
 
 from service.errors import ServiceError
 from service.logs import Summed
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.priority import Priority
 from service.security.access import Access
 from service.tasks.catalogue import Catalogue, Refused
@@ -100,7 +100,9 @@ class Gate:
         if shut is None:
             return None
         error = shut.refused.refusal.error
-        self._metrics.turned_away(shut.task, shut.refused.model, shut.refused.refusal.reason, error)
+        self._metrics.requests.turned_away(
+            shut.task, shut.refused.model, shut.refused.refusal.reason, error
+        )
         self._turned_away.add(code=error.code)
         return error
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from service.byte_budget import ByteBudget, HeldBytes
 from service.errors import Cancelled, DeadlineExceeded
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.priority import Priority
 from service.settings.limits import Limits
 from service.tasks.core import AnyCore, Options
@@ -136,7 +136,7 @@ class InferRequests:
         began = asyncio.get_running_loop().time()
         inference, names = self._inference, names_of(request)
         task = inference.find(*names).card.task
-        with self._metrics.request(task, "http") as counted:
+        with self._metrics.requests.count(task, "http") as counted:
             named = priority.read(request.headers.get(priority.HEADER))
             coding = content_coding.choose(request.headers.getlist("content-encoding"))
             header_length = read_header_length(request.headers.get(HEADER_LENGTH))

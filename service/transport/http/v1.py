@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from service.byte_budget import ByteBudget
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models.card import ModelCard
 from service.settings.limits import Limits
 from service.tasks.catalogue import Catalogue
@@ -56,7 +56,7 @@ class Requests:
             ServiceError: the request cannot be answered; see `service.errors`.
         """
         catalogue, limits, metrics = self._catalogue, self._limits, self._metrics
-        with metrics.request(name, "http") as counted:
+        with metrics.requests.count(name, "http") as counted:
             head = read_head(request, limits, form)
             asked = head.options
             only = catalogue.find(name, asked.model) if head.names_model else None

@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from service.errors import ServiceError
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.security.access import CREDENTIALS, Access, Caller
 from service.transport import request_id
 from service.transport.rpc.last_calls import LastCalls

@@ -12,7 +12,8 @@ from google.protobuf.message import Message
 
 from service.byte_budget import ByteBudget, HeldBytes
 from service.errors import DeadlineExceeded, ImageTooLarge, Internal, ServiceError
-from service.metrics import Metrics, Protocol
+from service.metrics.replica import Metrics
+from service.metrics.requests import Protocol
 from service.pb import inference_pb2
 from service.priority import Priority
 from service.security.access import Access
@@ -176,7 +177,7 @@ class InferCalls:
         if any(catalogue.refusal(task, priority=named) is None for task in tasks):
             return
         if tasks:
-            with self._metrics.request(tasks[0], "grpc") as counted:
+            with self._metrics.requests.count(tasks[0], "grpc") as counted:
                 catalogue.check_room(tasks[0], counted, priority=named)
 
     async def _answer(  # noqa: PLR0917
@@ -200,7 +201,7 @@ class InferCalls:
         note(message.id)
         inference = self._inference
         core = inference.find(message.model_name, message.model_version)
-        with self._metrics.request(core.card.task, protocol) as counted:
+        with self._metrics.requests.count(core.card.task, protocol) as counted:
             counted.model = core.card.name
             extra = min(_PARSED * (size - sum(map(len, raw))), held.free)
             held.grow(extra)

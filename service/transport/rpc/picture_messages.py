@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from service.errors import InvalidOption
-from service.metrics import VISUALIZE
+from service.metrics.requests import VISUALIZE
 from service.models.card import ModelCard
 from service.pb import dat_pb2
 from service.tasks.core import AnyCore

@@ -8,7 +8,7 @@ import grpc
 
 from service.byte_budget import ByteBudget
 from service.machine import open_files
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.security.access import Access
 from service.settings.limits import Limits
 from service.settings.server import Server

@@ -22,7 +22,8 @@ from service.errors import (
     Internal,
     ServiceError,
 )
-from service.metrics import CountedRequest, Metrics, Protocol
+from service.metrics.replica import Metrics
+from service.metrics.requests import CountedRequest, Protocol
 from service.pb import dat_pb2
 from service.priority import Priority
 from service.security.access import Access
@@ -78,7 +79,7 @@ class OneCall:
 
     async def one(self, context: Context) -> bytes:
         """Answer the one request of a call."""
-        with self._metrics.request(self._task.name, "grpc") as counted:
+        with self._metrics.requests.count(self._task.name, "grpc") as counted:
             named = priority.read(metadata_of(context, priority.HEADER))
             self._catalogue.check_room(self._task.name, counted, priority=named)
             least = min(UNREAD_BYTES, self._limits.max_body_bytes)
@@ -163,7 +164,7 @@ class TaskCalls(OneCall):
     ) -> bytes:
         form = partial(self._stream.stream_response, id=identity)
         try:
-            with self._metrics.request(self._task.name, "stream") as counted:
+            with self._metrics.requests.count(self._task.name, "stream") as counted:
                 self._check_size(received, "stream")
                 named = priority.read(metadata_of(context, priority.HEADER))
                 with self._budget.hold(received.size, named):

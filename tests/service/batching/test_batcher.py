@@ -22,7 +22,7 @@ from service.errors import (
     OutOfMemory,
     Overloaded,
 )
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.share import Share
 
 FAR = 1e9  # loop time, seconds

@@ -16,7 +16,7 @@ from service.engine.classify import Classify
 from service.engine.device import Device
 from service.engine.items import Wanted
 from service.engine.pipeline import CAPTURE_AFTER, GRAPHS_KEPT, Pipeline
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from tests.service.engine.launches import launches
 from tests.service.engine.test_classification import forward, inputs, opened
 from tests.service.engine.test_detection import inputs as scenes

@@ -23,7 +23,8 @@ from service.engine.classification import ClassificationEngine, default_max_batc
 from service.engine.device import Device, DeviceUnavailable
 from service.engine.graphs import CapturedGraph, default_buckets, pick_bucket
 from service.engine.items import ClassificationInput, ClassificationOutput, Wanted
-from service.metrics import Metrics, ModelMetrics
+from service.metrics.model import ModelMetrics
+from service.metrics.replica import Metrics
 from service.share import Share
 from tests.conftest import official_state
 from tests.service.recorded import recorded

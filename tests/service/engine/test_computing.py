@@ -4,7 +4,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from service.engine.device import open_devices
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models.lineup import ModelEntry
 from service.open_model import Shared, open_model
 from service.settings.settings import Settings

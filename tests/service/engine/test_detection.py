@@ -23,7 +23,8 @@ from service.engine.device import Device
 from service.engine.graphs import GraphCache
 from service.engine.items import DetectionInput, DetectionOutput, Wanted
 from service.engine.pipeline import CAPTURE_AFTER
-from service.metrics import Metrics, ModelMetrics
+from service.metrics.model import ModelMetrics
+from service.metrics.replica import Metrics
 from service.models.load import BUNDLED
 from tests.service.recorded import recorded, replays
 

@@ -16,7 +16,7 @@ from service.engine import classification, detection
 from service.engine.device import Device
 from service.engine.items import ClassificationInput, DetectionInput
 from service.errors import OutOfMemory
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models.lineup import ModelEntry
 from service.open_model import OpenModel, Shared, open_model
 from service.settings.settings import Settings

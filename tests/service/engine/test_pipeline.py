@@ -23,7 +23,8 @@ from service.engine.graphs import Capture, CapturedGraph, CudaCapture
 from service.engine.pipeline import CAPTURE_AFTER, GRAPHS_KEPT, Pipeline
 from service.engine.slots import Row, Slot
 from service.errors import EngineUnavailable
-from service.metrics import Metrics, ModelMetrics
+from service.metrics.model import ModelMetrics
+from service.metrics.replica import Metrics
 from tests.service.recorded import recorded, replays
 
 SIZES = [(3, 2), (5, 4), (1, 7)]

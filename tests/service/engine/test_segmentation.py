@@ -20,7 +20,8 @@ from model.segmentation.transforms import to_model_pixels
 from service.engine.device import Device
 from service.engine.items import SegmentationInput, SegmentationOutput, Wanted
 from service.engine.segmentation import SegmentationEngine
-from service.metrics import Metrics, ModelMetrics
+from service.metrics.model import ModelMetrics
+from service.metrics.replica import Metrics
 from tests import recipe
 from tests.model.segmentation.conftest import segmenter_state
 from tests.service.recorded import recorded

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from service.errors import Overloaded
 from service.images.decoders import Decoders
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 
 LARGE, SMALL, TINY = 50_000_000, 300_000, 3_000
 

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from service.batching.batcher import Batcher
 from service.batching.dispatch import Dispatch
 from service.errors import DeadlineExceeded, EngineFailed, EngineUnavailable, Overloaded, WorkerLost
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.priority import Priority
 from service.processes.arena import Arena
 from service.processes.board import Board, Extent, WorkerPlaces, WorkerState

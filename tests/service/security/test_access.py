@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.errors import InvalidRequest, Overloaded, RateLimited, Unauthenticated
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.security.access import Access
 from service.security.keys import Key
 

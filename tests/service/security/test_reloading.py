@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.command_errors import CommandError
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.security import reloading
 from service.security.reloading import Reloading
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Metric
 
 from service.errors import Cancelled, EngineFailed, InvalidRequest, Overloaded, ServiceError
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.tasks.statistics import Statistics, statistics
 
 FAILURES = [InvalidRequest("x"), Overloaded("x", 1.0), EngineFailed("x"), Cancelled("x")]
@@ -27,7 +27,7 @@ def test_what_was_counted_is_what_is_told(requests, batches):
     of_m.show(float, float, float)
     metrics.add_model("other", "1", "classify", 8).images.inc()
     for failure in requests:
-        with suppress(ServiceError), metrics.request("classify", "http") as counted:
+        with suppress(ServiceError), metrics.requests.count("classify", "http") as counted:
             counted.model = "m"
             if failure is not None:
                 raise failure

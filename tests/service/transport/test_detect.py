@@ -21,7 +21,7 @@ from model.detection.masks import paste_whole
 from model.detection.normalise import Normalise
 from model.detection.transforms import Resizing, to_model_pixels
 from service.engine.device import Device
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models.lineup import ModelEntry, ModelFileError
 from service.open_core import open_core, open_decoders
 from service.open_model import Shared, open_model

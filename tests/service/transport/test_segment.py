@@ -24,7 +24,7 @@ from model.segmentation.config import SEGMENTERS
 from model.segmentation.transforms import to_model_pixels
 from service.engine.device import Device
 from service.errors import InvalidOption
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.models import convert, load
 from service.models.lineup import ModelEntry
 from service.models.segmentation import SEGMENTATION

@@ -12,7 +12,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from service.http_server import HttpServer
-from service.metrics import Metrics
+from service.metrics.replica import Metrics
 from service.security.certificates import read_certificates
 from service.security.reloading import Reloading
 from service.security.security import Tls
