@@ -14,11 +14,24 @@ Sizes = Annotated[
     Field(max_length=64),
     BeforeValidator(one_or_more),
 ]
+
+
+def _written_sizes(value: object) -> object:
+    sizes = written_list(value)
+    if not isinstance(sizes, list | tuple) or not all(
+        isinstance(size, list | tuple) and len(size) == 2 for size in sizes
+    ):
+        raise ValueError(
+            "must be a list of a height and a width each, as in [[512, 512], [512, 768]]"
+        )
+    return sizes
+
+
 InputSide = Annotated[int, Field(ge=_LEAST_INPUT_SIDE, le=LARGEST_SIDE)]
 InputSizes = Annotated[
     tuple[tuple[InputSide, InputSide], ...],
     Field(max_length=7),  # with the letterbox no more than a detector remembers
-    BeforeValidator(written_list),
+    BeforeValidator(_written_sizes),
 ]
 
 

@@ -1,22 +1,29 @@
 """The device, and how it computes."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from service.settings.group import MOST_THREADS, Group
+from service.settings.group import DAY_S, MOST_THREADS, Group, form
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Backend = Literal["torch", "openvino"]
+
+Devices = Annotated[
+    str,
+    form(
+        r"auto|cuda|cpu(,cpu){0,63}|cuda:[0-9]{1,2}(,cuda:[0-9]{1,2}){0,63}",
+        "auto, cpu, cuda, cuda:N or several, as in cuda:0,cuda:1 or cpu,cpu",
+    ),
+]
 
 
 class Engine(Group):
     """The device and how it computes."""
 
-    device: str = Field(
+    device: Devices = Field(
         "auto",
-        pattern=r"^(auto|cuda|cpu(,cpu){0,63}|cuda:[0-9]{1,2}(,cuda:[0-9]{1,2}){0,63})$",
         description="`cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if there is one, else a CPU device "
         "on each NUMA node. Several, as in `cuda:0,cuda:1`, each run every model; a batch goes to "
         "the least loaded.",
@@ -56,8 +63,15 @@ class Engine(Group):
     hang_timeout_s: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
+        le=DAY_S,
         description="Time after which a batch that does not come back counts as hung and its "
         "device as lost, seconds; 0: twenty times what the slowest batch of the model took for as "
         "many pixels, and at least 30 s (60 s on CUDA).",
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Engine":
+        gpus = [name for name in self.device.split(",") if name.startswith("cuda")]
+        if len(set(gpus)) < len(gpus):
+            raise ValueError(f"device names a GPU twice: {self.device}")
+        return self

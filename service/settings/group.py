@@ -1,15 +1,28 @@
 """What groups of settings have in common: a base, how lists are written, and bounds."""
 
-from pydantic import BaseModel
+import re
+
+from pydantic import AfterValidator, BaseModel
 from pydantic_core import from_json
 
-DAY_S = 86_400
+DAY_S = 86_400  # the longest time that a setting may be: timers could not hold any
 MOST_THREADS = 512
 LARGEST_SIDE = 4096  # of an image that a model is given, pixels
 
 
 class Group(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Settings that belong together."""
+
+
+def form(pattern: str, meant: str) -> AfterValidator:
+    """The form of a text, as a regular expression, and in words for those who got it wrong."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"must be {meant}")
+        return text
+
+    return AfterValidator(check)
 
 
 def written_list(value: object) -> object:

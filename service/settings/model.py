@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from service.settings.group import LARGEST_SIDE, Group, written_list
+from service.settings.group import LARGEST_SIDE, Group, form, written_list
 
 ResizeMode = Literal["official", "letterbox"]
 Weights = Literal["model", "ema"]
@@ -14,12 +14,32 @@ Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 PaddedSide = Annotated[int, Field(ge=64, le=LARGEST_SIDE, multiple_of=32)]
 
 
+def _written_size(value: object) -> object:
+    size = written_list(value)
+    if (isinstance(size, list) and len(size) != 2) or (
+        isinstance(size, str) and not size.isdecimal()
+    ):
+        raise ValueError("must be a side, as in 224, or a height and a width, as in [224, 320]")
+    return size
+
+
+InputSize = Annotated[Side | tuple[Side, Side], BeforeValidator(_written_size)]
+Name = Annotated[
+    str,
+    form(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}",
+        "of letters, digits, dots, dashes and underscores, at most 100, and begin with one of the "
+        "first two",
+    ),
+]
+Sha256 = Annotated[str, form(r"[0-9a-fA-F]{64}", "64 hexadecimal digits")]
+
+
 class ModelChoice(Group):
     """One model: which weights, and what answers call it."""
 
-    name: str | None = Field(
+    name: Name | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
         description="Name of the model in requests and metrics; without it, its variant. Without "
         "any setting of the model the three demo models are served.",
     )
@@ -34,9 +54,8 @@ class ModelChoice(Group):
         description="Weights: an official `.pth` or this repository's `.safetensors`; "
         "the demo models need none.",
     )
-    sha256: str | None = Field(
+    sha256: Sha256 | None = Field(
         None,
-        pattern=r"^[0-9a-fA-F]{64}$",
         description="SHA-256 that the checkpoint file must have, hexadecimal.",
     )
     weights: Weights = Field(
@@ -50,7 +69,7 @@ class ModelChoice(Group):
         "one on each line; without it those stored in the checkpoint, or ImageNet's for 1000 "
         "classes.",
     )
-    image_size: Annotated[Side | tuple[Side, Side] | None, BeforeValidator(written_list)] = Field(
+    image_size: InputSize | None = Field(
         None,
         description="Input size, pixels: a side, or `[height, width]`; without it that of the "
         "checkpoint or of the variant.",

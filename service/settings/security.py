@@ -46,4 +46,7 @@ class Security(Group):
         for field in ("tls_key", "client_ca"):
             if getattr(self, field) is not None and self.tls_certificate is None:
                 raise ValueError(f"{field} needs tls_certificate")
+        asked = "require_client_certificate" in self.model_fields_set
+        if asked and self.require_client_certificate and self.client_ca is None:
+            raise ValueError("require_client_certificate needs client_ca, which signs them")
         return self

@@ -1,20 +1,25 @@
 """Addresses, interfaces, connections, and the end of life."""
 
+from itertools import combinations
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from service.machine import open_files
-from service.settings.group import DAY_S, Group, one_or_more
+from service.settings.group import DAY_S, Group, form, one_or_more
 
 _FILES_AT_REST = 40
 _FEWEST_CONNECTIONS = 8
 _MOST_CONNECTIONS = 4096
 
-Origins = Annotated[
-    tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/?#\s]+)$")], ...],
-    BeforeValidator(one_or_more),
+Origin = Annotated[
+    str,
+    form(
+        r"\*|https?://[^/?#*\s]+",
+        "as in https://example.com, without a path and with no * in it, or * for all",
+    ),
 ]
+Origins = Annotated[tuple[Origin, ...], BeforeValidator(one_or_more)]
 
 
 class Server(Group):
@@ -27,30 +32,35 @@ class Server(Group):
     grpc_message_timeout_s: float = Field(
         30.0,
         gt=0,
+        le=DAY_S,
         description="How long the message of a gRPC call may take to come, seconds; while others "
         "wait for its place in memory, 2 s.",
     )
     grpc_keepalive_s: float = Field(
         60.0,
         ge=1,
+        le=DAY_S,
         description="How long a gRPC connection may be silent before its client is pinged, "
         "seconds; it is closed if no answer comes within 20 s.",
     )
     grpc_min_ping_interval_s: float = Field(
         5.0,
         ge=0,
+        le=DAY_S,
         description="Shortest interval at which gRPC clients may ping the server, seconds; a "
         "connection that pings more often is closed.",
     )
     grpc_max_connection_age_s: float = Field(
         0.0,
         ge=0,
+        le=DAY_S,
         description="Age at which the client of a gRPC connection is asked to connect anew, so "
         "that load balancers spread its calls again, seconds; 0: never.",
     )
     grpc_connection_grace_s: float = Field(
         30.0,
         gt=0,
+        le=DAY_S,
         description="How long the calls of a connection that reached that age may go on, seconds.",
     )
     cors_origins: Origins = Field(
@@ -82,24 +92,28 @@ class Server(Group):
     header_timeout_s: float = Field(
         10.0,
         gt=0,
+        le=DAY_S,
         description="Longest time from the start of an HTTP connection or request to the end of "
         "its headers, seconds; beyond it 408.",
     )
     body_timeout_s: float = Field(
         10.0,
         gt=0,
+        le=DAY_S,
         description="Period over which the body of an HTTP request must come at 1 KiB a second "
         "at least, seconds; else 408.",
     )
     write_timeout_s: float = Field(
         10.0,
         gt=0,
+        le=DAY_S,
         description="Longest time in which an HTTP client takes nothing of its answers, seconds; "
         "beyond it the connection is cut.",
     )
     keep_alive_s: float = Field(
         75.0,
         gt=0,
+        le=DAY_S,
         description="How long an HTTP connection may be idle between requests, seconds; above "
         "the 60 of common load balancers.",
     )
@@ -132,6 +146,10 @@ class Server(Group):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Server":
+        for one, other in combinations(("http_port", "grpc_port", "metrics_port"), 2):
+            port = getattr(self, one)
+            if port and port == getattr(self, other):
+                raise ValueError(f"{one} and {other} are both {port}; each needs one of its own")
         if self.model_control and not self.open_inference:
             raise ValueError("model_control needs open_inference, whose calls it allows")
         return self

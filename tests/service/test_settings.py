@@ -112,8 +112,14 @@ def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
         ("DAT_LIMITS__MAX_IMAGE_BYTES", "-1", "greater than 0"),
         ("DAT_LIMITS__DECODE_THREADS", "100000", "equal to 512"),
         ("DAT_ENGINE__THREADS", "100000", "equal to 512"),
-        ("DAT_ENGINE__DEVICE", "tpu", "match"),
-        ("DAT_ENGINE__DEVICE", "cuda:1000", "match"),
+        ("DAT_SERVER__HTTP_PORT", "8001", "http_port and grpc_port are both 8001"),
+        ("DAT_SERVER__METRICS_PORT", "8001", "grpc_port and metrics_port are both 8001"),
+        ("DAT_SERVER__CORS_ORIGINS", "https://example.com/", "as in https://example.com, without"),
+        ("DAT_SERVER__CORS_ORIGINS", "https://*.example.com", "or * for all"),
+        ("DAT_SECURITY__REQUIRE_CLIENT_CERTIFICATE", "true", "needs client_ca"),
+        ("DAT_ENGINE__DEVICE", "tpu", "must be auto, cpu, cuda, cuda:N or several"),
+        ("DAT_ENGINE__DEVICE", "cuda:1000", "must be auto, cpu, cuda, cuda:N or several"),
+        ("DAT_ENGINE__DEVICE", "cuda:1,cuda:1", "names a GPU twice"),
         ("DAT_ENGINE__CACHE", "/dev/null/cache", "a folder that the server can write to"),
         ("DAT_BATCHING__QUEUE_LIMIT", "0", "greater than 0"),
         ("DAT_BATCHING__QUEUE_LIMIT", "1000000000", "equal to 65536"),
@@ -122,11 +128,18 @@ def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
         ("DAT_BATCHING__BUCKETS", "1,x", "it is 'x'"),
         ("DAT_BATCHING__BUCKETS", "[1, 2", "a list is written as in [1, 2]"),
         ("DAT_BATCHING__BUCKETS", "[" * 10_000, "a list is written as in [1, 2]"),
-        ("DAT_BATCHING__SIZES", "224", "valid tuple"),
+        ("DAT_BATCHING__SIZES", "224", "as in [[512, 512], [512, 768]]"),
+        ("DAT_BATCHING__SIZES", "[512, 512]", "as in [[512, 512], [512, 768]]"),
+        ("DAT_BATCHING__SIZES", "[[64, 64, 64]]", "as in [[512, 512], [512, 768]]"),
+        ("DAT_MODEL__IMAGE_SIZE", "224x320", "as in [224, 320]; it is '224x320'"),
+        ("DAT_MODEL__IMAGE_SIZE", "[224]", "as in [224, 320]; it is '[224]'"),
+        ("DAT_MODEL__IMAGE_SIZE", "1,2,3", "as in [224, 320]; it is '1,2,3'"),
+        ("DAT_MODEL__SHA256", "abc", "must be 64 hexadecimal digits"),
         ("DAT_BATCHING__SIZES", "[[224, 32]]", "equal to 33"),  # one cell
         ("DAT_MODEL__IMAGE_SIZE", "100000", "equal to 4096"),
         ("DAT_MODEL__IMAGE_SIZE", "[64, 100000]", "equal to 4096; it is 100000"),
         ("DAT_MODEL__NAME", "a\n\x1b[31m", r"it is 'a\n\x1b[31m'"),
+        ("DAT_MODEL__NAME", "my model", "must be of letters, digits, dots, dashes and underscores"),
         ("DAT_MODEL__RESIZE_MODE", "stretched", "'official' or 'letterbox'"),
         ("DAT_MODEL__LETTERBOX_SIZE", "32", "equal to 64"),  # one cell
         ("DAT_MODEL__LETTERBOX_SIZE", "100", "multiple of 32"),
@@ -211,6 +224,13 @@ def test_the_command_refuses_what_only_the_models_and_devices_tell():
 
 def test_every_setting_is_described():
     assert all(group.model_fields[field].description for group, field in variables().values())
+
+
+@pytest.mark.parametrize("name", [name for name in variables() if name.endswith("_S")])
+def test_every_time_has_a_bound_or_timers_could_not_hold_it(monkeypatch, name):
+    monkeypatch.setenv(name, "1e300")
+    with pytest.raises(ValidationError, match="equal to 86400"):
+        Settings()
 
 
 @pytest.mark.parametrize(
