@@ -224,6 +224,16 @@ def test_what_only_many_processes_show_is_in_their_table(merged: MergedMetrics):
     assert set(re.findall(r"^\| `(?:dat|process)_.*$", MANY_PROCESSES, re.MULTILINE)) == own
 
 
+def test_a_gauge_means_the_same_in_one_process_and_in_many(merged: MergedMetrics):
+    registry = CollectorRegistry()
+    Metrics(registry)
+    meant = {family.name: family.documentation for family in registry.collect()}
+    shared = [family for family in merged.collect() if family.name in meant]
+    assert shared
+    for family in shared:
+        assert family.documentation == meant[family.name]
+
+
 def test_what_gauges_of_many_processes_show_is_said(merged: MergedMetrics):
     gauges = {family.name for family in merged.collect() if family.type == "gauge"}
     on_board = {name for name in gauges if name.startswith("dat_")}

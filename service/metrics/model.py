@@ -253,7 +253,7 @@ class ModelMetrics:
         Args:
             held: images admitted and not yet on the device.
             running: images on the device.
-            wait_estimate_s: time in which those will have reached it, seconds.
+            wait_estimate_s: time in which those that wait now will have their answers, seconds.
         """
         self._requests.bind_model(self.model, self._version, self._task)
         self._capacity.set(self._limit)

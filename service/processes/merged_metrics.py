@@ -89,7 +89,7 @@ class MergedMetrics(Collector):
         )
         estimate = GaugeMetricFamily(
             "dat_queue_wait_estimate_seconds",
-            "Time in which the images that wait now will have reached the device.",
+            "Time in which the images that wait now will have their answers.",
             labels=["model"],
         )
         for name, places in self._models().items():
