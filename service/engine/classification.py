@@ -106,7 +106,9 @@ class ClassificationEngine(Engine):
     ) -> None:
         kind = device.torch_device.type
         if compiled and capture is None and kind == "cpu":
-            raise DeviceUnavailable("engine.compile is for CUDA graphs, and the device is a CPU")
+            raise DeviceUnavailable(
+                "DAT_ENGINE__COMPILE is for CUDA graphs, and the device is a CPU; leave it out"
+            )
         super().__init__(
             device,
             metrics,

@@ -36,18 +36,18 @@ def check_available(device: torch.device, dtype: torch.dtype) -> None:
     """
     if device.type != "cpu" or dtype not in _HINTS:
         raise DeviceUnavailable(
-            f"engine.backend openvino computes in float32 or bfloat16 on a CPU, not in "
+            f"DAT_ENGINE__BACKEND=openvino computes in float32 or bfloat16 on a CPU, not in "
             f"{str(dtype).removeprefix('torch.')} on {device}"
         )
     if find_spec("openvino") is None:
         raise DeviceUnavailable(
-            "engine.backend is openvino, which is not installed; "
+            "DAT_ENGINE__BACKEND is openvino, which is not installed; "
             "pip install -c constraints.txt '.[openvino]'"
         )
     if dtype == torch.bfloat16 and not has_bfloat16():
         raise DeviceUnavailable(
-            "engine.dtype is bfloat16, for which this CPU has no instructions that OpenVINO uses; "
-            "set it to float32"
+            "DAT_ENGINE__DTYPE is bfloat16, for which this CPU has no instructions that OpenVINO "
+            "uses; set it to float32"
         )
 
 
@@ -134,7 +134,7 @@ class OpenVinoClassify:
                 if not torch.allclose(ours, wanted, rtol=0, atol=tolerance, equal_nan=True):
                     raise RuntimeError(
                         f"OpenVINO and torch differ by {(ours - wanted).abs().max():.2g} on the "
-                        "same image; use engine.backend torch"
+                        "same image; use DAT_ENGINE__BACKEND=torch"
                     )
 
 

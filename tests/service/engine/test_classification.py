@@ -330,7 +330,7 @@ def test_compiled_graphs_give_what_the_cpu_gives():
 
 
 def test_there_is_nothing_to_compile_without_graphs():
-    with pytest.raises(DeviceUnavailable, match="CUDA graphs"):
+    with pytest.raises(DeviceUnavailable, match="DAT_ENGINE__COMPILE is for CUDA graphs"):
         opened(compiled=True)
 
 

@@ -96,7 +96,7 @@ def test_bfloat16_is_rounded_as_in_torch_or_refused(nano, cache):
     size = nano.model.config.image_size
     pixels = torch.from_numpy(np.stack([recipe.image(0, index, *size) for index in range(3)]))
     if "bf16" not in Path("/proc/cpuinfo").read_text("ascii"):
-        with pytest.raises(DeviceUnavailable, match="set it to float32"):
+        with pytest.raises(DeviceUnavailable, match=r"DAT_ENGINE__DTYPE.* set it to float32"):
             opened(nano, cache, dtype=torch.bfloat16)
         return
     ours = opened(nano, cache, dtype=torch.bfloat16)(pixels)
@@ -161,11 +161,15 @@ def test_nothing_is_reported_to_the_maker(nano, cache):
 
 def test_without_the_extra_the_error_says_what_to_install(nano, monkeypatch):
     monkeypatch.setattr(openvino, "find_spec", lambda name: None)
-    with pytest.raises(DeviceUnavailable, match=r"pip install .* '\.\[openvino\]'"):
+    with pytest.raises(
+        DeviceUnavailable, match=r"DAT_ENGINE__BACKEND.* pip install .* '\.\[openvino\]'"
+    ):
         opened(nano, None)
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.float16)])
 def test_it_is_for_float32_and_bfloat16_on_a_cpu(device, dtype):
-    with pytest.raises(DeviceUnavailable, match="float32 or bfloat16 on a CPU"):
+    with pytest.raises(
+        DeviceUnavailable, match="DAT_ENGINE__BACKEND=openvino computes in float32 or bfloat16"
+    ):
         check_available(torch.device(device), dtype)
