@@ -132,11 +132,7 @@ def _read_file(path: Path, settings: Settings) -> Lineup:
     try:
         lineup = Lineup.model_validate(tomllib.loads(read_text(path)))
         for entry in lineup.models:
-            if entry.batching(settings.batching).queue_limit < settings.limits.max_images:
-                raise ModelFileError(
-                    f"{path}: {entry.name}: queue_limit must not be under DAT_LIMITS__MAX_IMAGES "
-                    f"({settings.limits.max_images}), or a full request could never be admitted"
-                )
+            _check_batching(path, entry, settings)
     except ValidationError as faults:
         fields = (*Lineup.model_fields, *ModelEntry.model_fields)
         raise ModelFileError(f"{path}: {first_fault(faults, fields)}") from faults
@@ -151,6 +147,24 @@ def _read_file(path: Path, settings: Settings) -> Lineup:
     if settings.model.name is not None and models[0].name is None:  # the only one
         models = (models[0].model_copy(update={"name": settings.model.name}),)
     return lineup.model_copy(update={"models": models})
+
+
+def _check_batching(path: Path, entry: ModelEntry, settings: Settings) -> None:
+    """See that what a model of the file has of its own goes with the settings.
+
+    Raises:
+        ModelFileError: it contradicts them.
+    """
+    named = f"{path}: " if entry.name is None else f"{path}: {entry.name}: "
+    try:
+        queue_limit = entry.batching(settings.batching).queue_limit
+    except ValidationError as faults:
+        raise ModelFileError(named + first_fault(faults, ())) from faults
+    if queue_limit < settings.limits.max_images:
+        raise ModelFileError(
+            f"{named}queue_limit must not be under DAT_LIMITS__MAX_IMAGES "
+            f"({settings.limits.max_images}), or a full request could never be admitted"
+        )
 
 
 def require_files(settings: Settings, lineup: Lineup) -> None:

@@ -95,7 +95,13 @@ def test_own_limits_of_a_batch_replace_the_general_ones_or_are_refused():
         ("[[models]]\nname = 'a'\n[[models]]\nversion = '2'", "every model needs a name"),
         ("default = 'b'\n[[models]]\nname = 'a'", "default 'b' is none of a"),
         ("[[models]]\nname = 'a'\nqueue_limit = 3", "a: queue_limit must not be under"),
-        ("[[models]]\nname = 'a'\nbuckets = [2, 2]", "distinct"),
+        ("[[models]]\nname = 'a'\nbuckets = [2, 2]", "a: buckets must be distinct sizes"),
+        (
+            "[[models]]\nname = 'a'\n[[models]]\nname = 'b'\nmax_batch = 5000",
+            r"models\.toml: b: max_batch: Input should be less than",
+        ),
+        ("[[models]]\nqueue_limit = 3", r"models\.toml: queue_limit must not be under"),
+        ("[[models]]\nmax_batch = 5000", r"models\.toml: max_batch: Input should be less than"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused_by_file_and_field(write, text, message):
