@@ -450,5 +450,6 @@ def _key(arguments: Namespace) -> int:
 
 
 def _settings(_: Namespace) -> int:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as `head` may leave early
     print(table())  # noqa: T201
     return 0

@@ -202,6 +202,15 @@ def test_a_wrong_setting_does_not_wait_for_torch():
     assert "grpc" not in ended.stderr
 
 
+def test_whoever_reads_the_table_may_leave_before_its_end():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as left:
+        command = [sys.executable, "-m", "service", "settings"]
+        ended = subprocess.run(command, cwd=ROOT, stdout=left, stderr=subprocess.PIPE)
+    assert ended.stderr == b""
+
+
 def test_each_core_has_a_thread_that_decodes_unless_a_number_is_set(monkeypatch):
     assert Settings().limits.decoders == os.cpu_count()
     monkeypatch.setenv("DAT_LIMITS__DECODE_THREADS", "7")
