@@ -13,7 +13,7 @@ Backend = Literal["torch", "openvino"]
 Devices = Annotated[
     str,
     form(
-        r"auto|cuda|cpu(,cpu){0,63}|cuda:[0-9]{1,2}(,cuda:[0-9]{1,2}){0,63}",
+        r"auto|cuda|cpu(,cpu){0,63}|cuda:[1-9]?[0-9](,cuda:[1-9]?[0-9]){0,63}",
         "auto, cpu, cuda, cuda:N or several, as in cuda:0,cuda:1 or cpu,cpu",
     ),
 ]

@@ -5,7 +5,7 @@ import re
 from pydantic import AfterValidator, BaseModel
 from pydantic_core import from_json
 
-DAY_S = 86_400  # the longest time that a setting may be: timers could not hold any
+DAY_S = 86_400  # the longest time of a setting; timers cannot hold any time
 MOST_THREADS = 512
 LARGEST_SIDE = 4096  # of an image that a model is given, pixels
 

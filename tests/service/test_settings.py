@@ -120,6 +120,7 @@ def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
         ("DAT_ENGINE__DEVICE", "tpu", "must be auto, cpu, cuda, cuda:N or several"),
         ("DAT_ENGINE__DEVICE", "cuda:1000", "must be auto, cpu, cuda, cuda:N or several"),
         ("DAT_ENGINE__DEVICE", "cuda:1,cuda:1", "names a GPU twice"),
+        ("DAT_ENGINE__DEVICE", "cuda:1,cuda:01", "must be auto, cpu, cuda, cuda:N or several"),
         ("DAT_ENGINE__CACHE", "/dev/null/cache", "a folder that the server can write to"),
         ("DAT_BATCHING__QUEUE_LIMIT", "0", "greater than 0"),
         ("DAT_BATCHING__QUEUE_LIMIT", "1000000000", "equal to 65536"),
