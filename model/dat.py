@@ -384,29 +384,35 @@ def create_model(name: str, **changes: Any) -> DAT:
 
     Args:
         name: a key of `model.config.VARIANTS`.
-        **changes: fields of `DatConfig` that differ, such as `num_classes` or `image_size`.
+        **changes: fields of `DatConfig` that differ, such as `num_classes`, or `image_size`, which
+            also sets the window and the tables of a DAT (v1) as `DatConfig.resized` does.
 
     Raises:
         KeyError: no such variant; the message lists those there are.
+        TypeError: no such field.
         ValueError: a size that the variant cannot take.
     """
     if name not in VARIANTS:
         raise KeyError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
-    return DAT(replace(VARIANTS[name], **changes)).eval()
+    config = VARIANTS[name]
+    if "image_size" in changes:
+        config = config.resized(changes.pop("image_size"))
+    return DAT(replace(config, **changes)).eval()
 
 
 def load_model(
     weights: str | Path | Checkpoint,
     variant: str | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> DAT:
     """Build the model that a checkpoint is of, in evaluation mode, with its weights.
 
     Args:
         weights: a file, or what `model.checkpoint.read` made of it.
         variant: a key of `VARIANTS`; `None` finds it by the names and shapes of the weights.
-        image_size: `(H, W)` of the input, pixels, if not that of the checkpoint; the position
-            tables of a DAT (v1) are then interpolated as the official loader does.
+        image_size: `(H, W)` of the input or the side of a square, pixels, if not that of the
+            checkpoint; the position tables of a DAT (v1) are then interpolated as the official
+            loader does.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file, the key and

@@ -1,15 +1,17 @@
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from model import DAT, VARIANTS, create_model
+from model import DAT, VARIANTS, create_model, load_model
 from model.checkpoint import CheckpointError
 from model.official import official_shapes
 from service.engine.classify import Classify
 from tests.conftest import SMALL_DAT, official_state, recipe_state
+from tests.server import ROOT
 
 # Million parameters in the tables of the papers.
 PAPER_PARAMETERS = {
@@ -18,6 +20,7 @@ PAPER_PARAMETERS = {
 }  # fmt: skip
 
 
+NANO_FILE = ROOT / "demo/dat_nano.safetensors"
 SMALL = {"dat": SMALL_DAT, "dat_pp": VARIANTS["dat_nano"]}
 
 
@@ -44,7 +47,8 @@ def test_an_unknown_variant_names_those_there_are():
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("dat_tiny_224", {"image_size": (448, 448)}),
+        ("dat_tiny_224", {"image_size": (448, 448), "table_size": 224}),
+        ("dat_tiny_224", {"image_size": 100}),
         ("dat_tiny_224", {"image_size": (200, 200), "table_size": 200}),
         ("dat_pp_tiny_224", {"image_size": (32, 224)}),
     ],
@@ -52,6 +56,25 @@ def test_an_unknown_variant_names_those_there_are():
 def test_a_size_that_a_variant_cannot_take_is_refused(name, changes):
     with pytest.raises(ValueError, match=name):
         create_model(name, **changes)
+
+
+@pytest.mark.parametrize("size", [128, (128, 128), [128, 128], np.int64(128)], ids=str)
+def test_the_side_of_a_square_is_a_size(size):
+    model = create_model("dat_tiny_224", image_size=size)
+    assert model.config == VARIANTS["dat_tiny_224"].resized((128, 128))
+    assert (model.config.image_size, model.config.window) == ((128, 128), 4)
+    assert load_model(NANO_FILE, image_size=size).config.image_size == (128, 128)
+    assert replace(SMALL_DAT, image_size=size) == SMALL_DAT
+
+
+@pytest.mark.parametrize("size", ["128", (128.0, 128.0), (3, 128, 128), (128,), None], ids=str)
+def test_what_is_no_size_is_refused_with_what_is_one(size):
+    message = r"image_size is the side of a square or \(height, width\), in whole pixels; got "
+    with pytest.raises(ValueError, match=message):
+        create_model("dat_nano", image_size=size)
+    if size is not None:
+        with pytest.raises(CheckpointError, match=rf"dat_nano\.safetensors: {message}"):
+            load_model(NANO_FILE, image_size=size)
 
 
 def test_an_image_of_another_size_is_refused(small):
