@@ -11,6 +11,7 @@ from model.checkpoint import CheckpointError
 from model.official import official_shapes
 from service.engine.classify import Classify
 from tests.conftest import SMALL_DAT, official_state, recipe_state
+from tests.model.detection.conftest import SMALL_BACKBONE
 from tests.server import ROOT
 
 # Million parameters in the tables of the papers.
@@ -22,6 +23,9 @@ PAPER_PARAMETERS = {
 
 NANO_FILE = ROOT / "demo/dat_nano.safetensors"
 SMALL = {"dat": SMALL_DAT, "dat_pp": VARIANTS["dat_nano"]}
+
+# With layers of both kinds whose bias is laid out: windows and neighbourhoods.
+LAID_OUT = [SMALL_DAT, SMALL_BACKBONE]
 
 
 @pytest.fixture(params=SMALL)
@@ -136,6 +140,34 @@ def test_loading_into_a_model_in_evaluation_mode_takes_effect(small):
         other.load_state_dict(recipe_state(small.config))
         torch.testing.assert_close(other(images), small(images))
         assert not torch.allclose(before, small(images), atol=0.1)
+
+
+@pytest.mark.parametrize("config", LAID_OUT, ids=lambda config: config.name)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_weights_that_are_written_to_in_evaluation_mode_take_effect(config, mode):
+    """As a moving average writes them, whose network is never in training mode."""
+    average, other = (DAT(config).eval() for _ in range(2))
+    images = torch.randn(1, 3, *config.image_size, generator=torch.Generator().manual_seed(9))
+    average.load_state_dict(recipe_state(config))
+    other.load_state_dict(recipe_state(config, seed=1))
+    with torch.no_grad():
+        for parameter, new in zip(average.parameters(), other.parameters(), strict=True):
+            parameter.lerp_(new, 1)
+    with mode():
+        assert torch.equal(average(images), other(images))
+
+
+@pytest.mark.parametrize("config", LAID_OUT, ids=lambda config: config.name)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_weight_has_a_gradient_in_both_modes(config, training):
+    model = DAT(config).train(training)
+    model.load_state_dict(recipe_state(config))
+    images = torch.randn(2, 3, *config.image_size, generator=torch.Generator().manual_seed(9))
+    model(images).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
 
 
 @pytest.mark.slow
