@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,10 +7,11 @@ import torch
 from torch import nn
 
 from model.backbone import SIZES_KEPT
-from model.checkpoint import CheckpointError, read, write
+from model.checkpoint import Checkpoint, CheckpointError, read, write
 from model.detection import DETECTORS, create_detector, load_detector, rpn
 from model.detection.anchors import _sizes
 from model.detection.config import MOST_DETECTIONS
+from model.detection.detector import _configure
 from model.detection.normalise import Normalise
 from model.detection.official import official_shapes
 from model.geometry import MOST_QUERIES
@@ -193,6 +195,36 @@ def test_an_official_checkpoint_is_recognised_and_read(official_file, tmp_path):
     assert again.config == loaded.detector.config
     for one, other in zip(loaded.detector.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.endswith(("small", "base")) else [])
+        for name in DETECTORS
+    ],
+)
+def test_the_state_dict_of_a_detector_says_which_it_is(name):
+    with torch.device("meta"):
+        detector = create_detector(name, num_classes=3)
+    given = Checkpoint(Path("own.pth"), detector.state_dict())
+    assert _configure(given, None) == detector.config
+
+
+def test_a_state_dict_of_its_own_is_loaded_without_a_name(tmp_path):
+    whole = load_detector(ROOT / "demo/detection/mask_rcnn_dat_nano.safetensors").detector
+    path = tmp_path / "own.pth"
+    torch.save(whole.state_dict(), path)
+    loaded = load_detector(path)
+    assert loaded.detector.config == whole.config
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(loaded.detector.state_dict()[name], tensor)
+    state = whole.state_dict()
+    del state["fpn.laterals.0.bias"]
+    torch.save(state, path)
+    message = r"own\.pth: fits no detector; name one of retinanet_dat_pp_tiny, .* what differs"
+    with pytest.raises(CheckpointError, match=message):
+        load_detector(path)
 
 
 def test_our_own_file_says_what_it_holds(tmp_path):

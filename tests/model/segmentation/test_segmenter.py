@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from model.segmentation import (
 )
 from model.segmentation.config import RATIOS
 from model.segmentation.official import is_segmenter, nearest, official_shapes
+from model.segmentation.segmenter import _configure
 from model.segmentation.upernet import PyramidPooling
 from tests.conftest import GOLDEN, default_dtype
 from tests.model.detection import recipe
@@ -227,6 +229,30 @@ def test_an_official_checkpoint_is_recognised_and_read(official_file, tmp_path):
     assert again.config == config
     for one, other in zip(loaded.segmenter.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.endswith(("small", "base")) else [])
+        for name in SEGMENTERS
+    ],
+)
+def test_the_state_dict_of_a_segmenter_says_which_it_is(name):
+    with torch.device("meta"):
+        segmenter = create_segmenter(name, num_classes=3)
+    given = Checkpoint(Path("own.pth"), segmenter.state_dict())
+    assert _configure(given, None) == segmenter.config
+
+
+def test_a_state_dict_of_its_own_is_loaded_without_a_name(official_file, tmp_path):
+    whole = load_segmenter(official_file).segmenter
+    path = tmp_path / "own.pth"
+    torch.save(whole.state_dict(), path)
+    loaded = load_segmenter(path).segmenter
+    assert loaded.config == whole.config
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
 
 
 def test_a_loaded_segmenter_labels_and_colours_a_picture():
