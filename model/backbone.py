@@ -146,6 +146,16 @@ class DenseNetwork(nn.Module):
         self._sizes.clear()
         return self
 
+    def backbone_of(self, images: Tensor) -> Backbone:
+        """The backbone for images `(B, 3, H, W)`.
+
+        Raises:
+            ValueError: it cannot take them.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"{self.name} reads images (B, 3, H, W); got {tuple(images.shape)}")
+        return self.backbone_for((images.shape[2], images.shape[3]))
+
     def backbone_for(self, image_size: tuple[int, int]) -> Backbone:
         """The backbone for images of `(H, W)` pixels.
 

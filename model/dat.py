@@ -37,6 +37,7 @@ from model.fused import (
 )
 from model.kernels import usable
 from model.local_attention import NeighborhoodAttention, WindowAttention
+from model.no_images import of_no_images
 from model.official import is_official, official_shapes
 
 NOTHING: Mapping[int, Asked] = {}
@@ -118,12 +119,20 @@ class Trunk(nn.Module):
                 have none.
 
         Raises:
-            ValueError: the images are not of the size the model was built for.
+            ValueError: the images are not of the size the model was built for, or not of the type
+                or the device of its weights.
         """
         if images.shape[1:] != (3, *self.config.image_size):
             raise ValueError(
                 f"{self.config.name} was built for images (B, 3, {self.config.image_size[0]}, "
                 f"{self.config.image_size[1]}); got {tuple(images.shape)}"
+            )
+        weights = next(self.stem.parameters())
+        alike = images.dtype == weights.dtype or _autocasts(weights.device.type)
+        if images.device != weights.device or not alike:
+            raise ValueError(
+                f"{self.config.name} has weights in {weights.dtype} on {weights.device}; got "
+                f"images in {images.dtype} on {images.device}"
             )
         asked = self._asked(layers, cells, seen)
         maps: list[Tensor] = []
@@ -178,6 +187,10 @@ class Trunk(nn.Module):
         return self
 
 
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 class DAT(Trunk):
     """A DAT or DAT++ classifier."""
 
@@ -198,8 +211,11 @@ class DAT(Trunk):
         For `layers` and `cells`, the attention that is asked for, see `stage_maps`.
 
         Raises:
-            ValueError: the images are not of the size the model was built for.
+            ValueError: the images are not of the size the model was built for, or not of the type
+                or the device of its weights.
         """
+        if not len(images):
+            return of_no_images(self.forward_explained, images, layers, cells)
         maps, locations, attention = self.stage_maps(images, layers, cells)
         return Explained(self.head(self.pooled(maps[-1])), locations, attention)
 

@@ -22,6 +22,7 @@ from model.checkpoint import Checkpoint, CheckpointError
 from model.config import sides
 from model.dat import Explained
 from model.geometry import CHOSEN_QUERIES
+from model.no_images import of_no_images
 from model.official import Shapes, State
 from model.swin_config import SWINS, SwinConfig, Windows
 
@@ -238,6 +239,8 @@ class Swin(nn.Module):
                 f"{self.config.name} was built for images (B, 3, {self.config.image_size[0]}, "
                 f"{self.config.image_size[1]}); got {tuple(images.shape)}"
             )
+        if not len(images):
+            return of_no_images(self.forward_explained, images, layers, cells)
         output = self.network.swin(images, output_attentions=bool(layers))
         head = self.network.classifier
         logits = head(output.pooler_output.to(head.weight.dtype))

@@ -20,6 +20,7 @@ from model.detection.official import num_classes, rules
 from model.detection.retinanet import RetinaNetHead
 from model.detection.roi_heads import TwoStageHead
 from model.fused import keep_kernels_channels_last
+from model.no_images import of_no_images
 from model.official import Rule
 
 
@@ -101,7 +102,8 @@ class Detector(DenseNetwork):
             scales_xy: `(B, 2)`, by which the original images were enlarged.
 
         Raises:
-            ValueError: a size that the backbone cannot take.
+            ValueError: the images are of a size that the backbone cannot take, or not of the type
+                or the device of its weights, or sizes and scales are not two numbers for each.
         """
         found, sampling_locations, _ = self.find(images, resized_sizes, scales_xy)
         return ExplainedDetections(found.of_images(), sampling_locations)
@@ -121,8 +123,16 @@ class Detector(DenseNetwork):
         values, so it can be captured in a CUDA graph once it has run.
 
         Raises:
-            ValueError: a size that the backbone cannot take.
+            ValueError: as in `forward_explained`.
         """
+        pairs = (len(images), 2)
+        if resized_sizes.shape != pairs or scales_xy.shape != pairs:
+            raise ValueError(
+                f"{len(images)} images have sizes and scales {pairs}; got "
+                f"{tuple(resized_sizes.shape)} and {tuple(scales_xy.shape)}"
+            )
+        if not len(images):
+            return of_no_images(self.find, images, resized_sizes, scales_xy, layers, cells)
         dense = self.dense(images, resized_sizes, layers, cells)
         found = self.find_in(dense, resized_sizes, scales_xy)
         return ExplainedFound(found, dense.sampling_locations, dense.attention)
@@ -137,10 +147,9 @@ class Detector(DenseNetwork):
         """The first part of `find`, which depends on no data with or without the kernels.
 
         Raises:
-            ValueError: a size that the backbone cannot take.
+            ValueError: as in `forward_explained`.
         """
-        height, width = images.shape[2:]
-        features = self.backbone_for((height, width))(images, layers, cells, resized_sizes)
+        features = self.backbone_of(images)(images, layers, cells, resized_sizes)
         levels = self.fpn(features.maps)
         candidates = self.head(levels, _limits(resized_sizes, images.dtype))
         return DenseFeatures(levels, candidates, features.sampling_locations, features.attention)

@@ -15,6 +15,7 @@ from model.attention_weights import AttentionWeights
 from model.backbone import Backbone, DenseNetwork
 from model.checkpoint import Checkpoint, CheckpointError
 from model.fused import keep_kernels_channels_last
+from model.no_images import of_no_images
 from model.normalise import Normalise
 from model.official import Rule
 from model.segmentation.classes import Palette, class_colours, class_names, overlay
@@ -74,10 +75,12 @@ class Segmenter(DenseNetwork):
             cells: of whose queries.
 
         Raises:
-            ValueError: a size that the backbone cannot take.
+            ValueError: the images are of a size that the backbone cannot take, or not of the type
+                or the device of its weights.
         """
-        height, width = images.shape[2:]
-        features = self.backbone_for((height, width))(images, layers, cells)
+        if not len(images):
+            return of_no_images(self.forward_explained, images, layers, cells)
+        features = self.backbone_of(images)(images, layers, cells)
         logits = self.decode_head(features.maps)
         return ExplainedLogits(logits, features.sampling_locations, features.attention)
 

@@ -81,6 +81,48 @@ def test_what_is_no_size_is_refused_with_what_is_one(size):
             load_model(NANO_FILE, image_size=size)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_images_have_no_logits(small, grad):
+    one, none = torch.ones(1, 3, 128, 128), torch.ones(0, 3, 128, 128)
+    cells = torch.zeros(0, 1, 2, dtype=torch.int64)
+    with torch.set_grad_enabled(grad):
+        expected = small.forward_explained(one, [1], cells.new_zeros(1, 1, 2))
+        seen = small.forward_explained(none, [1], cells)
+        assert small(none).shape == seen.logits.shape == (0, 12)
+    pairs = [*zip(seen.sampling_locations, expected.sampling_locations, strict=True)]
+    pairs += zip(seen.attention[0], expected.attention[0], strict=True)
+    for ours, of_one in pairs:
+        assert (ours.shape, ours.dtype) == ((0, *of_one.shape[1:]), of_one.dtype)
+    if grad:
+        seen.logits.sum().backward()
+        assert not any(parameter.grad.any() for parameter in small.parameters())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 128, 128, dtype=torch.uint8), "float32 on cpu; got images in .*uint8"),
+        (torch.zeros(1, 3, 128, 128, dtype=torch.float64), "float32 on cpu; got .*float64"),
+        (torch.zeros(1, 3, 128, 128, device="meta"), "on cpu; got images in .* on meta"),
+    ],
+    ids=["bytes", "doubles", "meta"],
+)
+def test_images_of_another_type_or_device_are_refused(small, images, message):
+    with torch.inference_mode(), pytest.raises(ValueError, match=message):
+        small(images)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"bfloat16 on cpu; got .*t32"):
+        small.cast(torch.bfloat16)(torch.zeros(1, 3, 128, 128))
+
+
+def test_autocast_takes_images_of_either_type(small):
+    images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = small(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            for given in (images, images.bfloat16()):
+                assert (small(given).float() - expected).abs().max() < 0.25
+
+
 def test_an_image_of_another_size_is_refused(small):
     with pytest.raises(ValueError, match="128"):
         small(torch.zeros(1, 3, 224, 224))

@@ -104,6 +104,32 @@ def test_outside_of_inference_mode_it_finds_the_same(detector):
     detector.zero_grad()
 
 
+def test_in_no_images_nothing_is_found(detector):
+    images, sizes = torch.ones(0, 3, 96, 128), torch.ones(0, 2, dtype=torch.int64)
+    assert detector(images, sizes, torch.ones(0, 2)) == []
+    cells = torch.zeros(0, 1, 2, dtype=torch.int64)
+    found, locations, attention = detector.find(images, sizes, torch.ones(0, 2), [1], cells)
+    assert (found.boxes.shape[0], found.boxes.shape[2], found.counts.shape) == (0, 4, (0,))
+    assert len(locations) == len(detector.deformable_layers)
+    assert (len(attention), attention[0].weights.shape[:2]) == (1, (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes", "message"),
+    [
+        (torch.zeros(3, 96, 128), torch.ones(3, 2), r"reads images \(B, 3, H, W\)"),
+        (torch.zeros(1, 96, 128, 3), torch.ones(1, 2), r"reads images \(B, 3, H, W\)"),
+        (torch.zeros(2, 3, 96, 128), torch.ones(1, 2), r"2 images have .*got \(1, 2\) and"),
+        (torch.zeros(1, 3, 96, 128), torch.ones(2), r"1 images have .*got \(2,\) and"),
+        (torch.zeros(1, 3, 96, 128).double(), torch.ones(1, 2), "got images in .*float64"),
+    ],
+    ids=["no batch", "channels last", "too few sizes", "no batch of sizes", "doubles"],
+)
+def test_images_and_sizes_that_do_not_fit_are_refused(detector, images, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        detector(images, sizes, sizes)
+
+
 def test_boxes_lie_inside_the_image_and_are_best_first(detector):
     (found,) = run(detector, torch.randn(1, 3, 96, 128), (70, 100)).detections
     assert len(found.labels) > 3

@@ -90,6 +90,20 @@ def test_a_batch_gives_what_its_images_give_alone(segmenter, size):
                 torch.testing.assert_close(ours[index], theirs[0], rtol=1e-4, atol=1e-4)
 
 
+def test_no_images_have_no_logits(segmenter):
+    cells = torch.zeros(0, 1, 2, dtype=torch.int64)
+    seen = segmenter.forward_explained(torch.ones(0, 3, 97, 131), [1], cells)
+    assert seen.logits.shape == (0, 25, 33, 7)
+    assert len(seen.sampling_locations) == len(segmenter.deformable_layers)
+    assert seen.attention[0].weights.shape[:2] == (0, 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 96, 128), (1, 96, 128, 3)])
+def test_what_are_no_images_is_refused(segmenter, shape):
+    with pytest.raises(ValueError, match=r"reads images \(B, 3, H, W\); got"):
+        segmenter(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_fused_operations_are_the_plain_ones_in_float64(kind):
     images = torch.randn(1, 3, 97, 131, generator=torch.Generator().manual_seed(0))
