@@ -18,6 +18,7 @@ from model.fused import keep_kernels_channels_last
 from model.no_images import of_no_images
 from model.normalise import Normalise
 from model.official import Rule
+from model.resizing import check_rgb
 from model.segmentation.classes import Palette, class_colours, class_names, overlay
 from model.segmentation.config import RATIOS, SEGMENTERS, SegmenterConfig
 from model.segmentation.labelling import Pass, Segmentation, label_pixels
@@ -127,10 +128,7 @@ def segment(
         ValueError: the pixels are no such image, or a side of it would be left with 32 pixels or
             less at one of the scales.
     """
-    is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
-    if not is_array or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        shape, kind = tuple(np.shape(pixels)), getattr(pixels, "dtype", type(pixels).__name__)
-        raise ValueError(f"expected an RGB image (H, W, 3), NumPy's uint8; got {shape}, {kind}")
+    check_rgb(pixels)
     weights = next(segmenter.parameters())
     normalise = Normalise(weights.dtype).to(weights.device)
     height, width = pixels.shape[:2]

@@ -114,6 +114,14 @@ def test_images_of_another_type_or_device_are_refused(small, images, message):
         small.cast(torch.bfloat16)(torch.zeros(1, 3, 128, 128))
 
 
+@pytest.mark.parametrize("config", [*SMALL.values(), SMALL_BACKBONE], ids=lambda c: c.name)
+def test_a_network_is_built_on_the_default_device(config):
+    with torch.device("meta"):
+        model = DAT(config).eval()
+        assert model(torch.zeros(2, 3, *config.image_size)).shape == (2, config.num_classes)
+    assert all(buffer.is_meta for buffer in model.buffers())
+
+
 def test_autocast_takes_images_of_either_type(small):
     images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
