@@ -298,7 +298,8 @@ class DeformableAttention(nn.Module):
     def move(self, offsets: Tensor) -> Tensor:
         """Sampling locations from raw offsets, both `(B, G, Hk, Wk, 2)`.
 
-        A point moves at most `offset_range_factor` cells of the key grid and may leave the map.
+        A point moves at most `offset_range_factor` half cells of the key grid, and may leave the
+        map.
         """
         return torch.addcmul(self.reference_points, offsets.tanh(), self.reach)
 

@@ -296,9 +296,9 @@ def configure(
             which the file does not decide; or the variant cannot take the size.
     """
     config = _variant(checkpoint, variant)
-    if checkpoint.classes is not None:
-        config = replace(config, num_classes=checkpoint.classes)
     try:
+        if checkpoint.classes is not None:
+            config = replace(config, num_classes=checkpoint.classes)
         stored = {
             name: json.loads(checkpoint.metadata[name])
             for name in ("image_size", "table_size", "window")

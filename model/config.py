@@ -70,7 +70,7 @@ class DatConfig:
             pixels; it differs from `image_size` in `dat_pp_base_384` alone.
         num_classes: outputs of the head.
         window: side of a window (`L`, `S`) or neighbourhood (`N`), cells.
-        offset_range_factor: reach of a sampling point, in cells of the key grid (`dat` only).
+        offset_range_factor: reach of a sampling point, in half cells of the key grid (`dat` only).
         crop: whether the official evaluation resizes to 256/224 of the input and crops its
             centre, or resizes straight to the input.
     """
@@ -98,6 +98,8 @@ class DatConfig:
                 f"{self.name}: sizes are from 1 to {LARGEST_SIZE} pixels; got {height}x{width} "
                 f"with tables for {self.table_size}"
             )
+        if self.num_classes < 1:
+            raise ValueError(f"{self.name}: a head has 1 class or more; got {self.num_classes}")
         if not 1 <= self.window <= LARGEST_SIZE:
             raise ValueError(
                 f"{self.name}: windows have 1 to {LARGEST_SIZE} cells a side; got {self.window}"

@@ -55,6 +55,7 @@ def test_an_unknown_variant_names_those_there_are():
         ("dat_tiny_224", {"image_size": 100}),
         ("dat_tiny_224", {"image_size": (200, 200), "table_size": 200}),
         ("dat_pp_tiny_224", {"image_size": (32, 224)}),
+        ("dat_pp_tiny_224", {"num_classes": 0}),
     ],
 )
 def test_a_size_that_a_variant_cannot_take_is_refused(name, changes):
@@ -218,6 +219,16 @@ def test_every_weight_has_a_gradient_in_both_modes(config, training):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("config", LAID_OUT, ids=lambda config: config.name)
+def test_a_network_is_compiled_whole(config):
+    model = DAT(config).eval()
+    model.load_state_dict(recipe_state(config))
+    images = torch.randn(2, 3, *config.image_size, generator=torch.Generator().manual_seed(9))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

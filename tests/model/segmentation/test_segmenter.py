@@ -1,3 +1,4 @@
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,24 @@ def test_no_images_have_no_logits(segmenter):
     assert seen.logits.shape == (0, 25, 33, 7)
     assert len(seen.sampling_locations) == len(segmenter.deformable_layers)
     assert seen.attention[0].weights.shape[:2] == (0, 2)
+
+
+def test_every_weight_has_a_gradient_in_evaluation_mode_and_takes_effect(segmenter):
+    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(2))
+    network = deepcopy(segmenter)
+    network(images).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    other = small_segmenter(network.config.kind)
+    other.load_state_dict(segmenter_state(network.config, seed=1))
+    with torch.inference_mode():
+        network(images)
+    with torch.no_grad():
+        for parameter, new in zip(network.parameters(), other.parameters(), strict=True):
+            parameter.copy_(new)
+    with torch.inference_mode():
+        assert torch.equal(network(images), other(images))
 
 
 @pytest.mark.parametrize("shape", [(3, 96, 128), (1, 96, 128, 3)])
