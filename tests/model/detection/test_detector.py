@@ -97,7 +97,8 @@ def test_outside_of_inference_mode_it_finds_the_same(detector):
     with torch.inference_mode():
         (expected,) = detector(images, sizes, scales)
     assert len(found.scores)
-    torch.testing.assert_close(found.boxes.detach(), expected.boxes)
+    # With gradients sums are done in another order: pixels differ by their last bits.
+    torch.testing.assert_close(found.boxes.detach(), expected.boxes, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.scores.detach(), expected.scores)
     found.scores.sum().backward()
     assert detector.backbone.stem[0].conv.weight.grad.abs().sum() > 0
