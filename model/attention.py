@@ -219,8 +219,8 @@ def _per_slice(weight: Tensor) -> Tensor:
 
 
 def _rounded(positions: NDArray[np.float64]) -> Tensor:
-    """Positions computed in float64, in the default type of torch."""
-    return torch.from_numpy(positions).to(torch.get_default_dtype())
+    """Positions computed in float64, in the default type of torch and on its default device."""
+    return torch.tensor(positions, dtype=torch.get_default_dtype())
 
 
 def _of_each_row(tensor: Tensor, rows: int) -> Tensor:
@@ -298,7 +298,8 @@ class DeformableAttention(nn.Module):
     def move(self, offsets: Tensor) -> Tensor:
         """Sampling locations from raw offsets, both `(B, G, Hk, Wk, 2)`.
 
-        A point moves at most `offset_range_factor` cells of the key grid and may leave the map.
+        A point moves at most `offset_range_factor` half cells of the key grid, and may leave the
+        map.
         """
         return torch.addcmul(self.reference_points, offsets.tanh(), self.reach)
 

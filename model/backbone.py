@@ -2,17 +2,19 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from model import openmmlab
 from model.attention import DeformableAttentionPP
 from model.attention_weights import AttentionWeights
 from model.config import DatConfig
 from model.dat import Block, DeformableLayer, Stage, Trunk
 from model.local_attention import NeighborhoodAttention
+from model.official import Rule
 
 # Input sizes whose geometry stays in memory: up to 50 MB each in the tiny detectors, 81 in base.
 SIZES_KEPT = 8
@@ -100,13 +102,32 @@ class DenseNetwork(nn.Module):
 
     Attributes:
         backbone: its parameters are those of all sizes.
+        name: of the network.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, name: str) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.name = backbone, name
         self._sizes: OrderedDict[tuple[int, int], Backbone] = OrderedDict()
         self.register_load_state_dict_post_hook(_forget_sizes)
+
+    def rules(self) -> Iterator[Rule]:
+        """How its weights come from those of an official checkpoint."""
+        raise NotImplementedError
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Take over weights, as `DAT.load_state_dict` does.
+
+        Raises:
+            CheckpointError: as there.
+        """
+        given = openmmlab.parameters(state_dict)
+        if strict or openmmlab.is_official(given):
+            rules = list(self.rules())
+            given = openmmlab.translated(given, self.state_dict(), rules, self.name)
+        return super().load_state_dict(given, strict, assign)
 
     @property
     def deformable_layers(self) -> list[DeformableLayer]:
@@ -124,6 +145,16 @@ class DenseNetwork(nn.Module):
                 part.to(dtype)
         self._sizes.clear()
         return self
+
+    def backbone_of(self, images: Tensor) -> Backbone:
+        """The backbone for images `(B, 3, H, W)`.
+
+        Raises:
+            ValueError: it cannot take them.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"{self.name} reads images (B, 3, H, W); got {tuple(images.shape)}")
+        return self.backbone_for((images.shape[2], images.shape[3]))
 
     def backbone_for(self, image_size: tuple[int, int]) -> Backbone:
         """The backbone for images of `(H, W)` pixels.

@@ -277,33 +277,35 @@ def write(path: Path, state: State, facts: dict[str, str]) -> None:
 
 
 def configure(
-    checkpoint: Checkpoint, variant: str | None = None, image_size: tuple[int, int] | None = None
+    checkpoint: Checkpoint,
+    variant: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> DatConfig:
     """What model the weights are loaded into.
 
     Args:
         checkpoint: the weights.
         variant: what they are of; `None` finds it by names and shapes.
-        image_size: `(H, W)` of the input, pixels; `None` means that of the checkpoint or of the
-            variant. At another size a DAT (v1) keeps the window of the checkpoint if the size
-            is a multiple of 32 windows and has one of 1/32 of the size if not; a DAT++ keeps
-            the size of its tables.
+        image_size: `(H, W)` of the input or the side of a square, pixels; `None` means that of the
+            checkpoint or of the variant. At another size a DAT (v1) keeps the window of the
+            checkpoint if the size is a multiple of 32 windows and has one of 1/32 of the size if
+            not; a DAT++ keeps the size of its tables.
 
     Raises:
         CheckpointError: the weights are of no variant, of another one, or of several between
             which the file does not decide; or the variant cannot take the size.
     """
     config = _variant(checkpoint, variant)
-    if checkpoint.classes is not None:
-        config = replace(config, num_classes=checkpoint.classes)
     try:
+        if checkpoint.classes is not None:
+            config = replace(config, num_classes=checkpoint.classes)
         stored = {
             name: json.loads(checkpoint.metadata[name])
             for name in ("image_size", "table_size", "window")
             if name in checkpoint.metadata
         }
         if stored:
-            config = replace(config, **stored | {"image_size": tuple(stored["image_size"])})
+            config = replace(config, **stored)
         if image_size is not None:
             config = _resized_config(config, image_size, checkpoint.state)
     except (ValueError, KeyError, TypeError) as fault:
@@ -347,7 +349,9 @@ def _identify(checkpoint: Checkpoint) -> DatConfig:
     )
 
 
-def _resized_config(config: DatConfig, image_size: tuple[int, int], state: State) -> DatConfig:
+def _resized_config(
+    config: DatConfig, image_size: int | tuple[int, int], state: State
+) -> DatConfig:
     """Another size, with the window or the tables that the checkpoint has."""
     stage, block = config.first_block("L" if config.family == "dat" else "D")
     table = position_table(state, stage, block)

@@ -5,13 +5,32 @@ DAT++: Xia et al., "DAT++: Spatially Dynamic Vision Transformer with Deformable 
 arXiv:2309.01430. Variants as in github.com/LeapLabTHU/DAT (v1: commit 797f187, DAT++: 32173fc).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from operator import index
 from typing import Literal
 
 Family = Literal["dat", "dat_pp"]
 
 LARGEST_SIZE = 8192  # pixels a side; a file that asks for more is damaged
+
+
+def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """`(H, W)` of an input, pixels, from the two or from the side of a square.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        given = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
+        height, width = map(index, given)
+    except (TypeError, ValueError) as fault:
+        raise ValueError(
+            f"image_size is the side of a square or (height, width), in whole pixels; got "
+            f"{image_size!r:.50}"
+        ) from fault
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -46,12 +65,12 @@ class DatConfig:
         name: the variant's name.
         family: `dat` (CVPR 2022) or `dat_pp`; they differ in stem, blocks and geometry.
         stages: the four stages.
-        image_size: `(H, W)` of the input, pixels.
+        image_size: `(H, W)` of the input, pixels; given as one number, a square.
         table_size: the input size for which the position tables of the checkpoint were made,
             pixels; it differs from `image_size` in `dat_pp_base_384` alone.
         num_classes: outputs of the head.
         window: side of a window (`L`, `S`) or neighbourhood (`N`), cells.
-        offset_range_factor: reach of a sampling point, in cells of the key grid (`dat` only).
+        offset_range_factor: reach of a sampling point, in half cells of the key grid (`dat` only).
         crop: whether the official evaluation resizes to 256/224 of the input and crops its
             centre, or resizes straight to the input.
     """
@@ -72,12 +91,15 @@ class DatConfig:
         Raises:
             ValueError: a size is one that the family cannot take.
         """
+        object.__setattr__(self, "image_size", sides(self.image_size))
         height, width = self.image_size
         if not all(1 <= size <= LARGEST_SIZE for size in (height, width, self.table_size)):
             raise ValueError(
                 f"{self.name}: sizes are from 1 to {LARGEST_SIZE} pixels; got {height}x{width} "
                 f"with tables for {self.table_size}"
             )
+        if self.num_classes < 1:
+            raise ValueError(f"{self.name}: a head has 1 class or more; got {self.num_classes}")
         if not 1 <= self.window <= LARGEST_SIZE:
             raise ValueError(
                 f"{self.name}: windows have 1 to {LARGEST_SIZE} cells a side; got {self.window}"
@@ -97,7 +119,7 @@ class DatConfig:
 
     def resized(
         self,
-        image_size: tuple[int, int],
+        image_size: int | tuple[int, int],
         *,
         window: int | None = None,
         table_size: int | None = None,
@@ -105,7 +127,7 @@ class DatConfig:
         """The same model for another input size.
 
         Args:
-            image_size: `(H, W)`, pixels.
+            image_size: `(H, W)` or the side of a square, pixels.
             window: of DAT (v1), cells; kept if the size is a multiple of 32 windows, else it
                 becomes 1/32 of the size, as from 7 at 224 to the official 12 at 384.
             table_size: of DAT++, whose tables need not fit the size.
@@ -113,13 +135,14 @@ class DatConfig:
         Raises:
             ValueError: a size that the family cannot take.
         """
+        size = sides(image_size)
         if self.family == "dat_pp":
-            return replace(self, image_size=image_size, table_size=table_size or self.table_size)
-        side, cell = image_size[0], 4 << (len(self.stages) - 1)
+            return replace(self, image_size=size, table_size=table_size or self.table_size)
+        side, cell = size[0], 4 << (len(self.stages) - 1)
         window = window or self.window
         if side % (cell * window):
             window = max(1, side // cell)
-        return replace(self, image_size=image_size, table_size=side, window=window)
+        return replace(self, image_size=size, table_size=side, window=window)
 
     def first_block(self, kind: str) -> tuple[int, int]:
         """`(stage, block)` of the first block with this letter."""

@@ -37,6 +37,7 @@ from model.fused import (
 )
 from model.kernels import usable
 from model.local_attention import NeighborhoodAttention, WindowAttention
+from model.no_images import of_no_images
 from model.official import is_official, official_shapes
 
 NOTHING: Mapping[int, Asked] = {}
@@ -118,12 +119,20 @@ class Trunk(nn.Module):
                 have none.
 
         Raises:
-            ValueError: the images are not of the size the model was built for.
+            ValueError: the images are not of the size the model was built for, or not of the type
+                or the device of its weights.
         """
         if images.shape[1:] != (3, *self.config.image_size):
             raise ValueError(
                 f"{self.config.name} was built for images (B, 3, {self.config.image_size[0]}, "
                 f"{self.config.image_size[1]}); got {tuple(images.shape)}"
+            )
+        weights = next(self.stem.parameters())
+        alike = images.dtype == weights.dtype or _autocasts(weights.device.type)
+        if images.device != weights.device or not alike:
+            raise ValueError(
+                f"{self.config.name} has weights in {weights.dtype} on {weights.device}; got "
+                f"images in {images.dtype} on {images.device}"
             )
         asked = self._asked(layers, cells, seen)
         maps: list[Tensor] = []
@@ -178,6 +187,10 @@ class Trunk(nn.Module):
         return self
 
 
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 class DAT(Trunk):
     """A DAT or DAT++ classifier."""
 
@@ -198,8 +211,11 @@ class DAT(Trunk):
         For `layers` and `cells`, the attention that is asked for, see `stage_maps`.
 
         Raises:
-            ValueError: the images are not of the size the model was built for.
+            ValueError: the images are not of the size the model was built for, or not of the type
+                or the device of its weights.
         """
+        if not len(images):
+            return of_no_images(self.forward_explained, images, layers, cells)
         maps, locations, attention = self.stage_maps(images, layers, cells)
         return Explained(self.head(self.pooled(maps[-1])), locations, attention)
 
@@ -384,29 +400,35 @@ def create_model(name: str, **changes: Any) -> DAT:
 
     Args:
         name: a key of `model.config.VARIANTS`.
-        **changes: fields of `DatConfig` that differ, such as `num_classes` or `image_size`.
+        **changes: fields of `DatConfig` that differ, such as `num_classes`, or `image_size`, which
+            also sets the window and the tables of a DAT (v1) as `DatConfig.resized` does.
 
     Raises:
         KeyError: no such variant; the message lists those there are.
+        TypeError: no such field.
         ValueError: a size that the variant cannot take.
     """
     if name not in VARIANTS:
         raise KeyError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
-    return DAT(replace(VARIANTS[name], **changes)).eval()
+    config = VARIANTS[name]
+    if "image_size" in changes:
+        config = config.resized(changes.pop("image_size"))
+    return DAT(replace(config, **changes)).eval()
 
 
 def load_model(
     weights: str | Path | Checkpoint,
     variant: str | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> DAT:
     """Build the model that a checkpoint is of, in evaluation mode, with its weights.
 
     Args:
         weights: a file, or what `model.checkpoint.read` made of it.
         variant: a key of `VARIANTS`; `None` finds it by the names and shapes of the weights.
-        image_size: `(H, W)` of the input, pixels, if not that of the checkpoint; the position
-            tables of a DAT (v1) are then interpolated as the official loader does.
+        image_size: `(H, W)` of the input or the side of a square, pixels, if not that of the
+            checkpoint; the position tables of a DAT (v1) are then interpolated as the official
+            loader does.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file, the key and

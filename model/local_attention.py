@@ -8,7 +8,8 @@ index, and attend inside each tile with one additive bias that holds the relativ
 and the mask. Queries come out of `qkv` scaled by `head_dim ** -0.5` (see `checkpoint.py`).
 
 The bias depends on parameters only: in evaluation mode it is laid out once, when parameters are
-loaded or the mode is set. In training mode it is laid out in every call.
+loaded, the mode is set or the table was written to. In training mode, and where the table wants a
+gradient, it is laid out in every call.
 """
 
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class LocalAttention(nn.Module):
     laid_out_bias: Tensor | None
     bias_index: Tensor
     place: Tensor
+    relative_position_bias_table: nn.Parameter
 
     def __init__(self, config: DatConfig, stage: int) -> None:
         super().__init__()
@@ -54,14 +56,29 @@ class LocalAttention(nn.Module):
         self.qkv = nn.Linear(spec.dim, 3 * spec.dim)
         self.proj = nn.Linear(spec.dim, spec.dim)
         self.register_buffer("laid_out_bias", None, persistent=False)
+        self._laid_out_at: int | None = None
         self.register_load_state_dict_post_hook(_lay_out_again)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode and lay out the bias for it."""
         super().train(mode)
-        with torch.no_grad():
-            self.laid_out_bias = None if mode else _padded(self.lay_out_bias())
+        self._lay_out(mode)
         return self
+
+    def _lay_out(self, training: bool) -> None:
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self.laid_out_bias = None if training else _padded(self.lay_out_bias())
+        self._laid_out_at = _version(self.relative_position_bias_table)
+
+    def bias(self) -> Tensor:
+        """Bias and mask of every tile, as the weights are now; keys may be padded with -inf."""
+        table = self.relative_position_bias_table
+        if self.laid_out_bias is None or (torch.is_grad_enabled() and table.requires_grad):
+            return self.lay_out_bias()
+        if not torch.compiler.is_compiling() and self._laid_out_at != _version(table):
+            # An optimizer or a moving average wrote to it. A compiler knows no versions.
+            self._lay_out(training=False)
+        return self.laid_out_bias
 
     def lay_out_bias(self) -> Tensor:
         """Bias and mask of every tile, `(tiles or 1, heads, queries, keys)`."""
@@ -78,8 +95,7 @@ class LocalAttention(nn.Module):
         Returns:
             `(B, tiles * N, C)`.
         """
-        bias = self.lay_out_bias() if self.laid_out_bias is None else self.laid_out_bias
-        return self.attend_with(bias[..., : keys.shape[2]], queries, keys, values)
+        return self.attend_with(self.bias()[..., : keys.shape[2]], queries, keys, values)
 
     def attend_with(self, bias: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`attend` with a given bias, one of all tiles or one for each."""
@@ -103,10 +119,14 @@ class LocalAttention(nn.Module):
         """
         from model.kernels.local_attention import attend_in_tiles  # noqa: PLC0415
 
-        assert self.laid_out_bias is not None, "this is a bug"
         return attend_in_tiles(
-            qkv, self.laid_out_bias, self.bias_index, query_index, key_index, self.place
+            qkv, self.bias(), self.bias_index, query_index, key_index, self.place
         )
+
+
+def _version(table: Tensor) -> int | None:
+    """Counts what was written to a tensor; one of inference mode does not count."""
+    return None if table.is_inference() else table._version
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:

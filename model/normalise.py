@@ -7,6 +7,19 @@ from model.kernels import BYTES, usable
 from model.transforms import MEAN, STD
 
 
+def check_bytes(pixels: Tensor) -> None:
+    """Check that these are the pixels of images, `(B, H, W, 3)`, uint8.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != torch.uint8:
+        raise ValueError(
+            f"expected RGB images (B, H, W, 3), torch.uint8; got {tuple(pixels.shape)}, "
+            f"{pixels.dtype}"
+        )
+
+
 class Normalise(nn.Module):
     """Bytes `(B, H, W, 3)` to the model's input `(B, 3, H, W)`, on the device that holds them.
 
@@ -28,7 +41,12 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise a batch of bytes."""
+        """Normalise a batch of bytes.
+
+        Raises:
+            ValueError: it is none.
+        """
+        check_bytes(pixels)
         if usable(pixels, BYTES):
             from model.kernels.pixels import normalise  # noqa: PLC0415
 

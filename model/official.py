@@ -76,10 +76,7 @@ def fold(state: State, config: DatConfig) -> dict[str, Tensor]:
 
 def own_shapes(config: DatConfig) -> Shapes:
     """The parameters of this repository's own network of this variant, by name."""
-    given = {
-        name: torch.empty(*shape, device="meta") for name, shape in official_shapes(config).items()
-    }
-    return {name: tuple(tensor.shape) for name, tensor in fold(given, config).items()}
+    return targets(_rules(config))
 
 
 @dataclass(frozen=True)
@@ -100,6 +97,13 @@ class Rule:
 def sources(rules: Iterable[Rule]) -> Shapes:
     """The official tensors that rules read, by name."""
     return {source: shape for rule in rules for source, shape in rule.sources.items()}
+
+
+def targets(rules: Iterable[Rule]) -> Shapes:
+    """The shapes of our own tensors that rules make, by name."""
+    rules = list(rules)
+    given = {name: torch.empty(*shape, device="meta") for name, shape in sources(rules).items()}
+    return {name: tuple(tensor.shape) for name, tensor in apply(rules, given).items()}
 
 
 def apply(rules: Iterable[Rule], state: State) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ name `bn`, and `meta` has the names of the classes. Here are their rules and wha
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -16,8 +16,21 @@ from torch import Tensor
 from model import checkpoint
 from model.checkpoint import Checkpoint, CheckpointError
 from model.config import DatConfig
-from model.official import Rule, Shapes, State, affine, flatten, layer, trunk_rules, unwrapped
+from model.official import (
+    Rule,
+    Shapes,
+    State,
+    affine,
+    apply,
+    flatten,
+    layer,
+    sources,
+    targets,
+    trunk_rules,
+    unwrapped,
+)
 
+_AUXILIARY = "auxiliary_head."  # serves training alone
 _COUNTER = "num_batches_tracked"  # of a BatchNorm in training
 _NORM_EPSILON = 1e-5
 
@@ -33,14 +46,18 @@ class Config(Protocol):
 C = TypeVar("C", bound=Config)
 
 
-def is_official(state: State) -> bool:
+def is_official(state: Mapping[str, object]) -> bool:
     """Whether a state dict uses the official names."""
     return "backbone.patch_proj.0.weight" in state
 
 
 def parameters(state: State) -> dict[str, Tensor]:
-    """A state dict without wrappers and without counters."""
-    return {key: tensor for key, tensor in unwrapped(state).items() if not key.endswith(_COUNTER)}
+    """A state dict without wrappers, without counters and without an auxiliary head."""
+    return {
+        key: tensor
+        for key, tensor in unwrapped(state).items()
+        if not key.endswith(_COUNTER) and not key.startswith(_AUXILIARY)
+    }
 
 
 def backbone_rules(config: DatConfig, first_stage: int) -> Iterator[Rule]:
@@ -94,7 +111,7 @@ def identify(
     given: Checkpoint,
     name: str | None,
     known: Mapping[str, C],
-    official_shapes: Callable[[C], Shapes],
+    rules: Callable[[C], Iterable[Rule]],
     kind: str,
 ) -> C:
     """What a checkpoint is of.
@@ -102,9 +119,9 @@ def identify(
     Args:
         given: the checkpoint.
         name: what it has to be; `None` finds it by what the file says, or by the names and shapes
-            of official weights.
+            of the weights.
         known: all there are, by name, with as many classes as the checkpoint.
-        official_shapes: the parameters of one, by official name.
+        rules: how the weights of one come from official ones.
         kind: what such a network is called.
 
     Raises:
@@ -119,7 +136,8 @@ def identify(
     if name is not None:
         return known[name]
     shapes = checkpoint.shapes(parameters(given.state))
-    found = next((config for config in known.values() if shapes == official_shapes(config)), None)
+    fits = _fits_official if is_official(shapes) else _fits_own
+    found = next((one for one in known.values() if fits(shapes, list(rules(one)))), None)
     if found is None:
         raise CheckpointError(
             f"{given.path}: fits no {kind}; name one of {', '.join(known)} to see what differs"
@@ -127,20 +145,22 @@ def identify(
     return found
 
 
-def translated(
-    state: State,
-    own: State,
-    shapes: Shapes,
-    fold: Callable[[State], dict[str, Tensor]],
-    name: str,
-) -> dict[str, Tensor]:
+def _fits_official(shapes: Shapes, rules: Sequence[Rule]) -> bool:
+    return shapes == sources(rules)
+
+
+def _fits_own(shapes: Shapes, rules: Sequence[Rule]) -> bool:
+    # Names first: to find the shapes takes half a second.
+    return shapes.keys() == {rule.target for rule in rules} and shapes == targets(rules)
+
+
+def translated(state: State, own: State, rules: Sequence[Rule], name: str) -> dict[str, Tensor]:
     """What `own`, the state dict of a network, becomes when `state` is loaded into it.
 
     Args:
         state: official, or of the network's own names, without wrappers and counters.
         own: names, shapes and types of the network.
-        shapes: of an official state dict.
-        fold: makes the network's own out of an official one.
+        rules: how the network's own come from official ones.
         name: of the network.
 
     Raises:
@@ -148,8 +168,8 @@ def translated(
             numbers; the message names them.
     """
     official = is_official(state)
-    checkpoint.verify(state, shapes if official else checkpoint.shapes(own), name)
-    folded = fold(state) if official else state
+    checkpoint.verify(state, sources(rules) if official else checkpoint.shapes(own), name)
+    folded = apply(rules, state) if official else state
     return {key: tensor.to(own[key].dtype) for key, tensor in folded.items()}
 
 

@@ -5,6 +5,7 @@ of what the official models compute. Knows nothing of files, requests or devices
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -47,7 +48,24 @@ class Fitting:
         return np.asarray(points_xy, np.float64) * self.scale_xy
 
 
+def check_rgb(pixels: Any) -> None:
+    """Check that this is an RGB image `(H, W, 3)`, NumPy's uint8, of at least one pixel.
+
+    Raises:
+        ValueError: it is not.
+    """
+    is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
+    if not is_array or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        shape, kind = tuple(np.shape(pixels)), getattr(pixels, "dtype", type(pixels).__name__)
+        raise ValueError(f"expected an RGB image (H, W, 3), NumPy's uint8; got {shape}, {kind}")
+
+
 def resize_bilinear(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize an RGB image `(H, W, 3)` to `(H', W', 3)` as OpenMMLab does."""
+    """Resize an RGB image `(H, W, 3)` to `(H', W', 3)` as OpenMMLab does.
+
+    Raises:
+        ValueError: it is no such image.
+    """
+    check_rgb(pixels)
     height, width = size
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)

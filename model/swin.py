@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from model import checkpoint as checkpoints
 from model.attention_weights import AttentionWeights
 from model.checkpoint import Checkpoint, CheckpointError
+from model.config import sides
 from model.dat import Explained
 from model.geometry import CHOSEN_QUERIES
+from model.no_images import of_no_images
 from model.official import Shapes, State
 from model.swin_config import SWINS, SwinConfig, Windows
 
@@ -58,7 +60,7 @@ def is_swin(checkpoint: Checkpoint) -> bool:
 def read_swin(
     checkpoint: Checkpoint,
     variant: str | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> SwinFile:
     """Check a checkpoint, name by name and shape by shape.
 
@@ -68,7 +70,8 @@ def read_swin(
     Args:
         checkpoint: the weights.
         variant: what they are of; `None` means what the file says.
-        image_size: `(H, W)` of the input, pixels, if not that of the configuration.
+        image_size: `(H, W)` of the input or the side of a square, pixels, if not that of the
+            configuration.
 
     Raises:
         CheckpointError: it cannot be used; the message names the file, the key and the
@@ -85,7 +88,7 @@ def read_swin(
             config = SwinConfig.of_transformers(stored, classes)
             labels = labels or _labels(stored, classes)
         if image_size is not None:
-            config = replace(config, image_size=image_size)
+            config = replace(config, image_size=sides(image_size))
     except ValueError as fault:
         raise CheckpointError(f"{checkpoint.path}: {fault}") from fault
     if variant not in (None, config.name) or config.name not in SWINS:
@@ -236,6 +239,8 @@ class Swin(nn.Module):
                 f"{self.config.name} was built for images (B, 3, {self.config.image_size[0]}, "
                 f"{self.config.image_size[1]}); got {tuple(images.shape)}"
             )
+        if not len(images):
+            return of_no_images(self.forward_explained, images, layers, cells)
         output = self.network.swin(images, output_attentions=bool(layers))
         head = self.network.classifier
         logits = head(output.pooler_output.to(head.weight.dtype))
@@ -351,7 +356,7 @@ def create_swin(config: SwinConfig, state: State | None = None) -> Swin:
     return Swin(config, network).eval()
 
 
-def load_swin(checkpoint: Checkpoint, image_size: tuple[int, int] | None = None) -> Swin:
+def load_swin(checkpoint: Checkpoint, image_size: int | tuple[int, int] | None = None) -> Swin:
     """The Swin of a checkpoint, in evaluation mode, with its weights.
 
     Args:

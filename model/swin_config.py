@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from model.config import LARGEST_SIZE
+from model.config import LARGEST_SIZE, sides
 
 # Names of variants: a checkpoint of transformers, and the demo model of this repository.
 SWINS = ("swin", "swin_nano")
@@ -75,7 +75,7 @@ class SwinConfig:
         mlp_ratio: hidden channels of an MLP as a multiple of its channels.
         qkv_bias: whether queries, keys and values have a bias.
         norm_eps: of the layer norms of the blocks.
-        image_size: `(H, W)` of the input, pixels.
+        image_size: `(H, W)` of the input, pixels; given as one number, a square.
         num_classes: outputs of the head.
         crop: whether an image is resized to 256/224 of the input and cropped, as for the published
             DAT, or straight to the input, as transformers does for Swin.
@@ -129,6 +129,7 @@ class SwinConfig:
                 f"{self.name}: got windows of {self.window} cells and patches of {self.patch} "
                 "pixels a side"
             )
+        object.__setattr__(self, "image_size", sides(self.image_size))
         height, width = self.image_size
         if not all(1 <= side <= LARGEST_SIZE for side in self.image_size):
             raise ValueError(

@@ -93,7 +93,12 @@ def to_model_pixels(
         covered: `(left, top, right, bottom)` of the picture in the image, pixels. Without it the
             image is the picture, and the result the official one bit for bit.
         out: takes the result, if given.
+
+    Raises:
+        ValueError: the image is not RGB.
     """
+    if image.mode != "RGB":
+        raise ValueError(f"expected an RGB image; got the mode {image.mode}: image.convert('RGB')")
     resized = _resize_and_crop(image, preprocessing, covered)
     if out is None:
         return np.array(resized)

@@ -1,6 +1,6 @@
 """Detectors: backbone, pyramid and head in one, built by name or from a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,12 @@ from model.detection.config import DETECTORS, DetectorConfig
 from model.detection.dense import Candidates
 from model.detection.detections import Detections, Found
 from model.detection.fpn import DetectorPyramid
-from model.detection.official import fold, num_classes, official_shapes
+from model.detection.official import num_classes, rules
 from model.detection.retinanet import RetinaNetHead
 from model.detection.roi_heads import TwoStageHead
 from model.fused import keep_kernels_channels_last
+from model.no_images import of_no_images
+from model.official import Rule
 
 
 class DenseFeatures(NamedTuple):
@@ -79,7 +81,7 @@ class Detector(DenseNetwork):
     """
 
     def __init__(self, config: DetectorConfig) -> None:
-        super().__init__(Backbone(config.backbone, config.first_stage))
+        super().__init__(Backbone(config.backbone, config.first_stage), config.name)
         self.config = config
         self.fpn = DetectorPyramid(config)
         self.head = RetinaNetHead(config) if config.kind == "retinanet" else TwoStageHead(config)
@@ -100,7 +102,8 @@ class Detector(DenseNetwork):
             scales_xy: `(B, 2)`, by which the original images were enlarged.
 
         Raises:
-            ValueError: a size that the backbone cannot take.
+            ValueError: the images are of a size that the backbone cannot take, or not of the type
+                or the device of its weights, or sizes and scales are not two numbers for each.
         """
         found, sampling_locations, _ = self.find(images, resized_sizes, scales_xy)
         return ExplainedDetections(found.of_images(), sampling_locations)
@@ -120,8 +123,16 @@ class Detector(DenseNetwork):
         values, so it can be captured in a CUDA graph once it has run.
 
         Raises:
-            ValueError: a size that the backbone cannot take.
+            ValueError: as in `forward_explained`.
         """
+        pairs = (len(images), 2)
+        if resized_sizes.shape != pairs or scales_xy.shape != pairs:
+            raise ValueError(
+                f"{len(images)} images have sizes and scales {pairs}; got "
+                f"{tuple(resized_sizes.shape)} and {tuple(scales_xy.shape)}"
+            )
+        if not len(images):
+            return of_no_images(self.find, images, resized_sizes, scales_xy, layers, cells)
         dense = self.dense(images, resized_sizes, layers, cells)
         found = self.find_in(dense, resized_sizes, scales_xy)
         return ExplainedFound(found, dense.sampling_locations, dense.attention)
@@ -136,10 +147,9 @@ class Detector(DenseNetwork):
         """The first part of `find`, which depends on no data with or without the kernels.
 
         Raises:
-            ValueError: a size that the backbone cannot take.
+            ValueError: as in `forward_explained`.
         """
-        height, width = images.shape[2:]
-        features = self.backbone_for((height, width))(images, layers, cells, resized_sizes)
+        features = self.backbone_of(images)(images, layers, cells, resized_sizes)
         levels = self.fpn(features.maps)
         candidates = self.head(levels, _limits(resized_sizes, images.dtype))
         return DenseFeatures(levels, candidates, features.sampling_locations, features.attention)
@@ -149,24 +159,9 @@ class Detector(DenseNetwork):
         limits = _limits(resized_sizes, dense.levels[0].dtype)
         return self.head.find(dense.levels, dense.candidates, limits, scales_xy)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Take over weights, as `DAT.load_state_dict` does.
-
-        Raises:
-            CheckpointError: as there.
-        """
-        config, given = self.config, openmmlab.parameters(state_dict)
-        if strict or openmmlab.is_official(given):
-            given = openmmlab.translated(
-                given,
-                self.state_dict(),
-                official_shapes(config),
-                lambda state: fold(state, config),
-                config.name,
-            )
-        return super().load_state_dict(given, strict, assign)
+    def rules(self) -> Iterator[Rule]:
+        """How its weights come from those of an official checkpoint."""
+        return rules(self.config)
 
 
 def _limits(resized_sizes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -208,7 +203,7 @@ def load_detector(weights: str | Path | Checkpoint, name: str | None = None) -> 
     Args:
         weights: a file, or what `model.checkpoint.read` made of it.
         name: a key of `DETECTORS`; `None` finds it by what the file says, or by the names and
-            shapes of official weights.
+            shapes of the weights.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file, the key and
@@ -231,4 +226,4 @@ def _configure(given: Checkpoint, name: str | None) -> DetectorConfig:
         config.name: config if classes is None else replace(config, num_classes=classes)
         for config in DETECTORS.values()
     }
-    return openmmlab.identify(given, name, known, official_shapes, "detector")
+    return openmmlab.identify(given, name, known, rules, "detector")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from model.kernels import BYTES, usable
+from model.normalise import check_bytes
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -37,7 +38,11 @@ class Normalise(nn.Module):
 
         Returns:
             `(B, 3, H, W)`, in the memory order of the bytes (`torch.channels_last`).
+
+        Raises:
+            ValueError: the pixels are no such batch.
         """
+        check_bytes(pixels)
         if usable(pixels, BYTES):
             from model.kernels.pixels import normalise_padded  # noqa: PLC0415
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from model.detection.anchors import RETINANET_ANCHORS, RPN_ANCHORS
 from model.detection.config import DetectorConfig
 from model.detection.roi_heads import BOX_BINS
-from model.official import Rule, Shapes, State, apply, flatten, layer, sources, unwrapped
+from model.official import Rule, Shapes, State, flatten, layer, sources, unwrapped
 from model.openmmlab import backbone_rules, convolution_norm_rules, pyramid_rules
 
 
@@ -28,15 +28,7 @@ def is_detector(state: State) -> bool:
 
 def official_shapes(config: DetectorConfig) -> Shapes:
     """The parameters of an official checkpoint of this detector, by official name."""
-    return sources(_rules(config))
-
-
-def fold(state: State, config: DetectorConfig) -> dict[str, Tensor]:
-    """This repository's state dict, float64, from the parameters of an official one.
-
-    The names and shapes must be those of `official_shapes`.
-    """
-    return apply(_rules(config), state)
+    return sources(rules(config))
 
 
 def num_classes(state: State) -> int | None:
@@ -53,7 +45,8 @@ def num_classes(state: State) -> int | None:
     return None
 
 
-def _rules(config: DetectorConfig) -> Iterator[Rule]:
+def rules(config: DetectorConfig) -> Iterator[Rule]:
+    """How the weights come from those of an official checkpoint."""
     yield from backbone_rules(config.backbone, config.first_stage)
     yield from _pyramid(config)
     if config.kind == "retinanet":

@@ -60,6 +60,9 @@ def to_model_pixels(
         pixels: of the image.
         resizing: of the image.
         out: takes the result `(*resizing.padded, 3)`, if given.
+
+    Raises:
+        ValueError: the pixels are no such image.
     """
     height, width = resizing.resized
     padded = np.empty((*resizing.padded, 3), np.uint8) if out is None else out

@@ -10,17 +10,13 @@ mmsegmentation 0.29.0.
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from model import openmmlab
-from model.official import Rule, Shapes, State, apply, flatten, layer, sources, unwrapped
+from model.official import Rule, Shapes, State, flatten, layer, sources, unwrapped
 from model.openmmlab import backbone_rules, convolution_norm_rules, pyramid_rules
 from model.segmentation.config import SEGMENTERS, SegmenterConfig
 from model.segmentation.semantic_fpn import DEPTHS
 from model.segmentation.upernet import POOLED_SIDES
 
 _HEAD = "decode_head."  # of ours as well
-_AUXILIARY = "auxiliary_head."
 
 
 def is_segmenter(state: State) -> bool:
@@ -28,23 +24,9 @@ def is_segmenter(state: State) -> bool:
     return any(name.startswith(_HEAD) for name in unwrapped(state))
 
 
-def parameters(state: State) -> dict[str, Tensor]:
-    """A state dict without wrappers, without counters and without an auxiliary head."""
-    given = openmmlab.parameters(state)
-    return {key: tensor for key, tensor in given.items() if not key.startswith(_AUXILIARY)}
-
-
 def official_shapes(config: SegmenterConfig) -> Shapes:
     """The parameters of an official checkpoint of this segmenter, by official name."""
-    return sources(_rules(config))
-
-
-def fold(state: State, config: SegmenterConfig) -> dict[str, Tensor]:
-    """This repository's state dict, float64, from the parameters of an official one.
-
-    The names and shapes must be those of `official_shapes`.
-    """
-    return apply(_rules(config), state)
+    return sources(rules(config))
 
 
 def num_classes(state: State) -> int | None:
@@ -74,7 +56,8 @@ def nearest(state: State) -> str | None:
     )
 
 
-def _rules(config: SegmenterConfig) -> Iterator[Rule]:
+def rules(config: SegmenterConfig) -> Iterator[Rule]:
+    """How the weights come from those of an official checkpoint."""
     yield from backbone_rules(config.backbone, first_stage=0)
     yield from head_rules(config)
 

@@ -1,6 +1,6 @@
 """Segmenters: backbone and head in one, built by name or from a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +15,14 @@ from model.attention_weights import AttentionWeights
 from model.backbone import Backbone, DenseNetwork
 from model.checkpoint import Checkpoint, CheckpointError
 from model.fused import keep_kernels_channels_last
+from model.no_images import of_no_images
 from model.normalise import Normalise
+from model.official import Rule
+from model.resizing import check_rgb
 from model.segmentation.classes import Palette, class_colours, class_names, overlay
 from model.segmentation.config import RATIOS, SEGMENTERS, SegmenterConfig
 from model.segmentation.labelling import Pass, Segmentation, label_pixels
-from model.segmentation.official import fold, nearest, num_classes, official_shapes, parameters
+from model.segmentation.official import nearest, num_classes, rules
 from model.segmentation.semantic_fpn import SemanticFpnHead
 from model.segmentation.transforms import to_model_pixels
 from model.segmentation.upernet import UperNetHead
@@ -48,7 +51,7 @@ class Segmenter(DenseNetwork):
     """
 
     def __init__(self, config: SegmenterConfig) -> None:
-        super().__init__(Backbone(config.backbone, first_stage=0))
+        super().__init__(Backbone(config.backbone, first_stage=0), config.name)
         self.config = config
         head = SemanticFpnHead if config.kind == "semantic_fpn" else UperNetHead
         self.decode_head = head(config)
@@ -73,31 +76,18 @@ class Segmenter(DenseNetwork):
             cells: of whose queries.
 
         Raises:
-            ValueError: a size that the backbone cannot take.
+            ValueError: the images are of a size that the backbone cannot take, or not of the type
+                or the device of its weights.
         """
-        height, width = images.shape[2:]
-        features = self.backbone_for((height, width))(images, layers, cells)
+        if not len(images):
+            return of_no_images(self.forward_explained, images, layers, cells)
+        features = self.backbone_of(images)(images, layers, cells)
         logits = self.decode_head(features.maps)
         return ExplainedLogits(logits, features.sampling_locations, features.attention)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Take over weights, as `DAT.load_state_dict` does.
-
-        Raises:
-            CheckpointError: as there.
-        """
-        config, given = self.config, parameters(state_dict)
-        if strict or openmmlab.is_official(given):
-            given = openmmlab.translated(
-                given,
-                self.state_dict(),
-                official_shapes(config),
-                lambda state: fold(state, config),
-                config.name,
-            )
-        return super().load_state_dict(given, strict, assign)
+    def rules(self) -> Iterator[Rule]:
+        """How its weights come from those of an official checkpoint."""
+        return rules(self.config)
 
 
 def create_segmenter(name: str, **changes: Any) -> Segmenter:
@@ -138,10 +128,7 @@ def segment(
         ValueError: the pixels are no such image, or a side of it would be left with 32 pixels or
             less at one of the scales.
     """
-    is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
-    if not is_array or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        shape, kind = tuple(np.shape(pixels)), getattr(pixels, "dtype", type(pixels).__name__)
-        raise ValueError(f"expected an RGB image (H, W, 3), NumPy's uint8; got {shape}, {kind}")
+    check_rgb(pixels)
     weights = next(segmenter.parameters())
     normalise = Normalise(weights.dtype).to(weights.device)
     height, width = pixels.shape[:2]
@@ -204,8 +191,8 @@ def load_segmenter(weights: str | Path | Checkpoint, name: str | None = None) ->
 
     Args:
         weights: a file, or what `model.checkpoint.read` made of it.
-        name: a key of `SEGMENTERS`; `None` finds it by what the file says, or by the head and the
-            width of official weights.
+        name: a key of `SEGMENTERS`; `None` finds it by what the file says, or by the names and
+            shapes of the weights.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file, the key and
@@ -224,7 +211,7 @@ def load_segmenter(weights: str | Path | Checkpoint, name: str | None = None) ->
 
 
 def _configure(given: Checkpoint, name: str | None) -> SegmenterConfig:
-    state = parameters(given.state)
+    state = openmmlab.parameters(given.state)
     classes = num_classes(state)
     known = {
         config.name: config if classes is None else replace(config, num_classes=classes)
@@ -232,4 +219,4 @@ def _configure(given: Checkpoint, name: str | None) -> SegmenterConfig:
     }
     if name is None and "variant" not in given.metadata:
         name = nearest(state)
-    return openmmlab.identify(given, name, known, official_shapes, "segmenter")
+    return openmmlab.identify(given, name, known, rules, "segmenter")

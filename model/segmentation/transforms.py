@@ -54,7 +54,7 @@ def to_model_pixels(
         out: takes the result, if given.
 
     Raises:
-        ValueError: a side would be left with 32 pixels or less.
+        ValueError: the pixels are no such image, or a side would be left with 32 pixels or less.
     """
     if not resizing.fits:
         raise ValueError(resizing.misfit)

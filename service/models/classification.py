@@ -9,7 +9,7 @@ from model.cost import cost, flops
 from model.swin import create_swin, is_swin, parameters, read_swin
 from model.swin_config import SWINS
 from service.models.labels import IMAGENET, as_text, choose_labels, read_labels
-from service.models.load import Converted, LoadedModel, Loader, both_sides
+from service.models.load import Converted, LoadedModel, Loader
 from service.settings.model import ModelChoice
 
 
@@ -22,7 +22,7 @@ def _load(chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None) -> L
     if is_swin(checkpoint):
         return _load_swin(chosen, checkpoint, variant)
     _refuse_swin(checkpoint, variant)
-    network = load_model(checkpoint, variant, both_sides(chosen.image_size))
+    network = load_model(checkpoint, variant, chosen.image_size)
     config, of_image = network.config, cost(network)
     return LoadedModel(
         name=chosen.name or config.name,
@@ -39,7 +39,7 @@ def _load(chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None) -> L
 
 
 def _load_swin(chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None) -> LoadedModel:
-    file = read_swin(checkpoint, variant, both_sides(chosen.image_size))
+    file = read_swin(checkpoint, variant, chosen.image_size)
     config = file.config
     try:
         network = create_swin(config, file.state)
@@ -63,7 +63,7 @@ def _load_swin(chosen: ModelChoice, checkpoint: Checkpoint, variant: str | None)
 
 
 def _convert(chosen: ModelChoice, checkpoint: Checkpoint) -> Converted:
-    size = both_sides(chosen.image_size)
+    size = chosen.image_size
     if is_swin(checkpoint):
         file = read_swin(checkpoint, chosen.variant, size)
         return Converted(file.state, _labelled(chosen, file.config.num_classes, file.facts))

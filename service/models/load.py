@@ -141,11 +141,6 @@ def load(chosen: ModelChoice, loaders: Sequence[Loader]) -> LoadedModel:
     return choose_loader(loaders, checkpoint, variant).load(chosen, checkpoint, variant)
 
 
-def both_sides(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """`(H, W)` from what the settings allow: a side, or both."""
-    return (size, size) if isinstance(size, int) else size
-
-
 def _bundled(loaders: Sequence[Loader], variant: str | None, name: str | None) -> Path:
     if variant is None:
         raise CheckpointError(

@@ -617,6 +617,13 @@ def test_facts_of_own_files_that_make_no_sense_are_refused(tmp_path, metadata):
         load_model(path)
 
 
+def test_a_head_without_a_class_is_refused(tmp_path):
+    path, state = tmp_path / "none.pth", create_model("dat_nano").state_dict()
+    torch.save(state | {name: state[name][:0] for name in ("head.weight", "head.bias")}, path)
+    with pytest.raises(CheckpointError, match=r"none\.pth: dat_nano: a head has 1 class"):
+        load_model(path, "dat_nano")
+
+
 # Another resolution.
 
 

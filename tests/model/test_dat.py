@@ -1,15 +1,18 @@
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from model import DAT, VARIANTS, create_model
+from model import DAT, VARIANTS, create_model, load_model
 from model.checkpoint import CheckpointError
 from model.official import official_shapes
 from service.engine.classify import Classify
 from tests.conftest import SMALL_DAT, official_state, recipe_state
+from tests.model.detection.conftest import SMALL_BACKBONE
+from tests.server import ROOT
 
 # Million parameters in the tables of the papers.
 PAPER_PARAMETERS = {
@@ -18,7 +21,11 @@ PAPER_PARAMETERS = {
 }  # fmt: skip
 
 
+NANO_FILE = ROOT / "demo/dat_nano.safetensors"
 SMALL = {"dat": SMALL_DAT, "dat_pp": VARIANTS["dat_nano"]}
+
+# With layers of both kinds whose bias is laid out: windows and neighbourhoods.
+LAID_OUT = [SMALL_DAT, SMALL_BACKBONE]
 
 
 @pytest.fixture(params=SMALL)
@@ -44,14 +51,85 @@ def test_an_unknown_variant_names_those_there_are():
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("dat_tiny_224", {"image_size": (448, 448)}),
+        ("dat_tiny_224", {"image_size": (448, 448), "table_size": 224}),
+        ("dat_tiny_224", {"image_size": 100}),
         ("dat_tiny_224", {"image_size": (200, 200), "table_size": 200}),
         ("dat_pp_tiny_224", {"image_size": (32, 224)}),
+        ("dat_pp_tiny_224", {"num_classes": 0}),
     ],
 )
 def test_a_size_that_a_variant_cannot_take_is_refused(name, changes):
     with pytest.raises(ValueError, match=name):
         create_model(name, **changes)
+
+
+@pytest.mark.parametrize("size", [128, (128, 128), [128, 128], np.int64(128)], ids=str)
+def test_the_side_of_a_square_is_a_size(size):
+    model = create_model("dat_tiny_224", image_size=size)
+    assert model.config == VARIANTS["dat_tiny_224"].resized((128, 128))
+    assert (model.config.image_size, model.config.window) == ((128, 128), 4)
+    assert load_model(NANO_FILE, image_size=size).config.image_size == (128, 128)
+    assert replace(SMALL_DAT, image_size=size) == SMALL_DAT
+
+
+@pytest.mark.parametrize("size", ["128", (128.0, 128.0), (3, 128, 128), (128,), None], ids=str)
+def test_what_is_no_size_is_refused_with_what_is_one(size):
+    message = r"image_size is the side of a square or \(height, width\), in whole pixels; got "
+    with pytest.raises(ValueError, match=message):
+        create_model("dat_nano", image_size=size)
+    if size is not None:
+        with pytest.raises(CheckpointError, match=rf"dat_nano\.safetensors: {message}"):
+            load_model(NANO_FILE, image_size=size)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_images_have_no_logits(small, grad):
+    one, none = torch.ones(1, 3, 128, 128), torch.ones(0, 3, 128, 128)
+    cells = torch.zeros(0, 1, 2, dtype=torch.int64)
+    with torch.set_grad_enabled(grad):
+        expected = small.forward_explained(one, [1], cells.new_zeros(1, 1, 2))
+        seen = small.forward_explained(none, [1], cells)
+        assert small(none).shape == seen.logits.shape == (0, 12)
+    pairs = [*zip(seen.sampling_locations, expected.sampling_locations, strict=True)]
+    pairs += zip(seen.attention[0], expected.attention[0], strict=True)
+    for ours, of_one in pairs:
+        assert (ours.shape, ours.dtype) == ((0, *of_one.shape[1:]), of_one.dtype)
+    if grad:
+        seen.logits.sum().backward()
+        assert not any(parameter.grad.any() for parameter in small.parameters())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 128, 128, dtype=torch.uint8), "float32 on cpu; got images in .*uint8"),
+        (torch.zeros(1, 3, 128, 128, dtype=torch.float64), "float32 on cpu; got .*float64"),
+        (torch.zeros(1, 3, 128, 128, device="meta"), "on cpu; got images in .* on meta"),
+    ],
+    ids=["bytes", "doubles", "meta"],
+)
+def test_images_of_another_type_or_device_are_refused(small, images, message):
+    with torch.inference_mode(), pytest.raises(ValueError, match=message):
+        small(images)
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"bfloat16 on cpu; got .*t32"):
+        small.cast(torch.bfloat16)(torch.zeros(1, 3, 128, 128))
+
+
+@pytest.mark.parametrize("config", [*SMALL.values(), SMALL_BACKBONE], ids=lambda c: c.name)
+def test_a_network_is_built_on_the_default_device(config):
+    with torch.device("meta"):
+        model = DAT(config).eval()
+        assert model(torch.zeros(2, 3, *config.image_size)).shape == (2, config.num_classes)
+    assert all(buffer.is_meta for buffer in model.buffers())
+
+
+def test_autocast_takes_images_of_either_type(small):
+    images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = small(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            for given in (images, images.bfloat16()):
+                assert (small(given).float() - expected).abs().max() < 0.25
 
 
 def test_an_image_of_another_size_is_refused(small):
@@ -113,6 +191,44 @@ def test_loading_into_a_model_in_evaluation_mode_takes_effect(small):
         other.load_state_dict(recipe_state(small.config))
         torch.testing.assert_close(other(images), small(images))
         assert not torch.allclose(before, small(images), atol=0.1)
+
+
+@pytest.mark.parametrize("config", LAID_OUT, ids=lambda config: config.name)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_weights_that_are_written_to_in_evaluation_mode_take_effect(config, mode):
+    """As a moving average writes them, whose network is never in training mode."""
+    average, other = (DAT(config).eval() for _ in range(2))
+    images = torch.randn(1, 3, *config.image_size, generator=torch.Generator().manual_seed(9))
+    average.load_state_dict(recipe_state(config))
+    other.load_state_dict(recipe_state(config, seed=1))
+    with torch.no_grad():
+        for parameter, new in zip(average.parameters(), other.parameters(), strict=True):
+            parameter.lerp_(new, 1)
+    with mode():
+        assert torch.equal(average(images), other(images))
+
+
+@pytest.mark.parametrize("config", LAID_OUT, ids=lambda config: config.name)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_weight_has_a_gradient_in_both_modes(config, training):
+    model = DAT(config).train(training)
+    model.load_state_dict(recipe_state(config))
+    images = torch.randn(2, 3, *config.image_size, generator=torch.Generator().manual_seed(9))
+    model(images).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("config", LAID_OUT, ids=lambda config: config.name)
+def test_a_network_is_compiled_whole(config):
+    model = DAT(config).eval()
+    model.load_state_dict(recipe_state(config))
+    images = torch.randn(2, 3, *config.image_size, generator=torch.Generator().manual_seed(9))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -157,6 +157,14 @@ def test_in_half_precision_it_is_near():
     torch.testing.assert_close(rounded, weights, rtol=0, atol=0.1)
 
 
+def test_no_images_have_no_logits():
+    swin = create_swin(SMALL)
+    cells = torch.zeros(0, 1, 2, dtype=torch.int64)
+    seen = swin.forward_explained(torch.ones(0, 3, *SMALL.image_size), [1], cells)
+    assert seen.logits.shape == (0, SMALL.num_classes)
+    assert seen.attention[0].weights.shape[:2] == (0, 2)
+
+
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"built for images \(B, 3, 101, 60\); got \(2, 3, 64, 64"):
         create_swin(ODD)(images_for(SMALL))

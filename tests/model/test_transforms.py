@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.config import VARIANTS
+from model.detection import normalise as detection
 from model.normalise import Normalise
 from model.transforms import Preprocessing, to_model_pixels
 from tests import recipe
@@ -134,6 +135,25 @@ def test_normalising_a_batch_gives_the_reference_values():
 def test_a_reduced_precision_rounds_only_the_result(dtype):
     pixels = torch.from_numpy(recipe.image(0, 1, 16, 16))[None]
     assert torch.equal(Normalise(dtype)(pixels), Normalise()(pixels).to(dtype))
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (2, 3, 8, 6), (2, 8, 6, 4), (2, 8, 6, 1)], ids=str)
+def test_pixels_of_another_shape_are_not_normalised(shape):
+    with pytest.raises(ValueError, match=r"RGB images \(B, H, W, 3\), torch\.uint8; got"):
+        Normalise()(torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"RGB images \(B, H, W, 3\), torch\.uint8; got"):
+        detection.Normalise()(torch.zeros(shape, dtype=torch.uint8), torch.ones(2, 2))
+
+
+def test_what_is_no_byte_is_not_divided_by_255_again():
+    with pytest.raises(ValueError, match=r"got \(1, 8, 6, 3\), torch\.float32"):
+        Normalise()(torch.rand(1, 8, 6, 3))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
+def test_a_picture_in_other_colours_is_refused(mode):
+    with pytest.raises(ValueError, match=rf"got the mode {mode}: image\.convert"):
+        to_model_pixels(Image.new(mode, (40, 30)), PIPELINES[224, True])
 
 
 def test_normalising_builds_no_tensor_on_the_host():

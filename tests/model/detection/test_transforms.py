@@ -105,6 +105,14 @@ def test_a_letterbox_keeps_the_aspect_and_fills_one_square(height, width, cells,
     np.testing.assert_allclose(back, [x, y], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((40, 50), np.uint8), np.zeros((40, 50, 3)), np.zeros((40, 50, 4), np.uint8)]
+)
+def test_what_is_no_picture_is_refused(pixels):
+    with pytest.raises(ValueError, match=r"expected an RGB image \(H, W, 3\), NumPy's uint8; got"):
+        to_model_pixels(pixels, Resizing((40, 50)))
+
+
 def test_the_letterbox_of_a_model_has_about_as_many_pixels_as_its_largest_input():
     for config in DETECTORS.values():
         assert config.letterbox_size == (256 if "nano" in config.name else 1024)

@@ -1,4 +1,6 @@
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from model.segmentation import (
 )
 from model.segmentation.config import RATIOS
 from model.segmentation.official import is_segmenter, nearest, official_shapes
+from model.segmentation.segmenter import _configure
 from model.segmentation.upernet import PyramidPooling
 from tests.conftest import GOLDEN, default_dtype
 from tests.model.detection import recipe
@@ -86,6 +89,38 @@ def test_a_batch_gives_what_its_images_give_alone(segmenter, size):
                 together.sampling_locations, alone.sampling_locations, strict=True
             ):
                 torch.testing.assert_close(ours[index], theirs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_no_images_have_no_logits(segmenter):
+    cells = torch.zeros(0, 1, 2, dtype=torch.int64)
+    seen = segmenter.forward_explained(torch.ones(0, 3, 97, 131), [1], cells)
+    assert seen.logits.shape == (0, 25, 33, 7)
+    assert len(seen.sampling_locations) == len(segmenter.deformable_layers)
+    assert seen.attention[0].weights.shape[:2] == (0, 2)
+
+
+def test_every_weight_has_a_gradient_in_evaluation_mode_and_takes_effect(segmenter):
+    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(2))
+    network = deepcopy(segmenter)
+    network(images).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    other = small_segmenter(network.config.kind)
+    other.load_state_dict(segmenter_state(network.config, seed=1))
+    with torch.inference_mode():
+        network(images)
+    with torch.no_grad():
+        for parameter, new in zip(network.parameters(), other.parameters(), strict=True):
+            parameter.copy_(new)
+    with torch.inference_mode():
+        assert torch.equal(network(images), other(images))
+
+
+@pytest.mark.parametrize("shape", [(3, 96, 128), (1, 96, 128, 3)])
+def test_what_are_no_images_is_refused(segmenter, shape):
+    with pytest.raises(ValueError, match=r"reads images \(B, 3, H, W\); got"):
+        segmenter(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,6 +262,30 @@ def test_an_official_checkpoint_is_recognised_and_read(official_file, tmp_path):
     assert again.config == config
     for one, other in zip(loaded.segmenter.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.endswith(("small", "base")) else [])
+        for name in SEGMENTERS
+    ],
+)
+def test_the_state_dict_of_a_segmenter_says_which_it_is(name):
+    with torch.device("meta"):
+        segmenter = create_segmenter(name, num_classes=3)
+    given = Checkpoint(Path("own.pth"), segmenter.state_dict())
+    assert _configure(given, None) == segmenter.config
+
+
+def test_a_state_dict_of_its_own_is_loaded_without_a_name(official_file, tmp_path):
+    whole = load_segmenter(official_file).segmenter
+    path = tmp_path / "own.pth"
+    torch.save(whole.state_dict(), path)
+    loaded = load_segmenter(path).segmenter
+    assert loaded.config == whole.config
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
 
 
 def test_a_loaded_segmenter_labels_and_colours_a_picture():
