@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.errors import (
+    Cancelled,
     HeadersTooLarge,
     InvalidRequest,
     Overloaded,
@@ -273,7 +274,8 @@ class Connection(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError as error:
-            self._refuse(_cause(error))
+            if self._phase is not _Phase.LINGER:  # as it is when the client has left
+                self._refuse(_cause(error))
             return
         delivered = self._deliver_body()
         same = self.scope is started
@@ -302,15 +304,17 @@ class Connection(HttpToolsProtocol):
             try:
                 self.parser.feed_data(rest)
             except httptools.HttpParserUpgrade as offer:
-                # The parser has read the head and would read no body. Another one is told the
-                # same head without the offer, and reads on.
-                head = self._head_without_offer()
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-                self.parser.feed_data(head)
-                rest = rest[offer.args[0] :]
+                taken = offer.args[0]
             else:
                 return
+            # The parser has read the head and would read no body. Another one is told the same
+            # head without the offer, and reads on. Inside the `except` the offer would pass for
+            # the cause of what this raises (`_cause`).
+            head = self._head_without_offer()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.feed_data(head)
+            rest = rest[taken:]
 
     def _head_without_offer(self) -> bytes:
         version = self.parser.get_http_version().encode()
@@ -327,18 +331,19 @@ class Connection(HttpToolsProtocol):
         """Check the head, and let the application begin.
 
         Raises:
-            ServiceError: the request is refused, see `_check_head`.
+            ServiceError: the request is refused, see `_check_head`, or its client has left.
         """
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise InvalidRequest("CONNECT is for proxies, and this server is not one")
             return  # read again without the offer
         self._check_head()
+        if self.expect_100_continue and self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # a client of HTTP/1.0 would take it for the answer
         if self.parser.get_method() == b"POST" and self._has_left():
             self.server_state.cut(self, "left")
-            self.cycle = _TURNED_AWAY
             self._phase = _Phase.LINGER
-            return
+            raise Cancelled("the client left")  # so that nothing behind it is read
         if len(self.pipeline) >= MAX_PIPELINED:
             raise Overloaded(
                 f"more than {MAX_PIPELINED} requests of this connection wait for their answers",
@@ -463,6 +468,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Turn to the next request."""
         self.server_state.total_requests += 1
+        if self._answers.head:  # it was all of the answer: no body follows one to HEAD
+            self._answers.flush()
         if self.transport.is_closing() or self._phase is _Phase.LINGER:
             return
         self.flow.resume_reading()
@@ -524,8 +531,9 @@ class Connection(HttpToolsProtocol):
                 given = value
         identity = request_ids.choose(given.decode("latin-1")).encode()
         state.count_response(status)
-        # No body would be expected after a HEAD.
-        whole = self.parser.get_method() != b"HEAD"
+        # No body would be expected after a HEAD. Before the URL of a request the parser has the
+        # method of the one before.
+        whole = self.parser.get_method() != b"HEAD" or not self.url
         path = self.url.decode("latin-1")
         said = state.said(error, open_inference=is_open_inference(path))
         self.transport.write(said.answer(state.default_headers, identity, last=last, whole=whole))
@@ -708,6 +716,9 @@ class _Answers(asyncio.Transport):
         transport: of the connection.
         write: writes an answer to it.
         end: called in place of closing it.
+
+    Attributes:
+        head: of an answer, which waits for its body.
     """
 
     def __init__(
@@ -720,20 +731,20 @@ class _Answers(asyncio.Transport):
         self._transport = transport
         self._write = write
         self._end = end
-        self._head = b""
+        self.head = b""
 
     def write(self, data: Any) -> None:
         if data.startswith(_HEAD):
             self.flush()
-            self._head = data
+            self.head = data
             asyncio.get_running_loop().call_soon(self.flush)
         else:
-            head, self._head = self._head, b""
+            head, self.head = self.head, b""
             self._write(head + data)
 
     def flush(self) -> None:
         """Write a head whose body did not come yet."""
-        head, self._head = self._head, b""
+        head, self.head = self.head, b""
         if head:
             self._transport.write(head)
 
