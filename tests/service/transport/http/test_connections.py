@@ -21,7 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.command_errors import StartupError
 from service.ports import open_ports
 from service.settings import Server
-from service.transport.http.connections import _Answers
+from service.transport.http.connections.answers import Answers
+from service.transport.unread import UnreadAnswers
 from tests.clients import JPEG, eventually, over_http
 from tests.server import START_TIMEOUT_S, RunningServer, start_server
 from tests.service.commands import command, run
@@ -634,10 +635,13 @@ class Written(asyncio.Transport):
     def write(self, data):
         self.writes.append(data)
 
+    def is_closing(self):
+        return False
+
 
 async def test_the_head_of_an_answer_leaves_with_its_body_and_never_waits_for_it():
     transport = Written()
-    answers = _Answers(transport, transport.write, lambda: transport.writes.append("closed"))
+    answers = Answers(transport, None, UnreadAnswers(0), lambda: transport.writes.append("closed"))
     answers.write(b"HTTP/1.1 200 OK\r\n\r\n")
     answers.write(b"body")
     assert transport.writes == [b"HTTP/1.1 200 OK\r\n\r\nbody"]

@@ -17,8 +17,8 @@ from service.security.certificates import read_certificates
 from service.security.reloading import Reloading
 from service.security.security import Tls
 from service.settings import Security, Server
-from service.transport.http.connections import Connections
-from service.transport.http.secure_connections import over_tls
+from service.transport.http.connections.held import Connections
+from service.transport.http.connections.over_tls import over_tls
 from tests.certificates import Authority
 
 ANSWER = bytes(range(256)) * 2048
