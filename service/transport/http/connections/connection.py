@@ -50,8 +50,8 @@ class Connection(HttpToolsProtocol):
         self._answer_over(transport)
         self.server_state.opened.inc()
         now = self.loop.time()
-        if not self.server_state.admit(self, now):
-            self._reserved = True
+        self._reserved = not self.server_state.admit(self, now)
+        if self._reserved or self.server_state.draining:
             self._deadlines.hurry()
         self._wait(Phase.HEAD, now)
 
@@ -82,7 +82,13 @@ class Connection(HttpToolsProtocol):
             rest = rest[_READ_AT_ONCE_BYTES:]
 
     def on_message_begin(self) -> None:
-        """Read the head of a request."""
+        """Read the head of a request.
+
+        Raises:
+            ServiceError: nothing is read behind the last answer.
+        """
+        if self._deadlines.phase is Phase.LINGER:
+            raise Cancelled("the connection ends")
         super().on_message_begin()
         self._deadlines.phase = Phase.HEAD
 
@@ -117,7 +123,8 @@ class Connection(HttpToolsProtocol):
             self._running = self.cycle
         self.headers = []  # of the trailers, which are not the request's headers
         self.cycle.transport = self._answers
-        if self._reserved:
+        # uvicorn asks the connections to end once, and hears of some only after that.
+        if self._reserved or self.server_state.draining:
             self.cycle.keep_alive = False
         self._begin_body()
 
@@ -138,7 +145,8 @@ class Connection(HttpToolsProtocol):
             return False
         self.server_state.total_requests += 1
         self.cycle = TURNED_AWAY
-        self._write_error(error, last=self._reserved or not self.parser.should_keep_alive())
+        leaves = self._reserved or self.server_state.draining
+        self._write_error(error, last=leaves or not self.parser.should_keep_alive())
         self.headers = []
         if self._deadlines.phase is not Phase.LINGER:
             self._begin_body()

@@ -53,7 +53,8 @@ class Reading:
         waited = phase is before and protocol.scope is started
         if phase is Phase.HEAD or phase is Phase.IDLE:
             self._head_bytes = self._head_bytes + len(data) if waited else 0
-            check_growing_head(protocol.url, protocol.headers, self._head_bytes)
+            if phase is Phase.HEAD or waited:  # empty lines between requests count too
+                check_growing_head(protocol.url, protocol.headers, self._head_bytes)
             return phase is Phase.HEAD and not waited
         if phase is Phase.BODY:
             deadlines.body_bytes += delivered
