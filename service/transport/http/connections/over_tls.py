@@ -85,7 +85,10 @@ class SecureConnection(Connection):
         if isinstance(failure, ssl.SSLError):
             self.server_state.count_cut("handshake")
         self._accepted.close()
-        self.connection_lost(failure if isinstance(failure, Exception) else None)
+        if isinstance(self.transport, _Handshake):
+            self.connection_lost(failure if isinstance(failure, Exception) else None)
+        else:  # the handshake ended before the cut took effect; the transport tells of the end
+            self.transport.abort()
         if not isinstance(failure, OSError):
             raise failure
 
