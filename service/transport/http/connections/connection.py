@@ -254,6 +254,13 @@ class Connection(HttpToolsProtocol):
         """End the connection, because too many answers are not taken."""
         self.server_state.cut(self, "unread")
 
+    def shutdown(self) -> None:
+        """End after the answer that is due, or now, because the server leaves."""
+        if self._answering:
+            self.cycle.keep_alive = False
+        elif self._deadlines.phase is not Phase.LINGER:
+            self._end()
+
     def _end(self) -> None:
         """Close after an answer that was the last."""
         if self._deadlines.phase in (Phase.BODY, Phase.BROKEN):

@@ -91,6 +91,25 @@ async def test_nothing_is_read_behind_the_last_refusal_of_a_server_that_leaves()
         assert not one.faults
 
 
+async def test_a_server_that_leaves_reads_on_while_a_client_sends_what_was_refused():
+    """Or the client would see its connection break before it looks for an answer."""
+    full = Overloaded("the queue is full", retry_after_s=1.0)
+    async with serving(gate=lambda *_: full) as (one, address):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        while not one.connections.total_requests:
+            await asyncio.sleep(0.01)
+        one.server.should_exit = True
+        while not one.connections.draining:
+            await asyncio.sleep(0.01)
+        for _ in range(10):
+            writer.write(bytes(100_000))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        assert (await reader.read()).startswith(b"HTTP/1.1 429 ")
+        writer.close()
+
+
 async def test_a_connection_that_comes_while_the_server_leaves_ends_with_its_answer():
     """As one that was accepted just before, and is heard of just after."""
     async with serving() as (one, address):
