@@ -16,7 +16,8 @@ from service.errors import InvalidRequest
 from service.metrics.replica import Metrics
 from service.settings.server import Server
 from service.threads import show_name
-from service.transport.http.connections import Connection, Connections
+from service.transport.http.connections.connection import Connection
+from service.transport.http.connections.held import Connections
 
 _METRICS_CONNECTIONS = 16
 _METRICS_RESERVE = 2

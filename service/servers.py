@@ -23,10 +23,11 @@ from service.settings.settings import Settings
 from service.tasks.catalogue import Catalogue
 from service.tasks.repository import GuardedRepository, Repository
 from service.transport.http.app import create_app
-from service.transport.http.connections import Connection, Connections
+from service.transport.http.connections.connection import Connection
+from service.transport.http.connections.held import Connections
+from service.transport.http.connections.over_tls import over_tls
 from service.transport.http.gate import Gate
 from service.transport.http.pages import Pages
-from service.transport.http.secure_connections import over_tls
 from service.transport.oip.control import Control
 from service.transport.oip.inference import Inference
 from service.transport.rpc.credentials import server_credentials

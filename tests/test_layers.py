@@ -127,6 +127,24 @@ def test_imports_point_down():
                 assert within(imported, allowed), f"{name} imports {imported}"
 
 
+def test_http_connections_know_nothing_of_what_is_asked_over_them():
+    """Each of their files is known by those alone that need it: none is imported in a circle."""
+    room = "service.transport.http.connections"
+    below = {"error_forms", "probes", "schema"}
+    order = [
+        "head", "deadlines", "reading", "refusals", "application", "answers", "held",
+        "connection", "over_tls",
+    ]  # fmt: skip
+    files = {name: path for name, path in modules() if within(name, {room})}
+    assert set(files) == {room, *(f"{room}.{name}" for name in order)}
+    for index, name in enumerate(order):
+        known = {f"{room}.{other}" for other in order[:index]}
+        known |= {f"service.transport.http.{other}" for other in below}
+        for imported in ours(files[f"{room}.{name}"]):
+            if within(imported, {"service.transport.http"}):
+                assert within(imported, known), f"{name} imports {imported}"
+
+
 def test_nobody_below_a_task_knows_which_tasks_there_are():
     """Only a task's own files and the record of all tasks name one."""
     own = ("classif", "detect", "segment", "masks")

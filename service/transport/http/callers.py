@@ -5,8 +5,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.security.access import Access
-from service.transport.http.connections import PROBES
 from service.transport.http.failures import service_error
+from service.transport.http.probes import PROBES
 
 _PROBES = tuple(path.decode() for path in PROBES)
 

@@ -10,7 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics.replica import Metrics
 from service.transport import request_id as request_ids
-from service.transport.http.connections import PROBES, SECURITY_HEADERS
+from service.transport.http.connections.refusals import SECURITY_HEADERS
+from service.transport.http.probes import PROBES
 
 log = structlog.get_logger(__name__)
 

@@ -21,8 +21,8 @@ from service.priority import Priority
 from service.security.access import Access
 from service.tasks.catalogue import Catalogue, Refused
 from service.transport import priority
-from service.transport.http.connections import PROBES
 from service.transport.http.endpoints import INFER
+from service.transport.http.probes import PROBES
 
 # What a small request takes on a busy loop from its head to its place in the queue, seconds.
 # Without it one free place would let all requests pass that come in one turn of the loop.

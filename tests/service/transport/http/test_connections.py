@@ -21,7 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.command_errors import StartupError
 from service.ports import open_ports
 from service.settings.server import Server
-from service.transport.http.connections import _Answers
+from service.transport.http.connections.answers import Answers
+from service.transport.unread import UnreadAnswers
 from tests.clients import JPEG, eventually, over_http
 from tests.server import START_TIMEOUT_S, RunningServer, start_server
 from tests.service.commands import command, run
@@ -201,6 +202,22 @@ def test_requests_before_a_bad_one_are_answered_first_and_in_order(server):
     assert third.code == "invalid_request"
 
 
+def test_the_answer_to_head_comes_before_that_to_a_bad_request_behind_it(server):
+    with connect(server.http_url) as connection:
+        connection.sendall(GET.replace(b"GET", b"HEAD") + b"garbage\r\n\r\n")
+        head, _, rest = read_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    (refused,) = replies(rest)
+    assert (refused.status, refused.code) == (400, "invalid_request")
+
+
+def test_a_client_of_http_1_0_is_not_told_to_continue(server):
+    post = POST.replace(b"HTTP/1.1", b"HTTP/1.0")
+    length = b"Content-Length: %d\r\n" % len(JPEG)
+    (reply,) = ask(server, post + length + b"Expect: 100-continue\r\n\r\n" + JPEG)
+    assert reply.status == 200
+
+
 def test_a_flood_of_pipelined_requests_is_bounded(server):
     answered = ask(server, GET * 5000)
     assert 64 < len(answered) < 1000
@@ -282,6 +299,21 @@ def test_an_offer_to_upgrade_is_passed_over(server, protocol, body):
         connection.sendall(CLOSE)
         found = [reply.status for reply in replies(read_all(connection))]
     assert found == [415] * len(range(1, len(whole), step)) + [200]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "message"),
+    [
+        (b"X: a\r\n" * 101, 431, "more than 100 headers"),
+        (b"Host: b\r\n", 400, "one Host header"),
+        (b"Transfer-Encoding: gzip\r\n", 400, "transfer coding"),
+    ],
+    ids=["headers", "hosts", "coding"],
+)
+def test_a_bad_request_with_an_offer_is_refused_for_what_is_bad(server, wrong, status, message):
+    (reply,) = ask(server, POST + OFFER % b"h2c" + wrong + b"\r\n")
+    assert reply.status == status
+    assert message in json.loads(reply.body)["error"]["message"]
 
 
 async def test_an_upload_with_an_offer_is_classified(server):
@@ -383,12 +415,13 @@ def test_a_client_that_reads_nothing_is_cut(server):
 
 def test_a_request_whose_client_has_left_is_not_begun(server):
     """As they come in crowds that wait for no answer, faster than they are read."""
+    upload = POST + b"Content-Length: %d\r\n\r\n" % len(JPEG) + JPEG
     gone, answers = cut(server, "left"), server.metrics()
     server.process.send_signal(signal.SIGSTOP)
     try:
         for _ in range(MOST):
             with connect(server.http_url) as connection:
-                connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(JPEG) + JPEG)
+                connection.sendall(upload * 2)
         with connect(server.http_url) as half_closed:
             half_closed.sendall(GET)
             half_closed.shutdown(socket.SHUT_WR)
@@ -602,10 +635,13 @@ class Written(asyncio.Transport):
     def write(self, data):
         self.writes.append(data)
 
+    def is_closing(self):
+        return False
+
 
 async def test_the_head_of_an_answer_leaves_with_its_body_and_never_waits_for_it():
     transport = Written()
-    answers = _Answers(transport, transport.write, lambda: transport.writes.append("closed"))
+    answers = Answers(transport, None, UnreadAnswers(0), lambda: transport.writes.append("closed"))
     answers.write(b"HTTP/1.1 200 OK\r\n\r\n")
     answers.write(b"body")
     assert transport.writes == [b"HTTP/1.1 200 OK\r\n\r\nbody"]

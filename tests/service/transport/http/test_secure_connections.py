@@ -18,8 +18,8 @@ from service.security.reloading import Reloading
 from service.security.security import Tls
 from service.settings.security import Security
 from service.settings.server import Server
-from service.transport.http.connections import Connections
-from service.transport.http.secure_connections import over_tls
+from service.transport.http.connections.held import Connections
+from service.transport.http.connections.over_tls import over_tls
 from tests.certificates import Authority
 
 ANSWER = bytes(range(256)) * 2048
@@ -33,17 +33,21 @@ def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
-@pytest.fixture(scope="module")
-def served(authority):
-    """The port and the metrics of the server."""
-    metrics = Metrics(CollectorRegistry())
+def tls_of(authority, metrics):
     pair = authority.issue("server")
     settings = Security(tls_certificate=pair.certificate, tls_key=pair.key)
 
     def read():
         return read_certificates(settings)
 
-    tls = Tls(False, Reloading("certificates", [], read, lambda _: None, metrics))
+    return Tls(False, Reloading("certificates", [], read, lambda _: None, metrics))
+
+
+@pytest.fixture(scope="module")
+def served(authority):
+    """The port and the metrics of the server."""
+    metrics = Metrics(CollectorRegistry())
+    tls = tls_of(authority, metrics)
     limits = Server(write_timeout_s=SHORT_S, header_timeout_s=SHORT_S)
     connections = Connections(limits, most=8, reserve=2, port="http", metrics=metrics)
 
@@ -119,3 +123,49 @@ def test_a_client_that_reads_nothing_of_its_last_answer_is_cut(served, client):
         while piece := client.recv(65536):
             read += len(piece)
     assert read < len(ANSWER)
+
+
+def test_a_connection_that_is_cut_as_its_handshake_ends_is_counted_once(authority):
+    """As it may be in a crowd: the end of the handshake is read before the cut takes effect."""
+    metrics = Metrics(CollectorRegistry())
+    connections = Connections(Server(), most=8, reserve=2, port="http", metrics=metrics)
+
+    async def app(_scope, _receive, _send):
+        raise AssertionError("nothing was asked")
+
+    server = HttpServer(app, connections, 5, over_tls(tls_of(authority, metrics)))
+    context = ssl.create_default_context(cafile=authority.certificate)
+
+    async def shake(client):
+        """All of a handshake but its last message, which is returned."""
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        secure = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                secure.do_handshake()
+            except ssl.SSLWantReadError:
+                await loop.sock_sendall(client, outgoing.read())
+                incoming.write(await loop.sock_recv(client, 65536))
+            else:
+                return outgoing.read()
+
+    async def cut_some():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            for _ in range(5):
+                with socket.create_connection(listener.getsockname()) as client:
+                    client.setblocking(False)
+                    last = await shake(client)
+                    (connection,) = connections.connections
+                    connections.cut(connection, "evicted")
+                    client.send(last)
+                    while connections.connections:
+                        await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # what is told late is told by now
+            server.should_exit = True
+            await serving
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(cut_some())
+    assert metrics.registry.get_sample_value("dat_connections", {"port": "http"}) == 0

@@ -1,8 +1,8 @@
-"""HTTP connections over TLS.
+"""How does a connection over TLS begin and end?
 
-A connection has its place, its limits and its time from its first byte, so that a client that never
-ends its handshake is cut as one that never ends a head. asyncio would tell a server of a
-connection only after the handshake, and would go on with the certificates that it was started with.
+It has its place, its limits and its time from its first byte, so that a client that never ends its
+handshake is cut as one that never ends a head. asyncio would tell a server of a connection only
+after the handshake, and would go on with the certificates that it was started with.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import CertificateRequired
 from service.security.security import Tls
-from service.transport.http.connections import PROBES, Connection
+from service.transport.http.connections.connection import Connection
+from service.transport.http.probes import PROBES
 
-_DRAINING_CLOSE_S = 2.0
 _BYTES_ACKED = slice(120, 128)  # of Linux's struct tcp_info
 _MORE_THAN_ANY = 2**64
 _LATE_S = (
@@ -85,7 +85,10 @@ class SecureConnection(Connection):
         if isinstance(failure, ssl.SSLError):
             self.server_state.count_cut("handshake")
         self._accepted.close()
-        self.connection_lost(failure if isinstance(failure, Exception) else None)
+        if isinstance(self.transport, _Handshake):
+            self.connection_lost(failure if isinstance(failure, Exception) else None)
+        else:  # the handshake ended before the cut took effect; the transport tells of the end
+            self.transport.abort()
         if not isinstance(failure, OSError):
             raise failure
 
@@ -106,10 +109,7 @@ class SecureConnection(Connection):
             return
         if self._closed_at is None:
             self._closed_at = now
-        limit = self._limits.write_timeout_s
-        if self.server_state.draining:
-            limit = min(limit, _DRAINING_CLOSE_S)
-        if now - self._closed_at >= limit:
+        if now - self._closed_at >= self.server_state.write_timeout_s:
             self.transport.abort()
 
     def _pending(self) -> int:
