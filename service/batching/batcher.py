@@ -6,7 +6,7 @@ the runner of a device and the results back.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -48,6 +48,8 @@ _BATCHES_AHEAD = 2
 # For how many passes of one image it is remembered how many were in flight: each of two callers
 # that ask in turn finds the other one's image answered, and is not alone.
 _PASSES_REMEMBERED = 2.0
+_SLACK = 1.1  # times what a batch is foretold to take are left for it
+_UNLIKE_OTHERS = 2.0  # times as long as they waits who will wait on
 # How long after a failure parts of its batch are still tried, seconds: others wait meanwhile.
 _ISOLATE_S = 5.0
 
@@ -400,19 +402,43 @@ class Batcher(Generic[Item, Result]):
         return self._runners[device].share(in_flight, free)
 
     def _take(self, place: Place) -> list[Entry[Item, Result]]:
-        loop_time, now = asyncio.get_running_loop().time(), perf_counter()
+        loop_time = asyncio.get_running_loop().time()
         # Others that can begin now have as many.
         most = min(place.share.images, -(-len(self._queue) // (1 + place.beside)))
+        waiting = list(self._queue)
+        in_time = (entry for entry in waiting if self._in_time(entry, most, loop_time))
+        return self._gather(in_time, most) or self._gather(waiting, most)
+
+    def _in_time(self, entry: Entry[Item, Result], size: int, loop_time: float) -> bool:
+        """Whether an item should not make way for those that came after it.
+
+        Where more is asked for than can be answered, the first ones have hardly any time left. A
+        batch so small that they were answered would make all others wait until theirs had to be
+        as small, and what devices compute in small batches is less. So who has waited for half of
+        its time goes with a batch of the usual size in time, or when nobody else waits.
+        """
+        wanted = self._wanted_by(entry, loop_time)
+        batch_s = _SLACK * self.forecast.compute_s(size)
+        return wanted - loop_time >= min(batch_s, (wanted - entry.place.since) / 2)
+
+    def _gather(
+        self, entries: Iterable[Entry[Item, Result]], most: int
+    ) -> list[Entry[Item, Result]]:
+        """Take the items of a batch from the queue, and throw out those that nobody waits for."""
+        loop_time, now = asyncio.get_running_loop().time(), perf_counter()
         batch: list[Entry[Item, Result]] = []
         earliest = inf
-        for entry in list(self._queue):
+        for entry in entries:
             if len(batch) == most:
                 break
             alive = entry.alive(loop_time)
             if alive and batch and self._group(entry.item) != self._group(batch[0].item):
                 continue
-            wanted = min(earliest, self._wanted_by(entry, loop_time))
-            if alive and batch and loop_time + self.forecast.compute_s(len(batch) + 1) > wanted:
+            wanted = self._wanted_by(entry, loop_time)
+            if loop_time + self.forecast.compute_s(1) <= wanted:  # else it is late all the same
+                earliest = min(earliest, wanted)
+            takes_s = _SLACK * self.forecast.compute_s(len(batch) + 1)
+            if alive and batch and loop_time + takes_s > earliest:
                 break
             self._queue.discard(entry)
             entry.place.give_back()
@@ -421,16 +447,17 @@ class Batcher(Generic[Item, Result]):
             else:
                 self._metrics.stage["queue"].observe(now - entry.enqueued_at)
                 batch.append(entry)
-                earliest = wanted
         return batch
 
     def _wanted_by(self, entry: Entry[Item, Result], loop_time: float) -> float:
         """When the caller of an item, by what is known of it, will have left; loop time.
 
-        Infinite where that is too late for any batch: it should not make this one smaller.
+        Who is still there when others have long left is not like them.
         """
-        wanted = min(entry.deadline, entry.place.patient_until)
-        return wanted if loop_time + self.forecast.compute_s(1) <= wanted else inf
+        since, patient_until = entry.place.since, entry.place.patient_until
+        if loop_time - since > _UNLIKE_OTHERS * (patient_until - since):
+            return entry.deadline
+        return min(entry.deadline, patient_until)
 
     def _full(self) -> bool:
         if not self._goes_ahead or len(self._queue) < self._max_batch:

@@ -24,7 +24,7 @@ _RELAXED_IN_DOUBT_PER_S = 200.0
 _AGAIN_AFTER_S, _AGAIN_WITHIN_S = 0.2, 1.0
 _FORGOTTEN_S = 20.0
 _RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
-_BATCHES_WAITED_FOR = 2.0  # by anybody: the one on the device, and his own
+_BATCHES_WAITED_FOR = 2.0  # by anybody: the one on the device, and their own
 
 
 class Expected(NamedTuple):
@@ -172,6 +172,8 @@ class Forecast:
 
     def caller_left(self, age_s: float) -> None:
         """Learn from a caller that left before its answer, `age_s` seconds after it came."""
+        if age_s < self._batches_s(1):
+            return  # no server could have answered, so that it does not matter how many do that
         self._ends.append(End(self._clock(), age_s, left=True))
         early_s = self._half_left_after_s()
         if early_s == inf:
@@ -214,16 +216,19 @@ class Forecast:
 
         Infinite unless callers do leave. It grows again while they do not, for those that are
         turned away in time cannot show that they would have waited. And whatever others do, it is
-        long enough for a place in the next batch: nobody who leaves at once keeps a device idle.
+        long enough for an image alone, and while they are in doubt for a place in a whole batch.
         """
         since = self._clock() - self._evidence_at
         if since > self._forgotten_s:
             return inf
-        batch_s = max((self.compute_s(size) for size in self.batches.compute_s), default=0.0)
-        least_s = _BATCHES_WAITED_FOR * max(1.0, self.batches.stretch) * batch_s
-        is_crowd = self._forgotten_s == _FORGOTTEN_S
-        relaxed = (_RELAXED_PER_S if is_crowd else _RELAXED_IN_DOUBT_PER_S) ** since
-        return max(least_s, self._patience_s * float(relaxed))
+        if self._forgotten_s == _FORGOTTEN_S:
+            return max(self._batches_s(1), self._patience_s * float(_RELAXED_PER_S**since))
+        whole_s = self._batches_s(max(self.batches.compute_s, default=1))
+        return max(whole_s, self._patience_s * float(_RELAXED_IN_DOUBT_PER_S**since))
+
+    def _batches_s(self, size: int) -> float:
+        """How long those wait who find a batch of that size on the device and go in such a one."""
+        return _BATCHES_WAITED_FOR * max(1.0, self.batches.stretch) * self.compute_s(size)
 
 
 def _smoothed(before: float, newest: float) -> float:

@@ -44,6 +44,10 @@ class HeldPlace(Protocol):
         """Of the request."""
 
     @property
+    def since(self) -> float:
+        """When the place was given; loop time, seconds."""
+
+    @property
     def patient_until(self) -> float:
         """When its caller, as callers are, will have left; loop time, seconds."""
 

@@ -154,7 +154,8 @@ class _Place:
 
     Attributes:
         request_id: of its request.
-        patient_until: as in `Submit`.
+        since: as in `Submit`.
+        patient_until: likewise.
         priority: likewise.
         due: likewise.
         taken: whether the item left for the device.
@@ -162,6 +163,7 @@ class _Place:
 
     def __init__(self, client: Client, message: Submit) -> None:
         self.request_id = message.request_id
+        self.since = message.since
         self.patient_until = message.patient_until
         self.priority = message.priority
         self.due = message.due

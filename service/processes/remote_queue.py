@@ -71,6 +71,7 @@ class _Turn:
             self._queue.arena.pack(item, self._slot),
             perf_counter() - waited_s,
             deadline,
+            admission.since,
             admission.patient_until,
             admission.request_id,
             admission.priority,

@@ -206,6 +206,28 @@ async def test_a_deadline_in_the_queue_is_answered_and_never_reaches_the_device(
     run.cancel()
 
 
+async def test_whoever_has_hardly_any_time_left_makes_way_and_goes_when_nobody_else_waits():
+    device = Device()
+    batcher, _ = opened(device, max_batch=8)
+    for size in (1, 8):
+        batcher.forecast.batch_ended(size, 60.0, 60.0, crowded=True)
+    run = asyncio.create_task(batcher.run())
+    device.free.clear()
+    busy = asyncio.create_task(submit(batcher, 1))
+    await device.started.wait()
+    with batcher.admit(1) as admission:
+        admission.since -= 60.0
+        in_s = asyncio.get_running_loop().time() + 40.0
+        late = asyncio.create_task(batcher.submit(2, admission, in_s))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(submit(batcher, item)) for item in (3, 4)]
+        await asyncio.sleep(0)
+        device.free.set()
+        await asyncio.gather(busy, late, *others)
+    assert device.batches == [[1], [3, 4], [2]]
+    run.cancel()
+
+
 async def test_an_item_that_expired_while_the_loop_was_busy_never_reaches_the_device():
     """The consumer wakes before the timer of the item has fired."""
     device, loop = Device(), asyncio.get_running_loop()

@@ -161,14 +161,25 @@ def test_callers_who_were_answered_sooner_do_not_tell_how_long_they_would_have_w
 
 
 @given(st.floats(0.1, 1), st.integers(1, 32), st.integers(20, 300))
-def test_whoever_leaves_at_once_does_not_keep_others_from_the_next_batch(seconds, size, leaving):
+def test_whoever_leaves_before_any_server_could_answer_says_nothing(seconds, size, leaving):
     clock = Clock()
     forecast = Forecast(clock)
     batches(forecast, size, seconds)
     ends(forecast, clock, *[-0.05] * leaving)
-    next_s = forecast.expect(size, 0).seconds
-    assert next_s == pytest.approx(seconds)
-    assert 1.5 * next_s < forecast.patience_s < 4 * next_s
+    assert forecast.patience_s == inf
+
+
+def test_in_doubt_there_is_time_for_whole_batches_and_in_a_crowd_for_single_images():
+    clock = Clock()
+    forecast = Forecast(clock)
+    batches(forecast, 1, 0.1)
+    batches(forecast, 8, 0.4)
+    ends(forecast, clock, *[-0.25] * 10, apart_s=0.001)
+    assert forecast.patience_s >= 0.8
+    ends(forecast, clock, *[-0.25] * 100)
+    assert forecast.patience_s == pytest.approx(0.25, rel=0.02)
+    batches(forecast, 1, 0.2)
+    assert forecast.patience_s == pytest.approx(0.4, rel=0.02)
 
 
 def test_the_impatient_count_among_others():
