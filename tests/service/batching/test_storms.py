@@ -123,12 +123,12 @@ def most_soon(random: random.Random) -> float:
         (3.0, all_alike, True, 0.9),
         (3.0, all_alike, False, 0.75),
         (1.2, all_alike, True, 0.9),
-        (1.2, all_alike, False, 0.75),
-        (10.0, all_alike, True, 0.85),
+        pytest.param(*(1.2, all_alike, False, 0.75), marks=pytest.mark.slow),
+        pytest.param(*(10.0, all_alike, True, 0.85), marks=pytest.mark.slow),
         (3.0, spread, False, 0.6),
-        (3.0, half, True, 0.9),
+        pytest.param(*(3.0, half, True, 0.9), marks=pytest.mark.slow),
         (3.0, half, False, 0.8),
-        (5.0, most_at_once, False, 0.85),
+        pytest.param(*(5.0, most_at_once, False, 0.85), marks=pytest.mark.slow),
         (5.0, most_soon, False, 0.4),
     ],
 )
@@ -137,8 +137,8 @@ def test_callers_who_do_not_wait_take_little_from_what_can_be_answered(
 ):
     async def scenario():
         storm = Storm()
-        await asyncio.gather(*(storm.steadily(2.0) for _ in range(MAX_BATCH)))
-        capacity = storm.computed / 2.0
+        await asyncio.gather(*(storm.steadily(1.0) for _ in range(MAX_BATCH)))
+        capacity = float(storm.computed)
         await storm.blow(times * capacity, patience_s, says_so=says_so)
         storm.running.cancel()
         return storm.ends["answered"] / SECONDS / capacity
