@@ -32,6 +32,14 @@ Name = Annotated[
         "first two",
     ),
 ]
+Version = Annotated[
+    str,
+    form(
+        r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}",
+        "of letters, digits, dots, dashes, underscores and plus signs, at most 100, and begin with "
+        "a letter or a digit, so that it can stand in a path",
+    ),
+]
 Sha256 = Annotated[str, form(r"[0-9a-fA-F]{64}", "64 hexadecimal digits")]
 
 
@@ -48,7 +56,7 @@ class ModelChoice(Group):
         description="`dat_nano`, or a published variant such as `dat_tiny_224`; without it the "
         "name if that is one, else what the checkpoint shows.",
     )
-    version: str = Field("1", min_length=1, description="Version shown in every answer.")
+    version: Version = Field("1", description="Version shown in every answer.")
     checkpoint: Path | None = Field(
         None,
         description="Weights: an official `.pth` or this repository's `.safetensors`; "

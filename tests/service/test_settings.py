@@ -140,6 +140,7 @@ def test_a_misspelt_variable_is_refused_by_name(monkeypatch, name):
         ("DAT_MODEL__IMAGE_SIZE", "100000", "equal to 4096"),
         ("DAT_MODEL__IMAGE_SIZE", "[64, 100000]", "equal to 4096; it is 100000"),
         ("DAT_MODEL__NAME", "a\n\x1b[31m", r"it is 'a\n\x1b[31m'"),
+        ("DAT_MODEL__VERSION", "2/3", "so that it can stand in a path"),
         ("DAT_MODEL__NAME", "my model", "must be of letters, digits, dots, dashes and underscores"),
         ("DAT_MODEL__RESIZE_MODE", "stretched", "'official' or 'letterbox'"),
         ("DAT_MODEL__LETTERBOX_SIZE", "32", "equal to 64"),  # one cell
