@@ -88,7 +88,7 @@ def together(_):
 
 device, workers = Device("cpu", threads=2), open_workers(2)
 keep_freed()
-together.started = Barrier(2)
+together.started = Barrier(2, timeout=60)
 
 def launch():
     together(0)
@@ -100,7 +100,7 @@ async def on_parts():
 for use in (
     lambda: asyncio.run(device.run(work)),
     lambda: asyncio.run(on_parts()),
-    lambda: device.lanes.map(together, 2, team=1),
+    lambda: device.lanes.map(together, 2, team=2),  # two lanes, also where others want the cores
     lambda: list(workers.map(together, range(2))),
 ):
     before = resident()
