@@ -407,7 +407,7 @@ class Batcher(Generic[Item, Result]):
         most = min(place.share.images, -(-len(self._queue) // (1 + place.beside)))
         waiting = list(self._queue)
         in_time = (entry for entry in waiting if self._in_time(entry, most, loop_time))
-        return self._gather(in_time, most) or self._gather(waiting, most)
+        return self._gather(in_time, most) or self._gather(list(self._queue), most)
 
     def _in_time(self, entry: Entry[Item, Result], size: int, loop_time: float) -> bool:
         """Whether an item should not make way for those that came after it.

@@ -228,6 +228,32 @@ async def test_whoever_has_hardly_any_time_left_makes_way_and_goes_when_nobody_e
     run.cancel()
 
 
+async def test_a_caller_who_leaves_just_before_one_who_is_late_gives_its_place_back_once():
+    started, free = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def work(items):
+        started.set()
+        await free.wait()
+        loop.call_soon(leaving.cancel)  # the next batch is taken before its task hears of that
+        return [2 * item for item in items]
+
+    batcher, _ = opened(work, max_batch=8)
+    batcher.forecast.batch_ended(1, 60.0, 60.0, crowded=True)
+    run = asyncio.create_task(batcher.run())
+    busy = asyncio.create_task(submit(batcher, 1))
+    await started.wait()
+    leaving = asyncio.create_task(submit(batcher, 2))
+    with batcher.admit(1) as admission:
+        admission.since -= 60.0
+        late = asyncio.create_task(batcher.submit(3, admission, loop.time() + 20.0))
+        await asyncio.sleep(0)
+        free.set()
+        assert (await late).result == 6
+    assert await busy == 2
+    run.cancel()
+
+
 async def test_an_item_that_expired_while_the_loop_was_busy_never_reaches_the_device():
     """The consumer wakes before the timer of the item has fired."""
     device, loop = Device(), asyncio.get_running_loop()
