@@ -162,6 +162,7 @@ async def open_servers(  # noqa: PLR0917
                 open_paths=() if pages is None else pages.paths,
             ),
             unread=unread,
+            request_read=catalogue.request_read,
         ),
         ceil(server.drain_grace_s),
         Connection if security.tls is None else over_tls(security.tls),

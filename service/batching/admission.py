@@ -17,6 +17,8 @@ from service.priority import Priority, fits
 # A forecast that is too short costs the work of a caller that leaves; one that is too long turns
 # away a caller that would have got its answer.
 _MARGIN = 1.2
+# Where requests are read so late, more come than can be read, whatever waits for the devices.
+_LATE_S = 0.02
 # A request of the lower class counts as one of the upper class when it has waited so many times as
 # long as all that came before it would have taken, and at least so many seconds: while nothing but
 # the lower class comes, none of it gets in the way of the upper one.
@@ -106,7 +108,7 @@ class Admission:
     device or is given up; the end of the context gives back what is left.
 
     Attributes:
-        since: when the places were given, loop time, seconds.
+        since: when the caller asked, as far as is known, loop time, seconds.
         request_id: of the request whose places these are.
         priority: the class of the request.
         due: from when on the request counts as one of the upper class, loop time, seconds.
@@ -117,16 +119,17 @@ class Admission:
         places: int,
         release: Callable[[int, Priority], None],
         forecast: Forecast,
-        since: float,
+        lag_s: float,
         request_id: str = "",
         priority: Priority = "high",
         expected: Expected = UNKNOWN,
     ) -> None:
-        self.since = since
+        self._given_at = asyncio.get_running_loop().time()
+        self.since = self._given_at - lag_s
         self.request_id = request_id
         self.priority = priority
         ages_s = 0.0 if priority == "high" else max(_AGES_S, _AGES * expected.seconds)
-        self.due = since + ages_s
+        self.due = self.since + ages_s
         self._places = places
         self._release = release
         self._forecast = forecast
@@ -159,7 +162,7 @@ class Admission:
         Args:
             ratio: of the time that took to the time that was foretold.
         """
-        took_s = asyncio.get_running_loop().time() - self.since
+        took_s = asyncio.get_running_loop().time() - self._given_at
         self._forecast.answered(self._expected, took_s)
         if self._expected.seconds:
             ratio.observe(took_s / self._expected.seconds)
@@ -273,11 +276,12 @@ class AdmissionControl:
         # Few of the lower class are old enough to count as upper ones.
         ahead = count.held if priority == "low" else count.held - count.held_low
         expected = self._forecast.expect(ahead + places, count.running, decode_s)
+        lag_s = self._forecast.lag_s
         # With nothing ahead the forecast is put to the test.
-        if ahead or count.running:
+        if ahead or count.running or lag_s > _LATE_S:
             wanted_s = inf if timeout_s is None else timeout_s
             patience_s = min(self._forecast.patience_s, wanted_s)
-            answer_s = _MARGIN * expected.seconds
+            answer_s = lag_s + _MARGIN * expected.seconds
             if answer_s > patience_s:
                 late = f"the answer would take {answer_s:.2g} s, and " + (
                     f"callers have left after {patience_s:.2g} s of late"
@@ -339,9 +343,9 @@ class AdmissionControl:
         self._refuse(refusal)
         if not self._places.take(places, priority):  # another process was faster
             self._refuse(self._full(self._places.count(), priority))
-        since = asyncio.get_running_loop().time()
+        lag_s = self._forecast.lag_s
         return Admission(
-            places, self._release, self._forecast, since, request_id, priority, expected
+            places, self._release, self._forecast, lag_s, request_id, priority, expected
         )
 
     def _refuse(self, refusal: Refusal | None) -> None:

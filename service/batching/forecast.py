@@ -24,6 +24,8 @@ _RELAXED_IN_DOUBT_PER_S = 200.0
 _AGAIN_AFTER_S, _AGAIN_WITHIN_S = 0.2, 1.0
 _FORGOTTEN_S = 20.0
 _RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
+_LAGS = 5  # requests of which it is remembered how late they were read
+_LAG_REMEMBERED_S = 0.2
 _BATCHES_WAITED_FOR = 2.0  # by anybody: the one on the device, and their own
 
 
@@ -87,6 +89,8 @@ class Forecast:
         self._clock = clock
         self.batches = Batches()
         self._ends: deque[End] = deque(maxlen=_CALLERS)
+        self._lags: deque[float] = deque(maxlen=_LAGS)
+        self._lag_at = -inf
         self._patience_s = inf
         self._evidence_at = -inf
         self._suspected_at = -inf  # when they began to leave
@@ -169,6 +173,21 @@ class Forecast:
             return self.batches.compute_s[nearest] * max(1.0, size / nearest)
         low_s, high_s = self.batches.compute_s[smaller], self.batches.compute_s[larger]
         return low_s + (high_s - low_s) * (size - smaller) / (larger - smaller)
+
+    def request_read(self, after_s: float) -> None:
+        """Note that a request was read so long after it had come, seconds."""
+        self._lags.append(after_s)
+        self._lag_at = self._clock()
+
+    @property
+    def lag_s(self) -> float:
+        """How late requests are read, seconds.
+
+        The median of the last ones, so that a few clients cannot pretend it.
+        """
+        if self._clock() - self._lag_at > _LAG_REMEMBERED_S:
+            return 0.0
+        return sorted(self._lags)[len(self._lags) // 2]
 
     def caller_left(self, age_s: float) -> None:
         """Learn from a caller that left before its answer, `age_s` seconds after it came."""

@@ -45,7 +45,7 @@ class HeldPlace(Protocol):
 
     @property
     def since(self) -> float:
-        """When the place was given; loop time, seconds."""
+        """When its caller asked; loop time, seconds."""
 
     @property
     def patient_until(self) -> float:

@@ -27,7 +27,7 @@ class Submit(NamedTuple):
         parcel: of the item.
         enqueued_at: since when it waits; perf_counter, seconds, one clock for all processes.
         deadline: loop time, seconds, likewise.
-        since: when its place was given, loop time, seconds.
+        since: when its caller asked, loop time, seconds.
         patient_until: when its caller, as callers are, will have left; loop time, seconds.
         request_id: of its request.
         priority: the class of its request.

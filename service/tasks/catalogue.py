@@ -83,6 +83,11 @@ class Catalogue:
             raise UnknownModel(f"no model{wanted} for this task is served here; there is {served}")
         return core
 
+    def request_read(self, after_s: float) -> None:
+        """Note that a request was read so long after it had come, seconds."""
+        for core in self._cores or ():
+            core.request_read(after_s)
+
     def check_room(
         self,
         task: str,

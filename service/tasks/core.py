@@ -207,6 +207,10 @@ class Core(ABC, Generic[TaskOptions, TaskAnswer]):
         """What the pixels of an answer are, for its picture."""
         return None
 
+    def request_read(self, after_s: float) -> None:
+        """Note that a request, for whichever model, was read so long after it had come, seconds."""
+        self._queue.forecast.request_read(after_s)
+
     def refusal(
         self, timeout_s: float | None = None, places: int = 1, priority: Priority = "high"
     ) -> Refusal | None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.batching.dispatch import Dispatch
 from service.batching.forecast import Forecast
+from service.errors import Overloaded
 from tests.service.batching.test_batcher import Seat, opened
 from tests.virtual_time import in_virtual_time
 
@@ -180,6 +181,30 @@ def test_in_doubt_there_is_time_for_whole_batches_and_in_a_crowd_for_single_imag
     assert forecast.patience_s == pytest.approx(0.25, rel=0.02)
     batches(forecast, 1, 0.2)
     assert forecast.patience_s == pytest.approx(0.4, rel=0.02)
+
+
+def test_requests_are_as_late_as_most_of_the_last_ones():
+    clock = Clock()
+    forecast = Forecast(clock)
+    assert forecast.lag_s == 0
+    forecast.request_read(0.1)
+    assert forecast.lag_s == 0.1
+    for seconds in (0.2, 9.0, 0.3, 9.0):
+        forecast.request_read(seconds)
+    assert forecast.lag_s == 0.3
+    clock.now += 0.3
+    assert forecast.lag_s == 0
+
+
+async def test_a_caller_has_waited_since_it_asked_and_not_since_it_was_read():
+    clock = Clock()
+    batcher, _ = opened(lambda items: items, forecast=(forecast := Forecast(clock)))
+    batches(forecast, 1, 0.1)
+    forecast.request_read(0.5)
+    with pytest.raises(Overloaded, match=r"would take 0\.62 s"):
+        batcher.admit(1, 0.6)
+    with batcher.admit(1, 0.7) as admission:
+        assert asyncio.get_running_loop().time() - admission.since >= 0.5
 
 
 def test_the_impatient_count_among_others():

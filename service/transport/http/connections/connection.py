@@ -13,7 +13,7 @@ from service.transport.http.connections.application import TURNED_AWAY, Exchange
 from service.transport.http.connections.deadlines import Deadlines, Phase
 from service.transport.http.connections.head import check_head
 from service.transport.http.connections.held import Connections
-from service.transport.http.connections.reading import Reading, has_left
+from service.transport.http.connections.reading import Reading, waited
 from service.transport.http.probes import PROBES
 
 log = structlog.get_logger(__name__)
@@ -106,10 +106,8 @@ class Connection(HttpToolsProtocol):
         self._check_head()
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False  # a client of HTTP/1.0 would take it for the answer
-        if method == b"POST" and has_left(self.transport):
-            self.server_state.cut(self, "left")
-            self._deadlines.phase = Phase.LINGER
-            raise Cancelled("the client left")  # so that nothing behind it is read
+        if method == b"POST":
+            self._look_at_client()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise Overloaded(
                 f"more than {MAX_PIPELINED} requests of this connection wait for their answers",
@@ -127,6 +125,20 @@ class Connection(HttpToolsProtocol):
         if self._reserved or self.server_state.draining:
             self.cycle.keep_alive = False
         self._begin_body()
+
+    def _look_at_client(self) -> None:
+        """Find out whether the client is still there, and how late its request is read.
+
+        Raises:
+            Cancelled: it has left, and nothing behind this is to be read.
+        """
+        left, seconds = waited(self.transport)
+        if self.cycle is None:  # later ones may have waited for the answers before them
+            self.server_state.request_read(seconds)
+        if left:
+            self.server_state.cut(self, "left")
+            self._deadlines.phase = Phase.LINGER
+            raise Cancelled("the client left")
 
     def _check_head(self) -> None:
         check_head(self.url, self.parser.get_http_version(), self.headers)

@@ -24,6 +24,10 @@ _LONGEST_LOOK_S = 1.0
 Gate = Callable[[bytes, bytes, Sequence[Header]], ServiceError | None]
 
 
+# Told of a request how long after it had come it was read, seconds.
+RequestRead = Callable[[float], None]
+
+
 def _let_pass(_method: bytes, _url: bytes, _headers: object) -> None:
     """Turn nobody away."""
 
@@ -48,6 +52,7 @@ class Connections(ServerState):
         metrics: count what became of connections.
         gate: why a request is turned away by its head alone, if it is.
         unread: bounds the large answers that clients have not taken.
+        request_read: told of the first request of each connection.
 
     Attributes:
         draining: whether the server is leaving, so that stuck connections end soon.
@@ -67,6 +72,7 @@ class Connections(ServerState):
         metrics: Metrics,
         gate: Gate = _let_pass,
         unread: UnreadAnswers | None = None,
+        request_read: RequestRead = lambda _: None,
     ) -> None:
         super().__init__()
         self.unread = UnreadAnswers(inf) if unread is None else unread
@@ -75,6 +81,7 @@ class Connections(ServerState):
         self.opened = metrics.connections[port]
         self.refusals = Refusals(metrics, port)
         self.gate = gate
+        self.request_read = request_read
         self._cut = metrics.connections_cut[port]
         self._most = most
         self._reserve = reserve

@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+from struct import unpack_from
+from typing import NamedTuple
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -13,7 +15,9 @@ from service.transport.http.connections.head import check_growing_head
 # Chunk extensions and trailers; beside them a chunk may be framed by this many bytes a byte.
 MAX_FRAMING_BYTES = 16 * 1024
 _FRAMING_PER_BYTE = 16
-_ESTABLISHED = 1  # state of a connection that nobody has closed (`TCP_ESTABLISHED` of Linux)
+# Of `struct tcp_info` of Linux: the first byte is the state, of a connection that nobody has closed
+# `TCP_ESTABLISHED`, and at this place stands `tcpi_last_data_recv`, milliseconds.
+_ESTABLISHED, _LAST_DATA_RECEIVED, _TCP_INFO_BYTES = 1, 52, 56
 
 
 class Reading:
@@ -109,12 +113,24 @@ def _cause(error: httptools.HttpParserError) -> ServiceError:
     return InvalidRequest(f"this is not a request of HTTP/1.1: {error}")
 
 
-def has_left(transport: asyncio.Transport) -> bool:
-    """Whether the client has closed the connection, of which we are told behind its request.
+class Waited(NamedTuple):
+    """What became of a request until it was read.
 
-    In a crowd that waits for no answer every connection is one of these by the time that it is
-    read. To begin with its request, and be told then, would take all the time there is.
+    Attributes:
+        left: whether its client has closed the connection, of which we are told behind its request.
+            In a crowd that waits for no answer every connection is one of these by the time that
+            it is read. To begin with its request, and be told then, would take all the time there
+            is.
+        seconds: since the newest of it came.
     """
+
+    left: bool
+    seconds: float
+
+
+def waited(transport: asyncio.Transport) -> Waited:
+    """What became of the request that is being read, as the system knows."""
     connection = transport.get_extra_info("socket")
-    state: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    return state[0] != _ESTABLISHED
+    known: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    (received_ms,) = unpack_from("I", known, _LAST_DATA_RECEIVED)
+    return Waited(known[0] != _ESTABLISHED, received_ms / 1e3)

@@ -437,6 +437,26 @@ def test_a_request_whose_client_has_left_is_not_begun(server):
     assert is_ready(server)
 
 
+def test_requests_that_are_read_too_late_to_be_answered_are_refused(server):
+    body = b"Content-Length: %d\r\n\r\n" % len(JPEG) + JPEG
+    upload = POST.replace(b"/classify", b"/classify?timeout=0.5") + body
+    with contextlib.ExitStack() as stack:
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            callers = [stack.enter_context(connect(server.http_url)) for _ in range(8)]
+            for connection in callers:
+                connection.sendall(upload)
+            time.sleep(1)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        for connection in callers:
+            assert b" 429 " in connection.recv(4096)
+    time.sleep(0.3)
+    with connect(server.http_url) as connection:
+        connection.sendall(upload.replace(b"0.5", b"9.5"))
+        assert b" 200 " in connection.recv(4096)
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE_S
     while not holds():
