@@ -92,7 +92,7 @@ class Forecast:
         self._lags: deque[float] = deque(maxlen=_LAGS)
         self._lag_at = -inf
         self._patience_s = inf
-        self._evidence_at = -inf
+        self._evidence_at = self._left_at = -inf
         self._suspected_at = -inf  # when they began to leave
         self._forgotten_s = _DOUBTED_S
         self._correction = 1.0  # what answers in a crowd took of what batches alone foretell
@@ -191,9 +191,10 @@ class Forecast:
 
     def caller_left(self, age_s: float) -> None:
         """Learn from a caller that left before its answer, `age_s` seconds after it came."""
-        if age_s < self._batches_s(1):
+        if age_s < self.compute_s(1):
             return  # no server could have answered, so that it does not matter how many do that
-        self._ends.append(End(self._clock(), age_s, left=True))
+        self._left_at = self._clock()
+        self._ends.append(End(self._left_at, age_s, left=True))
         early_s = self._half_left_after_s()
         if early_s == inf:
             return
@@ -211,6 +212,9 @@ class Forecast:
     def caller_answered(self, age_s: float) -> None:
         """Learn from a caller that waited for its answer, `age_s` seconds long."""
         self._ends.append(End(self._clock(), age_s, left=False))
+        # One who waits longer shows that those who leave are gone, unless others have just left.
+        if age_s > self.patience_s and self._clock() - self._left_at > _RECENT_S:
+            self._evidence_at = -inf
 
     def _half_left_after_s(self) -> float:
         """The age at which half of all callers leave that have no answer yet; infinite if none.
@@ -234,20 +238,17 @@ class Forecast:
         """After what time callers that name no deadline are likely to have left.
 
         Infinite unless callers do leave. It grows again while they do not, for those that are
-        turned away in time cannot show that they would have waited. And whatever others do, it is
-        long enough for an image alone, and while they are in doubt for a place in a whole batch.
+        turned away in time cannot show that they would have waited. And while they are in doubt it
+        is long enough for a place in a whole batch, whatever others do.
         """
         since = self._clock() - self._evidence_at
         if since > self._forgotten_s:
             return inf
         if self._forgotten_s == _FORGOTTEN_S:
-            return max(self._batches_s(1), self._patience_s * float(_RELAXED_PER_S**since))
-        whole_s = self._batches_s(max(self.batches.compute_s, default=1))
-        return max(whole_s, self._patience_s * float(_RELAXED_IN_DOUBT_PER_S**since))
-
-    def _batches_s(self, size: int) -> float:
-        """How long those wait who find a batch of that size on the device and go in such a one."""
-        return _BATCHES_WAITED_FOR * max(1.0, self.batches.stretch) * self.compute_s(size)
+            return self._patience_s * float(_RELAXED_PER_S**since)
+        batch_s = max((self.compute_s(size) for size in self.batches.compute_s), default=0.0)
+        least_s = _BATCHES_WAITED_FOR * max(1.0, self.batches.stretch) * batch_s
+        return max(least_s, self._patience_s * float(_RELAXED_IN_DOUBT_PER_S**since))
 
 
 def _smoothed(before: float, newest: float) -> float:

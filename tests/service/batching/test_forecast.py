@@ -141,6 +141,19 @@ def test_a_crowd_that_leaves_early_is_remembered_relaxed_and_forgotten():
     assert forecast.patience_s == inf
 
 
+def test_a_crowd_is_forgotten_when_somebody_waits_longer_and_nobody_leaves():
+    clock = Clock()
+    forecast = Forecast(clock)
+    ends(forecast, clock, *[-0.05] * 60)
+    ends(forecast, clock, 0.5)
+    assert forecast.patience_s < 0.1
+    clock.now += 1.1
+    ends(forecast, clock, 0.05)
+    assert forecast.patience_s < 0.1
+    ends(forecast, clock, 0.5)
+    assert forecast.patience_s == inf
+
+
 def test_a_crowd_that_comes_again_when_it_was_forgotten_is_known_from_then_on():
     clock = Clock()
     forecast = Forecast(clock)
@@ -170,7 +183,7 @@ def test_whoever_leaves_before_any_server_could_answer_says_nothing(seconds, siz
     assert forecast.patience_s == inf
 
 
-def test_in_doubt_there_is_time_for_whole_batches_and_in_a_crowd_for_single_images():
+def test_while_others_are_in_doubt_there_is_time_for_whole_batches():
     clock = Clock()
     forecast = Forecast(clock)
     batches(forecast, 1, 0.1)
@@ -179,8 +192,6 @@ def test_in_doubt_there_is_time_for_whole_batches_and_in_a_crowd_for_single_imag
     assert forecast.patience_s >= 0.8
     ends(forecast, clock, *[-0.25] * 100)
     assert forecast.patience_s == pytest.approx(0.25, rel=0.02)
-    batches(forecast, 1, 0.2)
-    assert forecast.patience_s == pytest.approx(0.4, rel=0.02)
 
 
 def test_requests_are_as_late_as_most_of_the_last_ones():
