@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -129,8 +130,10 @@ class Waited(NamedTuple):
 
 
 def waited(transport: asyncio.Transport) -> Waited:
-    """What became of the request that is being read, as the system knows."""
+    """What became of the request that is being read, as Linux knows; other systems do not tell."""
+    if sys.platform != "linux":
+        return Waited(left=False, seconds=0.0)
     connection = transport.get_extra_info("socket")
     known: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     (received_ms,) = unpack_from("I", known, _LAST_DATA_RECEIVED)
-    return Waited(known[0] != _ESTABLISHED, received_ms / 1e3)
+    return Waited(left=known[0] != _ESTABLISHED, seconds=received_ms / 1e3)
