@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from model import feature_pyramid, openmmlab
+from model import feature_pyramid, normalise, openmmlab
 from model.backbone import Backbone, Features
 from model.fused import convolve, linear
 from model.official import apply
@@ -389,7 +389,8 @@ def numbered_from_one(passes: Any, size: tuple[int, int]) -> Segmentation:
 INPUTS: tuple[tuple[str, float | None, float | None, Make], ...] = (
     ("BGR", 0.955544, 0.961824, pixels(reversed_colours)),
     ("Pillow's filter, antialiased", 0.1957, 0.015155, pixels(antialiased)),
-    ("resized without rounding", 0.02333, 0.011315, pixels(in_float)),
+    ("resized without rounding", 0.02333, 0.011315,
+     both(pixels(in_float), function(normalise, "check_bytes", lambda *_: None))),
     ("size rounded down", 0.332926, 0.200958, size(rounded_down)),
     ("not enlarged", None, 0.721182, size(not_enlarged)),
     ("mirrored", 0.960669, 0.86088, pixels(mirrored)),
