@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from service.batching import batcher, dispatch
+from service.batching import batcher, dispatch, gathering
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class VirtualTime:
         self.loop = _Loop()
         self._runner = asyncio.Runner(loop_factory=lambda: self.loop)
         self._patch = pytest.MonkeyPatch()
-        for module in (batcher, dispatch):
+        for module in (batcher, dispatch, gathering):
             self._patch.setattr(module, "perf_counter", self.loop.time)
 
     def now(self) -> float:

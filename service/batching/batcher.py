@@ -6,13 +6,12 @@ the runner of a device and the results back.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from itertools import chain
 from math import inf
 from time import perf_counter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
 import numpy as np
 import structlog
@@ -21,8 +20,9 @@ from service.batching.admission import Admission, AdmissionControl, Places, Refu
 from service.batching.breaker import Breaker, Fit
 from service.batching.dispatch import Dispatch, Place, no_device
 from service.batching.forecast import Forecast
+from service.batching.gathering import Entry, Gathering, Item, fail, too_late
 from service.batching.peak import Peak
-from service.batching.queue import Empty, HeldPlace, Served, Turn
+from service.batching.queue import Empty, HeldPlace, Result, Served, Turn
 from service.batching.waiting import T, Turns, Waiting
 from service.errors import (
     DeadlineExceeded,
@@ -35,9 +35,6 @@ from service.metrics.model import ModelMetrics
 from service.priority import Priority
 from service.share import Share
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 log = structlog.get_logger(__name__)
 
 _MANY = 1000  # items in flight: more than any device has cores
@@ -48,8 +45,6 @@ _BATCHES_AHEAD = 2
 # For how many passes of one image it is remembered how many were in flight: each of two callers
 # that ask in turn finds the other one's image answered, and is not alone.
 _PASSES_REMEMBERED = 2.0
-_SLACK = 1.1  # times what a batch is foretold to take are left for it
-_UNLIKE_OTHERS = 2.0  # times as long as they waits who will wait on
 # How long after a failure parts of its batch are still tried, seconds: others wait meanwhile.
 _ISOLATE_S = 5.0
 
@@ -89,32 +84,6 @@ class Runner(Protocol):
     def describe(self, size: int) -> dict[str, object]:
         """What runs a batch of so many items, for the log: model, device and bucket."""
         ...
-
-
-@dataclass(eq=False, slots=True)
-class Entry(Generic[Item, Result]):
-    """An item in the queue, or on the device.
-
-    Attributes:
-        item: what `run_batch` takes.
-        place: is given back when it leaves the queue.
-        future: its answer.
-        enqueued_at: perf_counter, seconds: loop time has a resolution of milliseconds.
-        deadline: loop time, seconds.
-        left: whether its caller no longer waits.
-    """
-
-    item: Item
-    place: HeldPlace
-    future: asyncio.Future[Served[Result]]
-    enqueued_at: float
-    deadline: float
-    left: bool = False
-
-    def alive(self, loop_time: float) -> bool:
-        """Whether an answer is still of use."""
-        # A busy loop can be late with the timeout of an entry.
-        return self.deadline > loop_time and not self.left and not self.future.done()
 
 
 class _LocalTurn:
@@ -183,6 +152,9 @@ class Batcher(Generic[Item, Result]):
         self._fit = Fit(max_batch)
         self._queue: Waiting[Entry[Item, Result]] = Waiting()
         self.forecast = forecast or Forecast()
+        self._gathering = Gathering(
+            self._queue, self.forecast, group, metrics.stage["queue"].observe
+        )
         self._wakeup = asyncio.Event()
         self._admission = AdmissionControl(
             places,
@@ -402,62 +374,9 @@ class Batcher(Generic[Item, Result]):
         return self._runners[device].share(in_flight, free)
 
     def _take(self, place: Place) -> list[Entry[Item, Result]]:
-        loop_time = asyncio.get_running_loop().time()
         # Others that can begin now have as many.
         most = min(place.share.images, -(-len(self._queue) // (1 + place.beside)))
-        waiting = list(self._queue)
-        in_time = (entry for entry in waiting if self._in_time(entry, most, loop_time))
-        return self._gather(in_time, most) or self._gather(list(self._queue), most)
-
-    def _in_time(self, entry: Entry[Item, Result], size: int, loop_time: float) -> bool:
-        """Whether an item should not make way for those that came after it.
-
-        Where more is asked for than can be answered, the first ones have hardly any time left. A
-        batch so small that they were answered would make all others wait until theirs had to be
-        as small, and what devices compute in small batches is less. So who has waited for half of
-        its time goes with a batch of the usual size in time, or when nobody else waits.
-        """
-        wanted = self._wanted_by(entry, loop_time)
-        batch_s = _SLACK * self.forecast.compute_s(size)
-        return wanted - loop_time >= min(batch_s, (wanted - entry.place.since) / 2)
-
-    def _gather(
-        self, entries: Iterable[Entry[Item, Result]], most: int
-    ) -> list[Entry[Item, Result]]:
-        """Take the items of a batch from the queue, and throw out those that nobody waits for."""
-        loop_time, now = asyncio.get_running_loop().time(), perf_counter()
-        batch: list[Entry[Item, Result]] = []
-        earliest = inf
-        for entry in entries:
-            if len(batch) == most:
-                break
-            alive = entry.alive(loop_time)
-            if alive and batch and self._group(entry.item) != self._group(batch[0].item):
-                continue
-            wanted = self._wanted_by(entry, loop_time)
-            if loop_time + self.forecast.compute_s(1) <= wanted:  # else it is late all the same
-                earliest = min(earliest, wanted)
-            takes_s = _SLACK * self.forecast.compute_s(len(batch) + 1)
-            if alive and batch and loop_time + takes_s > earliest:
-                break
-            self._queue.discard(entry)
-            entry.place.give_back()
-            if not alive:
-                _fail(entry, too_late())
-            else:
-                self._metrics.stage["queue"].observe(now - entry.enqueued_at)
-                batch.append(entry)
-        return batch
-
-    def _wanted_by(self, entry: Entry[Item, Result], loop_time: float) -> float:
-        """When the caller of an item, by what is known of it, will have left; loop time.
-
-        Who is still there when others have long left is not like them.
-        """
-        since, patient_until = entry.place.since, entry.place.patient_until
-        if loop_time - since > _UNLIKE_OTHERS * (patient_until - since):
-            return entry.deadline
-        return min(entry.deadline, patient_until)
+        return self._gathering.take(most)
 
     def _full(self) -> bool:
         if not self._goes_ahead or len(self._queue) < self._max_batch:
@@ -514,7 +433,7 @@ class Batcher(Generic[Item, Result]):
             except EngineUnavailable as lost:
                 self._metrics.batch_failures[lost.cause].inc()
                 for entry in chain(part, *parts):
-                    _fail(entry, lost.again())
+                    fail(entry, lost.again())
                 return
             except Exception as cause:  # the one broad except: a bad batch must not end the loop
                 # One traceback is enough for a batch and its parts.
@@ -551,7 +470,7 @@ class Batcher(Generic[Item, Result]):
         if size > 1 and (no_memory or perf_counter() - failed_at < _ISOLATE_S):
             return [part[:half], part[half:]]
         for entry in part:
-            _fail(entry, _failure(cause))
+            fail(entry, _failure(cause))
         return []
 
     def _still_wanted(self, part: list[Entry[Item, Result]]) -> list[Entry[Item, Result]]:
@@ -561,7 +480,7 @@ class Batcher(Generic[Item, Result]):
             if entry.alive(now):
                 wanted.append(entry)
             else:
-                _fail(entry, too_late())
+                fail(entry, too_late())
         return wanted
 
     async def _run_part(
@@ -605,11 +524,6 @@ class Batcher(Generic[Item, Result]):
         self._crowded = self._places.count().held >= self._max_batch
 
 
-def too_late() -> DeadlineExceeded:
-    """What the caller of an item is told whose deadline passed."""
-    return DeadlineExceeded("the deadline passed before the answer")
-
-
 def _failure(cause: Exception) -> ServiceError:
     """What the caller of an item is told; one for each, because tracebacks grow."""
     error = (
@@ -619,8 +533,3 @@ def _failure(cause: Exception) -> ServiceError:
     )
     error.__cause__ = cause
     return error
-
-
-def _fail(entry: Entry[Any, Any], error: ServiceError) -> None:
-    if not entry.future.done():
-        entry.future.set_exception(error)

@@ -6,7 +6,8 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from service.batching.batcher import Batcher, Entry
+from service.batching.batcher import Batcher
+from service.batching.gathering import Entry
 from service.errors import EngineFailed, ServiceError
 from service.processes.arena import TAKEN, Arena
 from service.processes.board import Board, class_of

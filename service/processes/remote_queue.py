@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 
 from service.batching.admission import Admission, AdmissionControl, Refusal
-from service.batching.batcher import too_late
+from service.batching.gathering import too_late
 from service.batching.queue import Empty, HeldPlace, Served, Turn
 from service.batching.waiting import T, Turns
 from service.errors import DeadlineExceeded, EngineUnavailable, WorkerLost

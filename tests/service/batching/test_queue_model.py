@@ -80,11 +80,16 @@ class QueueModel(RuleBasedStateMachine):
             assert again == list(items)
             self.failed_parts = [one for one in self.failed_parts if one not in items]
         else:
-            expected = self.in_order()[: len(items)]
-            assert list(items) == expected
+            order = self.in_order()
+            assert list(items) == [one for one in order if one in items]
+            # Nobody makes way who has not waited for half of its time.
+            before = order[: order.index(items[-1])]
+            made_way = [one for one in before if one not in items]
+            late = [one for one in made_way if one.deadline - now < (one.deadline - one.since) / 2]
+            assert self.impatient or made_way == late
             # A batch is smaller than it could be only for the sake of somebody who cannot wait.
             fits = len(items) in (self.max_batch, len(self.waiting))
-            assert fits or self.impatient or any(one.deadline < inf for one in expected)
+            assert fits or self.impatient or any(one.deadline < inf for one in order)
             self.waiting = [one for one in self.waiting if one not in items]
         run = Run(items, asyncio.get_running_loop().create_future())
         self.running.append(run)
