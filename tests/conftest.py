@@ -107,7 +107,7 @@ def repeats_another(item: pytest.Function) -> bool:
     and compares the answers of the two shapes of a server. Over JSON and over a stream, which
     differ from HTTP and gRPC in how images are wrapped: `test_contract.py` asks all four.
     """
-    if not hasattr(item, "callspec") or "faults" in item.keywords:  # run alone: `make test-faults`
+    if not hasattr(item, "callspec") or "endurance" in item.path.parts:  # those run alone
         return False
     parameters = set(item.callspec.id.split("-"))
     if not parameters.isdisjoint({"many", "many processes", "front ends"}):
