@@ -1,6 +1,7 @@
 """DAT++ as the backbone of a detector or a segmenter, for images of any size."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -95,7 +96,7 @@ class Backbone(Trunk):
         return view.to(next(iter(shared.values())).device).train(self.training)
 
 
-class DenseNetwork(nn.Module):
+class DenseNetwork(nn.Module, ABC):
     """A network that predicts something everywhere in an image, whatever the size of the image.
 
     Subclasses add what follows the backbone.
@@ -111,9 +112,9 @@ class DenseNetwork(nn.Module):
         self._sizes: OrderedDict[tuple[int, int], Backbone] = OrderedDict()
         self.register_load_state_dict_post_hook(_forget_sizes)
 
+    @abstractmethod
     def rules(self) -> Iterator[Rule]:
         """How its weights come from those of an official checkpoint."""
-        raise NotImplementedError
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

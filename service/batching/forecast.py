@@ -26,7 +26,7 @@ _FORGOTTEN_S = 20.0
 _RELAXED_PER_S = 1.3  # by which the patience grows while nobody leaves
 _LAGS = 5  # requests of which it is remembered how late they were read
 _LAG_REMEMBERED_S = 0.2
-_BATCHES_WAITED_FOR = 2.0  # by anybody: the one on the device, and their own
+_BATCHES_WAITED_FOR = 2.0  # while others are in doubt: the one on the device, and one's own
 
 
 class Expected(NamedTuple):
